@@ -1,0 +1,18 @@
+"""The families we know. Adding one is one file and one line here."""
+
+from __future__ import annotations
+
+from diffcompress.errors import UsageError
+from diffcompress.families import unet2d
+from diffcompress.families.base import Family
+
+FAMILIES: tuple[Family, ...] = (unet2d.FAMILY,)
+
+
+def find(class_name: str | None) -> Family:
+    """The family of a diffusers class; raises UsageError with the list of known ones."""
+    for family in FAMILIES:
+        if family.class_name == class_name:
+            return family
+    known = ", ".join(family.class_name for family in FAMILIES)
+    raise UsageError(f"denoiser class '{class_name}' is not one that diffcompress can shrink", f"known classes: {known}")

@@ -1,0 +1,145 @@
+"""The only module that knows file names inside a run folder; atomic writes; the lock; "what is done?"."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from diffcompress.errors import RunStopped, UsageError
+
+_MARKER = "run.json"
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a neighbour of `path` (a file or a folder), then move it into place: all or nothing.
+
+    Raises RunStopped when the disk is full; what was there before is still there.
+    """
+    part = path.with_name(path.name + ".part")
+    discard(part)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write(part)
+        if path.is_dir():
+            old = path.with_name(path.name + ".old")
+            discard(old)
+            os.replace(path, old)
+            os.replace(part, path)
+            discard(old)
+        else:
+            os.replace(part, path)
+    except OSError as error:
+        discard(part)
+        if error.errno == 28:
+            raise RunStopped(f"no space left on the disk that holds {path.parent}", "free some space and run the same command again") from error
+        raise
+    except BaseException:
+        discard(part)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class RunFolder:
+    """Paths of one run. Creating the object touches nothing; `claim` makes the folder ours and locks it."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.marker = self.path / _MARKER
+        self.recipe = self.path / "recipe.yaml"
+        self.plan = self.path / "plan.json"
+        self.bank = self.path / "bank"
+        self.targets = self.path / "targets"
+        self.student_init = self.path / "student-init"
+        self.samples = self.path / "samples"
+        self.metrics = self.path / "metrics.json"
+        self.proof = self.path / "export-proof.json"
+        self.timings = self.path / "timings.json"
+        self.report_html = self.path / "report.html"
+        self.report_json = self.path / "report.json"
+        self.pipeline = self.path / "pipeline"
+
+    def stage(self, index: int, name: str) -> Path:
+        return self.path / f"stage-{index + 1}-{name.replace('_', '-')}"
+
+    def stages(self) -> list[Path]:
+        """Stage folders on disk, in order."""
+        return sorted(self.path.glob("stage-*-*"))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What this run was asked for; raises UsageError when the folder is not a run."""
+        try:
+            return read_json(self.marker)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{self.path} is not a run folder: no readable {_MARKER}", "name a folder that shrink made") from error
+
+    @contextlib.contextmanager
+    def claim(self, identity: dict[str, Any], *, overwrite: bool = False) -> Iterator[None]:
+        """Hold the folder for the run described by `identity`, making it if need be.
+
+        Raises UsageError when it belongs to something else, cannot be written, or another process holds it.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{self.path} is a file", "choose another --output")
+        mine = self.marker.exists() and self.identity == identity
+        foreign = self.path.is_dir() and not mine and any(p.name != ".lock" for p in self.path.iterdir())
+        if foreign and not overwrite:
+            raise UsageError(
+                f"{self.path} is not empty and not this run: {self._difference(identity)}",
+                "choose another --output, or --overwrite to replace it",
+            )
+        created = not self.path.exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a")
+        except OSError as error:
+            raise UsageError(f"cannot write to {self.path}: {error.strerror}", "choose another --output") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UsageError(f"another process is working on {self.path}", "wait for it, or choose another --output") from error
+            try:
+                if foreign:
+                    for entry in self.path.iterdir():
+                        if entry.name != ".lock":
+                            discard(entry)
+                if not mine:
+                    write_json(self.marker, identity)
+            except OSError as error:
+                if created:
+                    discard(self.path)
+                raise UsageError(f"cannot write to {self.path}: {error.strerror}", "choose another --output") from error
+            yield
+
+    def _difference(self, identity: dict[str, Any]) -> str:
+        try:
+            theirs = read_json(self.marker)
+        except (OSError, ValueError):
+            return "it holds other files"
+        keys = [k for k in identity if theirs.get(k) != identity[k]]
+        return "; ".join(f"{k} was {theirs.get(k)!r}, now {identity[k]!r}" for k in keys) or "it was made by another version"

@@ -1,0 +1,114 @@
+"""The one Accelerator, device, threads and signals of a process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from diffcompress.errors import RunInterrupted, RunStopped, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from torch import Tensor
+
+
+@dataclass
+class StopRequest:
+    """Set by SIGTERM or the first Ctrl-C; the loop looks at it between steps. A second Ctrl-C leaves at once."""
+
+    signal: int | None = None
+    _previous: dict[int, object] = field(default_factory=dict)
+
+    def install(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._handle)
+
+    def restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._previous.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            os._exit(130)
+        self.signal = number
+
+    def raise_if_set(self) -> None:
+        """Raise RunInterrupted or RunStopped when a stop was asked for. Call it where everything is saved."""
+        if self.signal == signal.SIGINT:
+            raise RunInterrupted("interrupted", "run the same command again to go on")
+        if self.signal is not None:
+            raise RunStopped("stopped by SIGTERM", "run the same command again to go on")
+
+
+@dataclass
+class Runtime:
+    """Where this process computes, which share of the work is its own, and whether it should stop."""
+
+    accelerator: Accelerator
+    stop: StopRequest
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def index(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def count(self) -> int:
+        return self.accelerator.num_processes
+
+    def share(self, total: int) -> slice:
+        """This process's contiguous share of `total` items."""
+        return slice(total * self.index // self.count, total * (self.index + 1) // self.count)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean of `value` over all processes."""
+        return self.accelerator.reduce(value, "mean") if self.count > 1 else value
+
+    def wait(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    def should_stop(self) -> bool:
+        """True on every process as soon as one was asked to stop."""
+        if self.count == 1:
+            return self.stop.signal is not None
+        import torch
+
+        flag = torch.tensor([float(self.stop.signal or 0)], device=self.device)
+        number = int(self.accelerator.gather(flag).max().item())
+        if number and self.stop.signal is None:
+            self.stop.signal = number
+        return bool(number)
+
+
+def start(device: str | None = None) -> Runtime:
+    """The runtime of this process: cuda, else mps, else cpu, unless `device` says otherwise.
+
+    Raises UsageError for a device that is not there.
+    """
+    import torch
+    from accelerate import Accelerator
+
+    chosen = device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    kind = chosen.split(":")[0]
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(kind, False):
+        raise UsageError(f"device '{chosen}' is not available", f"choose one of {', '.join(k for k, v in available.items() if v)}")
+    if kind == "cuda" and ":" in chosen:
+        torch.cuda.set_device(chosen)
+    accelerator = Accelerator(cpu=kind == "cpu")
+    return Runtime(accelerator, StopRequest())

@@ -1,0 +1,153 @@
+"""Load a reference into a LoadedPipeline: teachers, and students in `evaluate`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from diffcompress.errors import UsageError
+from diffcompress.families import registry
+from diffcompress.families.base import Family
+from diffcompress.noise import NoiseProcess
+from diffcompress.teacher.reference import Reference
+
+
+@dataclass(frozen=True)
+class LoadedPipeline:
+    """A denoiser in float32 and evaluation mode, with all that sampling from it takes.
+
+    dtype: of the stored weights (the default for exports); fingerprint: SHA-256 over configs and weights.
+    """
+
+    reference: Reference
+    family: Family
+    denoiser: nn.Module
+    noise: NoiseProcess
+    dtype: torch.dtype
+    fingerprint: str
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.reference.config
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return self.family.sample_shape(self.config)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    def predict(self, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
+        return self.family.predict(self.denoiser, noisy, timestep, conditioning)
+
+
+def describe(reference: Reference) -> tuple[Family, NoiseProcess]:
+    """Family and noise process from configs alone; raises UsageError for what cannot be distilled."""
+    family = registry.find(reference.class_name)
+    try:
+        return family, NoiseProcess.from_config(reference.scheduler)
+    except ValueError as error:
+        raise UsageError(f"'{reference.id}' cannot be distilled: {error}", "DDPM-type teachers with epsilon, sample or v prediction can") from error
+
+
+def load(reference: Reference, device: torch.device | str = "cpu") -> LoadedPipeline:
+    """Read the weights of `reference`.
+
+    Raises UsageError when they are missing, truncated, of other shapes, not finite, or pickled beyond a state dict.
+    """
+    family, noise = describe(reference)
+    cls = getattr(diffusers, family.class_name)
+    files = weight_files(reference.denoiser)
+    state, dtype = _read_state(files)
+    config = {k: v for k, v in reference.config.items() if not k.startswith("_") and k != "quantization_config"}
+    try:
+        with torch.device("meta"):
+            denoiser = cls.from_config(config)
+    except Exception as error:
+        raise UsageError(f"{reference.denoiser / 'config.json'} does not build a {family.class_name}: {error}", "check the config") from error
+    _check(state, denoiser, files[0])
+    denoiser.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
+    denoiser = denoiser.to(device).eval().requires_grad_(False)
+    return LoadedPipeline(reference, family, denoiser, noise, dtype, fingerprint(reference, files))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a diffusers model folder: safetensors first (shards, full precision, then a variant), then .bin."""
+    indexes = sorted(folder.glob("*.safetensors.index*.json"))
+    if indexes:
+        names = sorted(set(json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"].values()))
+        missing = [n for n in names if not (folder / n).is_file()]
+        if missing:
+            raise UsageError(f"{folder} lacks the shard {missing[0]}", "check that the download is complete")
+        return [folder / n for n in names]
+    plain = folder / "diffusion_pytorch_model.safetensors"
+    found = [plain] if plain.is_file() else sorted(folder.glob("diffusion_pytorch_model.*.safetensors"))
+    found = found or sorted(folder.glob("*.safetensors")) or sorted(folder.glob("diffusion_pytorch_model*.bin"))
+    if not found:
+        raise UsageError(f"{folder} holds no weights (diffusion_pytorch_model.safetensors)", "check that the download is complete")
+    return found[:1]
+
+
+def fingerprint(reference: Reference, files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    digest.update(json.dumps([reference.config, reference.scheduler], sort_keys=True, default=str).encode())
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_state(files: list[Path]) -> tuple[dict[str, Tensor], torch.dtype]:
+    state: dict[str, Tensor] = {}
+    for file in files:
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="pt") as handle:
+                    state |= {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a mapping)
+            except (SafetensorError, OSError) as error:
+                raise UsageError(f"{file} cannot be read as safetensors: {error}", "check that the download is complete") from error
+        else:
+            state |= _read_pickle(file)
+    floating = [v.dtype for v in state.values() if v.is_floating_point()]
+    if not floating:
+        raise UsageError(f"{files[0]} holds no floating-point tensors", "check that this is a denoiser")
+    return state, max(set(floating), key=floating.count)
+
+
+def _read_pickle(file: Path) -> dict[str, Tensor]:
+    """A bare pickled state dict; anything more could run code and is refused."""
+    advice = f"convert it where you trust it: python -c \"import torch, safetensors.torch as s; s.save_file(torch.load('{file.name}', weights_only=False), '{file.stem}.safetensors')\""
+    try:
+        state = torch.load(file, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise UsageError(f"{file} is a pickle with more than a bare state dict, which could run code, or is damaged", advice) from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UsageError(f"{file} is a pickle, but not of a bare state dict", advice)
+    return state
+
+
+def _check(state: dict[str, Tensor], denoiser: nn.Module, file: Path) -> None:
+    expected = denoiser.state_dict()
+    missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    if missing or extra:
+        what = f"{len(missing)} missing tensor(s), first {missing[0]}" if missing else f"{len(extra)} unknown tensor(s), first {extra[0]}"
+        raise UsageError(f"{file} does not fit its config: {what}", "weights and config.json must come from the same model")
+    for name, value in state.items():
+        if value.shape != expected[name].shape:
+            raise UsageError(
+                f"{file} does not fit its config: {name} has shape {list(value.shape)}, the config says {list(expected[name].shape)}",
+                "weights and config.json must come from the same model",
+            )
+        if not torch.isfinite(value).all():
+            raise UsageError(f"{file} is damaged: {name} holds NaN or infinite values", "use an intact checkpoint")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -60,3 +61,31 @@ def sample(
         fresh = draw() if eta > 0 else torch.zeros_like(noisy)
         noisy = pipeline.noise.step(prediction, noisy, timestep, following, eta, fresh)
     return noisy.cpu()
+
+
+def automatic_batch_size(pipeline: LoadedPipeline) -> int:
+    """Largest power of two whose denoiser call fits a quarter of the free memory; from memory alone, never timing.
+
+    At most 64 on a CPU, where larger batches gain nothing, and 512 elsewhere.
+    """
+    conditioning = {name: value.to(pipeline.device) for name, value in conditioning_for(pipeline, [0], 0).items()}
+    seen = 0
+
+    def count(_module: object, _inputs: object, output: object) -> None:
+        nonlocal seen
+        seen += output.numel() * output.element_size() if isinstance(output, Tensor) else 0
+
+    handles = [module.register_forward_hook(count) for module in pipeline.denoiser.modules()]
+    try:
+        with torch.no_grad():
+            noisy = torch.zeros(1, *pipeline.sample_shape, device=pipeline.device)
+            pipeline.predict(noisy, torch.zeros(1, dtype=torch.long, device=pipeline.device), conditioning)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if pipeline.device.type == "cuda":
+        free, limit = torch.cuda.mem_get_info(pipeline.device)[0], 512
+    else:
+        free, limit = psutil.virtual_memory().available, 64
+    fitting = max(1, free // 4 // max(1, seen))
+    return min(limit, 1 << (fitting.bit_length() - 1))

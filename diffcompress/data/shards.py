@@ -1,0 +1,46 @@
+"""Safetensors shards shared out over processes: finished ones stay, missing ones are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffcompress.run_folder import write_atomically
+from diffcompress.runtime import Progress, Runtime
+
+Tensors = dict[str, Tensor]
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    return folder / f"shard-{index:05d}.safetensors"
+
+
+def make_shards(
+    folder: Path, total: int, shard_size: int, make: Callable[[range], Tensors], runtime: Runtime, progress: Progress, task: str
+) -> None:
+    """Make every missing shard of items 0..total-1; `make(range)` returns tensors with one row per item.
+
+    Processes take turns by shard. A stop request is honoured between shards: raises RunStopped or RunInterrupted.
+    """
+    ranges = [range(start, min(start + shard_size, total)) for start in range(0, total, shard_size)]
+    for first in range(0, len(ranges), runtime.count):
+        index = first + runtime.index
+        if index < len(ranges) and not shard_path(folder, index).exists():
+            tensors = {name: value.contiguous() for name, value in make(ranges[index]).items()}
+            write_atomically(shard_path(folder, index), lambda part, t=tensors: save_file(t, part))
+        progress.update(task, ranges[min(first + runtime.count, len(ranges)) - 1].stop, total)
+        if runtime.should_stop():
+            runtime.wait()
+            runtime.stop.raise_if_set()
+    runtime.wait()
+
+
+def read_shards(folder: Path, total: int, shard_size: int) -> Tensors:
+    """All shards of a folder, end to end."""
+    import torch
+
+    parts = [load_file(shard_path(folder, index)) for index in range(-(-total // shard_size))]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

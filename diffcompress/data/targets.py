@@ -1,0 +1,151 @@
+"""Teacher targets: a prediction of the teacher for (noisy input, timestep, conditioning), fresh or reused.
+
+Reused targets live in pools. Pool k holds `pool_size` predictions, each used `reuse` times in shuffled order, then the
+next pool takes its place: the teacher's share of a step's cost falls by the reuse factor. Part of a pool comes from
+the bank's trajectories, which cost nothing. All draws follow from integers (seed, pool, entry), so any step of any
+process can be had at any time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffcompress.data.bank import Bank
+from diffcompress.data.shards import Tensors, make_shards, read_shards
+from diffcompress.noise import generator
+from diffcompress.recipe import TargetsSection
+from diffcompress.run_folder import discard
+from diffcompress.runtime import Progress, Runtime
+from diffcompress.sampling import automatic_batch_size
+from diffcompress.teacher.load import LoadedPipeline
+
+SHARD_SIZE = 512
+ENTRY_STREAM, MIX_STREAM, ORDER_STREAM, FRESH_STREAM = 21, 22, 23, 24
+
+
+@dataclass(frozen=True)
+class Batch:
+    """noisy, prediction (the teacher's), diffusion_target `[B, C, *spatial]`; timestep `[B]`; conditioning with B rows."""
+
+    noisy: Tensor
+    timestep: Tensor
+    prediction: Tensor
+    diffusion_target: Tensor
+    conditioning: dict[str, Tensor]
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(
+            *(t.to(device, non_blocking=True) for t in (self.noisy, self.timestep, self.prediction, self.diffusion_target)),
+            {name: value.to(device, non_blocking=True) for name, value in self.conditioning.items()},
+        )
+
+
+class Targets:
+    """Batches for every step of a run. `batch(step)` is this process's share of the global batch of that step."""
+
+    def __init__(
+        self,
+        folder: Path,
+        teacher: LoadedPipeline,
+        bank: Bank,
+        section: TargetsSection,
+        *,
+        seed: int,
+        batch_size: int,
+        num_steps: int,
+        runtime: Runtime,
+        progress: Progress,
+    ) -> None:
+        self.folder, self.teacher, self.bank, self.section = folder, teacher, bank, section
+        self.seed, self.batch_size, self.runtime, self.progress = seed, batch_size, runtime, progress
+        if not bank.num_trajectory:
+            self.section = section = section.model_copy(update={"trajectory_share": 0.0})
+        wanted = min(section.pool_size, -(-num_steps * batch_size // section.reuse))
+        self.pool_size = max(1, -(-wanted // batch_size)) * batch_size
+        self.num_trajectory = round(self.pool_size * section.trajectory_share)
+        self._pool: tuple[int, Tensors] | None = None
+
+    def batch(self, step: int) -> Batch:
+        """Raises RunStopped or RunInterrupted while a new pool is being made."""
+        share = self.runtime.share(self.batch_size)
+        if self.section.reuse == 1:
+            return self._fresh(step, range(self.batch_size)[share])
+        steps_per_epoch = self.pool_size // self.batch_size
+        number, within = divmod(step, steps_per_epoch * self.section.reuse)
+        epoch, position = divmod(within, steps_per_epoch)
+        pool = self._load_pool(number)
+        order = torch.randperm(self.pool_size, generator=generator(self.seed, ORDER_STREAM, number, epoch))
+        return self._assemble(pool, order[position * self.batch_size : (position + 1) * self.batch_size][share])
+
+    def _assemble(self, entries: Tensors, rows: Tensor) -> Batch:
+        noisy, timestep, prediction, index = (entries[name][rows] for name in ("noisy", "timestep", "prediction", "index"))
+        clean = self.bank.clean[index]
+        signal, sigma = self.teacher.noise.signal_and_noise(timestep, clean)
+        target = self.teacher.noise.target(clean, (noisy - signal * clean) / sigma, timestep)
+        conditioning = {name: value[index] for name, value in self.bank.conditioning.items()}
+        return Batch(noisy, timestep, prediction, target, conditioning).to(self.runtime.device)
+
+    def _fresh(self, step: int, entries: range) -> Batch:
+        return self._assemble(self._predicted(FRESH_STREAM, step, entries), torch.arange(len(entries)))
+
+    def _load_pool(self, number: int) -> Tensors:
+        if self._pool is None or self._pool[0] != number:
+            self._pool = None
+            folder = self.folder / f"pool-{number:05d}"
+            forward = self.pool_size - self.num_trajectory
+            parts = [self._from_trajectories(number)]
+            if forward:
+                make_shards(
+                    folder, forward, SHARD_SIZE, lambda r: self._predicted(ENTRY_STREAM, number, r), self.runtime, self.progress, "targets"
+                )
+                parts.append(read_shards(folder, forward, SHARD_SIZE))
+            if self.runtime.is_main:
+                for old in self.folder.glob("pool-*"):
+                    if old.name < folder.name:
+                        discard(old)
+            self._pool = number, {name: torch.cat([part[name] for part in parts]) for name in parts[-1]}
+        return self._pool[1]
+
+    def _from_trajectories(self, number: int) -> Tensors:
+        """Stored calls for pool `number`: consecutive pools walk through one shuffled order of all of them."""
+        if not self.num_trajectory:
+            return {name: torch.empty(0, *self.teacher.sample_shape) for name in ("noisy", "prediction")} | {
+                name: torch.empty(0, dtype=torch.long) for name in ("timestep", "index")
+            }
+        order = torch.randperm(self.bank.num_trajectory, generator=generator(self.seed, MIX_STREAM))
+        positions = (number * self.num_trajectory + torch.arange(self.num_trajectory)) % self.bank.num_trajectory
+        return {name: value[order[positions]] for name, value in self.bank.trajectory.items()}
+
+    @torch.no_grad()
+    def _predicted(self, stream: int, number: int, entries: range) -> Tensors:
+        """Teacher predictions for freshly noised bank samples; entry e follows from (seed, stream, number, e)."""
+        noise_process, device = self.teacher.noise, self.teacher.device
+        index, noise, timestep = [], [], []
+        for entry in entries:
+            # Antithetic pairs share a draw: entries 2j and 2j+1 take timesteps t and T-1-t.
+            pair = entry // 2 if self.section.timesteps == "antithetic" else entry
+            drawn = noise_process.draw_timesteps(2, generator(self.seed, stream, number, pair, 1), self.section.timesteps)
+            own = generator(self.seed, stream, number, entry)
+            timestep.append(drawn[entry % 2 if self.section.timesteps == "antithetic" else 0])
+            index.append(torch.randint(self.bank.num_samples, (), generator=own))
+            noise.append(torch.randn(self.teacher.sample_shape, generator=own))
+        rows = {"index": torch.stack(index), "timestep": torch.stack(timestep)}
+        clean = self.bank.clean[rows["index"]]
+        rows["noisy"] = noise_process.noisy(clean, torch.stack(noise), rows["timestep"])
+        conditioning = {name: value[rows["index"]] for name, value in self.bank.conditioning.items()}
+        predictions = []
+        for start in range(0, len(entries), self._teacher_batch):
+            part = slice(start, start + self._teacher_batch)
+            given = {name: value[part].to(device) for name, value in conditioning.items()}
+            predictions.append(self.teacher.predict(rows["noisy"][part].to(device), rows["timestep"][part].to(device), given).float().cpu())
+        return rows | {"prediction": torch.cat(predictions)}
+
+    @property
+    def _teacher_batch(self) -> int:
+        if not hasattr(self, "_cached_teacher_batch"):
+            self._cached_teacher_batch = automatic_batch_size(self.teacher)
+        return self._cached_teacher_batch

@@ -1,0 +1,30 @@
+"""metrics.jsonl of a stage: one JSON line per logged step, in step order, cut back when a run resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diffcompress.run_folder import write_text
+
+
+class MetricsLog:
+    def __init__(self, path: Path, first_step: int, *, active: bool) -> None:
+        """Drops rows from `first_step` on: they will be computed again. Only the main process is `active`."""
+        self.path, self.active = path, active
+        if active and path.exists():
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) < first_step]
+            write_text(path, "".join(line + "\n" for line in kept))
+
+    def write(self, row: dict[str, Any]) -> None:
+        if self.active:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a line cut off by a kill

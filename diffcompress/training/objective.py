@@ -1,0 +1,101 @@
+"""What one training step computes: the student's prediction and the weighted losses of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from diffcompress import losses
+from diffcompress.data.targets import Batch
+from diffcompress.families.base import Family
+from diffcompress.losses.terms import LossTerms, ReduceMean
+from diffcompress.recipe import StageSection
+from diffcompress.teacher.load import LoadedPipeline
+
+
+class Trainee(nn.Module):
+    """The student, and the adapters of feature KD when a stage asks for them, in one module for the process group."""
+
+    def __init__(self, student: nn.Module, family: Family, adapters: nn.Module | None = None) -> None:
+        super().__init__()
+        self.student, self.family, self.adapters = student, family, adapters
+
+    def forward(self, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The prediction, and block outputs widened to the teacher's (empty without adapters)."""
+        if self.adapters is None:
+            return self.family.predict(self.student, noisy, timestep, conditioning), {}
+        with FeatureTap(self.student, self.family.blocks(self.student)) as tap:
+            prediction = self.family.predict(self.student, noisy, timestep, conditioning)
+        return prediction, self.adapters(tap.features)
+
+
+class FeatureTap:
+    """Collects the outputs of named modules during one forward."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        self.model, self.names = model, names
+        self.features: dict[str, Tensor] = {}
+
+    def __enter__(self) -> FeatureTap:
+        self._handles = [
+            self.model.get_submodule(name).register_forward_hook(lambda _m, _i, output, name=name: self._keep(name, output))
+            for name in self.names
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _keep(self, name: str, output: Tensor | tuple[Tensor, ...]) -> None:
+        self.features[name] = output if isinstance(output, Tensor) else output[0]
+
+
+def make_adapters(student: nn.Module, teacher: LoadedPipeline) -> losses.Adapters:
+    """Adapters between the block outputs of student and teacher, widths found by one forward of each.
+
+    Raises ValueError when the two do not have the same blocks.
+    """
+    family = teacher.family
+    widths = []
+    for model in (student, teacher.denoiser):
+        inputs = family.example_inputs(teacher.config)
+        device = next(model.parameters()).device
+        given = {name: value.to(device) for name, value in inputs.items()}
+        with torch.no_grad(), FeatureTap(model, family.blocks(model)) as tap:
+            family.predict(model, given.pop("noisy"), given.pop("timestep"), given)
+        widths.append([feature.shape[1] for feature in tap.features.values()])
+    return losses.Adapters(*widths)
+
+
+def step_losses(
+    trainee: nn.Module, teacher: LoadedPipeline, batch: Batch, stage: StageSection, reduce_mean: ReduceMean
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The stage's total loss on `batch`, with gradient, and detached terms for the log."""
+    prediction, features = trainee(batch.noisy, batch.timestep, batch.conditioning)
+    weights = {name: weight for name, weight in stage.weights.model_dump().items() if weight > 0}
+    terms: dict[str, LossTerms | Tensor] = {}
+    options = {
+        "norm": stage.norm,
+        "reduction": stage.reduction,
+        "fine": stage.fine,
+        "gate": stage.gate,
+        "coarse_weight": stage.coarse_weight,
+        "reduce_mean": reduce_mean,
+    }
+    if "lift" in weights:
+        terms["lift"] = losses.lift(prediction, batch.prediction, **options)
+    if "place" in weights:
+        terms["place"] = losses.place(prediction, batch.prediction, group_size=stage.group_size, **options)
+    if "output_kd" in weights:
+        terms["output_kd"] = losses.output_kd(prediction, batch.prediction, norm=stage.output_norm, reduction=stage.reduction)
+    if "diffusion" in weights:
+        terms["diffusion"] = losses.diffusion(prediction, batch.diffusion_target, reduction=stage.reduction)
+    if features:
+        with torch.no_grad(), FeatureTap(teacher.denoiser, teacher.family.blocks(teacher.denoiser)) as tap:
+            teacher.predict(batch.noisy, batch.timestep, batch.conditioning)
+        terms["feature_kd"] = losses.feature_kd(features, tap.features, reduction=stage.reduction)
+        weights.setdefault("feature_kd", 0.0)
+    return losses.combine(terms, weights)

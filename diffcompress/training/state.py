@@ -1,0 +1,92 @@
+"""Checkpoints: tensors to safetensors, counters to JSON, whole folders moved into place. No pickles."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from diffcompress.run_folder import discard, read_json, write_atomically, write_json
+from diffcompress.training.ema import Ema
+
+
+@dataclass
+class Counters:
+    """step: optimizer steps taken over all stages; skipped, rollbacks: what the guard rails did; learning_rate_scale
+    halves at every rollback; seconds: training time of the stage so far."""
+
+    step: int = 0
+    skipped: int = 0
+    rollbacks: int = 0
+    learning_rate_scale: float = 1.0
+    seconds: float = 0.0
+
+
+class TrainingState:
+    """Everything that the next step depends on, and where it is kept."""
+
+    def __init__(self, model: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
+        """`model`: all that is trained (student and adapters), not wrapped."""
+        self.model, self.ema, self.optimizer = model, ema, optimizer
+        self.counters = Counters()
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint; all or nothing. Raises RunStopped when the disk is full."""
+        tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"ema.{name}": value for name, value in self.ema.tensors.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+
+        def write(part: Path) -> None:
+            part.mkdir()
+            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part / "state.safetensors")
+            write_json(part / "state.json", asdict(self.counters))
+
+        write_atomically(folder, write)
+
+    def load(self, folder: Path) -> None:
+        tensors = load_file(folder / "state.safetensors")
+        self.model.load_state_dict(_below(tensors, "model"))
+        device = next(self.model.parameters()).device
+        for name, value in _below(tensors, "ema").items():
+            self.ema.tensors[name] = value.to(device)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in _below(tensors, "optimizer").items():
+            index, _, name = key.partition(".")
+            moments.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        self.counters = Counters(**read_json(folder / "state.json"))
+
+
+class Checkpoints:
+    """Checkpoints of one stage: `checkpoints/step-*`, the newest alone kept, and `final` when the stage is done."""
+
+    def __init__(self, stage_folder: Path) -> None:
+        self.folder = stage_folder / "checkpoints"
+        self.final = stage_folder / "final"
+
+    @property
+    def latest(self) -> Path | None:
+        found = sorted(path for path in self.folder.glob("step-*") if path.suffix == "")
+        return self.final if self.final.is_dir() else found[-1] if found else None
+
+    def save(self, state: TrainingState) -> None:
+        target = self.folder / f"step-{state.counters.step:09d}"
+        state.save(target)
+        self._keep(target)
+
+    def finish(self, state: TrainingState) -> None:
+        state.save(self.final)
+        self._keep(None)
+
+    def _keep(self, newest: Path | None) -> None:
+        for path in self.folder.glob("step-*"):
+            if path != newest:
+                discard(path)
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key[len(prefix) + 1 :]: value for key, value in tensors.items() if key.startswith(prefix + ".")}

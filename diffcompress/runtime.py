@@ -17,6 +17,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class Progress:
+    """Where a job tells a person what it does; this one keeps silent. The command line brings its own."""
+
+    def note(self, text: str) -> None:
+        """Something worth knowing, once."""
+
+    def warn(self, text: str) -> None:
+        """Something the user should look at."""
+
+    def update(self, task: str, done: int, total: int, **values: float) -> None:
+        """`done` of `total` units of `task`; values such as loss, slope, fine_weight of the moment."""
+
+
 @dataclass
 class StopRequest:
     """Set by SIGTERM or the first Ctrl-C; the loop looks at it between steps. A second Ctrl-C leaves at once."""
@@ -112,3 +125,24 @@ def start(device: str | None = None) -> Runtime:
         torch.cuda.set_device(chosen)
     accelerator = Accelerator(cpu=kind == "cpu")
     return Runtime(accelerator, StopRequest())
+
+
+def environment(runtime: Runtime | None = None) -> dict[str, object]:
+    """Versions, device and threads: paste-ready for a bug report, and recorded with every run."""
+    import platform
+    from importlib.metadata import version
+
+    import torch
+
+    names = ("diffcompress", "torch", "diffusers", "accelerate", "safetensors", "huggingface-hub", "numpy")
+    facts: dict[str, object] = {"python": platform.python_version(), "platform": platform.platform()}
+    facts |= {name: version(name) for name in names}
+    facts |= {
+        "device": str(runtime.device) if runtime else "cuda" if torch.cuda.is_available() else "cpu",
+        "processes": runtime.count if runtime else 1,
+        "threads": torch.get_num_threads(),
+        "cpu_count": os.cpu_count(),
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts

@@ -82,6 +82,12 @@ class Checkpoints:
         state.save(self.final)
         self._keep(None)
 
+    def reopen(self) -> None:
+        """Turn a finished stage into one that goes on from its last step."""
+        step = read_json(self.final / "state.json")["step"]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.final.rename(self.folder / f"step-{step:09d}")
+
     def _keep(self, newest: Path | None) -> None:
         for path in self.folder.glob("step-*"):
             if path != newest:

@@ -126,7 +126,7 @@ def load(name_or_file: str = "default", overrides: tuple[str, ...] = (), method:
     Raises UsageError for an unknown recipe or method, unreadable YAML, and for all bad keys and values at once.
     """
     if method not in METHODS:
-        raise UsageError(f"unknown method '{method}'", f"choose one of {', '.join(METHODS)}{_nearest(method, METHODS)}")
+        raise UsageError(f"unknown method '{method}'", f"choose one of {', '.join(METHODS)}{nearest(method, METHODS)}")
     data = _with_base(name_or_file, ())
     if method != "lift-place":
         data = _as_baseline(Recipe.model_validate(_validated(data, name_or_file).model_dump()), method)
@@ -172,7 +172,7 @@ def _read(name_or_file: str) -> str:
         names = builtin_names()
         raise UsageError(
             f"no recipe '{name_or_file}': neither a built-in name nor a readable file ({type(error).__name__})",
-            f"built-in recipes: {', '.join(names)}{_nearest(name_or_file, names)}",
+            f"built-in recipes: {', '.join(names)}{nearest(name_or_file, names)}",
         ) from error
 
 
@@ -251,6 +251,6 @@ def _validated(data: dict[str, Any], source: str, problems: list[str] | None = N
     return recipe
 
 
-def _nearest(word: str, known: Any) -> str:
+def nearest(word: str, known: Any) -> str:
     match = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean '{match[0]}'?" if match else ""

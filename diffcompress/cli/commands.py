@@ -1,0 +1,199 @@
+"""The commands: options in, one job called, its result shown. Heavy imports stay inside, so that --help is quick."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from diffcompress.cli.console import Output
+from diffcompress.errors import ExitStatus
+
+_TEACHER = "demo, a diffusers pipeline folder or a denoiser folder (with --scheduler)."
+_MPI_RANKS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+Teacher = Annotated[str, typer.Argument(help=_TEACHER, show_default=False)]
+Params = Annotated[str | None, typer.Option(metavar="N", help="Target as student denoiser parameters: 40M.")]
+Size = Annotated[str | None, typer.Option(metavar="BYTES", help="Target as size of the denoiser file: 80MB.")]
+Data = Annotated[str | None, typer.Option(metavar="PATH", help="Image folder; default: the teacher's own samples.")]
+Prompts = Annotated[str | None, typer.Option(metavar="FILE", help="One prompt a line; not supported yet.")]
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same machine, same result.")]
+Device = Annotated[str | None, typer.Option(help="Default: cuda, else mps, else cpu.")]
+Scheduler = Annotated[str | None, typer.Option(metavar="PATH", help="Scheduler config of a denoiser folder.")]
+RecipeName = Annotated[str, typer.Option(metavar="NAME_OR_FILE", help="A built-in recipe or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One recipe value; repeatable.")
+]
+Dtype = Annotated[str | None, typer.Option(metavar="D", help="Of the exported weights; default: the teacher's.")]
+
+
+def shrink(
+    console: Output,
+    teacher: Teacher,
+    ratio: Annotated[str | None, typer.Option(metavar="R", help="Share of the teacher's parameters to keep.")] = None,
+    params: Params = None,
+    size: Size = None,
+    output: Annotated[str | None, typer.Option(metavar="DIR", help="Run folder; default ./<teacher>-<ratio>.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the run folder holds.")] = False,
+    data: Data = None,
+    prompts: Prompts = None,
+    method: Annotated[str, typer.Option(metavar="M", help="lift-place, output-kd, feature-kd or none.")] = "lift-place",
+    max_time: Annotated[str | None, typer.Option(metavar="T", help="Training time: 90s, 30m, 8h.")] = None,
+    recipe: RecipeName = "default",
+    set_: Overrides = None,
+    seed: Seed = 0,
+    device: Device = None,
+    push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Not supported yet.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Not supported yet.")] = False,
+    license: Annotated[
+        str | None, typer.Option(metavar="ID", help="For the card when the teacher's is unknown.")
+    ] = None,
+    dtype: Dtype = None,
+    scheduler: Scheduler = None,
+) -> None:
+    """Make a small student of TEACHER, or resume."""
+    from diffcompress.cli import options, tables
+    from diffcompress.jobs import target
+
+    options.not_yet(prompts=prompts, push_to_hub=push_to_hub, public=public)
+    wanted = {"ratio": options.ratio(ratio), "params": options.params(params), "size": options.size(size)}
+    target.check(**wanted)
+    rest = {"method": options.method(method), "max_time": options.seconds(max_time), "dtype": options.dtype(dtype)}
+    data = options.data(data)
+    if "MASTER_ADDR" in os.environ and not any(name in os.environ for name in _MPI_RANKS):
+        console.warn(
+            "a launcher set MASTER_ADDR but started one process; torchrun --nproc_per_node 2 -m diffcompress starts two"
+        )
+    from diffcompress.jobs.shrink import shrink as run
+
+    result = run(
+        teacher, **wanted, **rest, output=output, overwrite=overwrite, data=data, recipe=recipe,
+        overrides=tuple(set_ or ()), seed=seed, device=device, license=license, scheduler=scheduler, progress=console,
+    )  # fmt: skip
+    console.result(result, tables.shrunk(result))
+
+
+def plan(
+    console: Output,
+    teacher: Teacher,
+    ratio: Annotated[str | None, typer.Option(metavar="R[,R2,...]", help="Shares of the teacher's parameters.")] = None,
+    params: Params = None,
+    size: Size = None,
+    recipe: RecipeName = "default",
+    set_: Overrides = None,
+    dtype: Dtype = None,
+    scheduler: Scheduler = None,
+) -> None:
+    """What would be built, at what cost.
+
+    Reads configs and safetensors headers, never weights.
+    """
+    from diffcompress.cli import options, tables
+    from diffcompress.jobs import target
+
+    ratios = options.ratios(ratio)
+    counts = {"params": options.params(params), "size": options.size(size)}
+    target.check(ratios, **counts)
+    asked = ratios[0] if ratios and len(ratios) == 1 else ratios
+    dtype = options.dtype(dtype)
+    from diffcompress.jobs.plan import plan as run
+
+    result = run(
+        teacher, ratio=asked, **counts, recipe=recipe, overrides=tuple(set_ or ()), scheduler=scheduler, dtype=dtype,
+        progress=console,
+    )  # fmt: skip
+    rows = result if isinstance(result, list) else [result]
+    console.result(result, tables.planned(rows), *tables.notes(rows))
+
+
+def evaluate(
+    console: Output,
+    student: Annotated[
+        str, typer.Argument(help="A diffusers pipeline folder, such as RUN/pipeline.", show_default=False)
+    ],
+    teacher: Annotated[str | None, typer.Option(metavar="T", help="Its teacher: " + _TEACHER)] = None,
+    data: Data = None,
+    prompts: Prompts = None,
+    num_samples: Annotated[int | None, typer.Option(min=2, metavar="N", help="Samples to score.")] = None,
+    sampler_steps: Annotated[int | None, typer.Option(min=1, metavar="N", help="Denoiser calls per sample.")] = None,
+    gate: Annotated[list[str] | None, typer.Option(metavar="EXPR", help="Such as 'params<50M'; repeatable.")] = None,
+    output: Annotated[str | None, typer.Option(metavar="DIR", help="Results and caches; default beside it.")] = None,
+    feature_weights: Annotated[
+        str | None, typer.Option(metavar="PATH", help="The feature extractor's weights.")
+    ] = None,
+    junit: Annotated[str | None, typer.Option(metavar="FILE", help="Gate results as JUnit XML.")] = None,
+    seed: Seed = 0,
+    device: Device = None,
+    scheduler: Scheduler = None,
+) -> None:
+    """Score a student against its teacher.
+
+    And, with --data, against real images. Exits 3 when a gate is missed.
+    """
+    from diffcompress.cli import options, tables
+
+    options.not_yet(prompts=prompts)
+    data = options.data(data)
+    from diffcompress.jobs.evaluate import evaluate as run
+
+    result = run(
+        student, teacher=teacher, data=data, num_samples=num_samples, sampler_steps=sampler_steps,
+        gates=tuple(gate or ()), output=output, feature_weights=feature_weights, junit=junit, seed=seed, device=device,
+        scheduler=scheduler, progress=console,
+    )  # fmt: skip
+    console.result(result, *tables.evaluated(result))
+    missed = [g for g in result["gates"] if g["passed"] is False]
+    for miss in missed:
+        console.error(f"gate missed: {miss['expr']} (value {tables.number(miss['value'])})")
+    if missed:
+        raise typer.Exit(int(ExitStatus.GATE_FAILED))
+
+
+def report(
+    console: Output,
+    run: Annotated[str, typer.Argument(help="A run folder that shrink made.", show_default=False)],
+) -> None:
+    """Redraw the report of a run folder."""
+    from diffcompress.jobs.report import report as redraw
+
+    result = redraw(run)
+    console.result(result, f"report: {result.get('report', run)}")
+
+
+def list_recipes(console: Output) -> None:
+    """Names and purposes of the built-in recipes."""
+    from diffcompress import recipe as recipes
+
+    found = {name: recipes.load(name).description for name in recipes.builtin_names()}
+    width = max(map(len, found))
+    listed = [{"name": name, "description": text} for name, text in found.items()]
+    console.result(listed, *(f"{name:<{width}}  {text}" for name, text in found.items()))
+
+
+def show_recipe(
+    console: Output,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A built-in recipe or a YAML file.", show_default=False)],
+) -> None:
+    """Every value of a recipe, as YAML with its meaning; a file to start from."""
+    from diffcompress import recipe as recipes
+    from diffcompress.cli import tables
+
+    loaded = recipes.load(name)
+    console.result(loaded.model_dump(mode="json"), "\n".join(tables.annotated(loaded)))
+
+
+def env(console: Output) -> None:
+    """Versions and devices, for a bug report."""
+    from diffcompress.recipe import builtin_names
+    from diffcompress.runtime import environment
+    from diffcompress.teacher.reference import demo_names
+
+    facts = environment() | {
+        "offline": os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"),
+        "demo_teachers": demo_names(),
+        "recipes": builtin_names(),
+    }
+    width = max(map(len, facts))
+    shown = {name: ", ".join(value) if isinstance(value, list) else value for name, value in facts.items()}
+    console.result(facts, *(f"{name:<{width}}  {value}" for name, value in shown.items()))

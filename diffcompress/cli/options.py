@@ -1,0 +1,97 @@
+"""From the text of an option to its value; every error names the option, the text and an example. Loads no torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from diffcompress.errors import UsageError
+from diffcompress.jobs import target
+from diffcompress.recipe import METHODS, nearest
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_COUNT = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
+_BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def ratios(text: str | None) -> list[float] | None:
+    """ "0.1,0.05" as numbers between 0 and 1."""
+    if text is None:
+        return None
+    values = []
+    for part in text.split(","):
+        try:
+            values.append(float(part))
+        except ValueError as error:
+            raise UsageError(f"--ratio '{part}' is not a number", "for example --ratio 0.05") from error
+        target.check_ratio(values[-1])
+    return values
+
+
+def ratio(text: str | None) -> float | None:
+    """One ratio; a list is refused, because a run makes one student."""
+    values = ratios(text)
+    if values is not None and len(values) > 1:
+        raise UsageError(
+            f"--ratio '{text}' is a list, but one run makes one student",
+            "run shrink once for each; plan compares several",
+        )
+    return values[0] if values else None
+
+
+def params(text: str | None) -> int | None:
+    """ "40M" as a number of parameters."""
+    return None if text is None else round(_with_unit("--params", text, _COUNT, "40M"))
+
+
+def size(text: str | None) -> int | None:
+    """ "80MB" as bytes; kB, MB, GB are powers of ten, KiB, MiB, GiB of two."""
+    return None if text is None else round(_with_unit("--size", text, _BYTES, "80MB"))
+
+
+def seconds(text: str | None) -> float | None:
+    """ "90s", "30m" or "8h" as seconds."""
+    return None if text is None else _with_unit("--max-time", text, _SECONDS, "30m")
+
+
+def method(text: str) -> str:
+    if text not in METHODS:
+        raise UsageError(f"unknown method '{text}'", f"choose one of {', '.join(METHODS)}{nearest(text, METHODS)}")
+    return text
+
+
+def dtype(text: str | None) -> str | None:
+    if text is not None and text not in DTYPES:
+        raise UsageError(f"unknown dtype '{text}'", f"choose one of {', '.join(DTYPES)}{nearest(text, DTYPES)}")
+    return text
+
+
+def data(text: str | None) -> str | None:
+    """A folder of images on this machine."""
+    if text is not None and not Path(text).expanduser().is_dir():
+        raise UsageError(
+            f"--data '{text}' is not a folder on this machine",
+            "name an image folder; Hub data sets are not supported yet",
+        )
+    return text
+
+
+def not_yet(**options: object) -> None:
+    """Refuse documented options whose work has not landed, rather than ignore them."""
+    for name, value in options.items():
+        if value:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{flag} is not supported yet by this version of diffcompress", f"run again without {flag}"
+            )
+
+
+def _with_unit(option: str, text: str, units: dict[str, int], example: str) -> float:
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z]*)\s*", text.lower())
+    if match is None or match[2] not in units or float(match[1]) <= 0:
+        known = ", ".join(sorted((u for u in units if u), key=lambda u: (len(u), units[u])))
+        raise UsageError(
+            f"{option} '{text}' is not a positive number with a unit of {known}", f"for example {option} {example}"
+        )
+    return float(match[1]) * units[match[2]]

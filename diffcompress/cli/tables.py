@@ -1,0 +1,105 @@
+"""Results as a person reads them: tables and short lines for stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from rich.table import Table
+
+from diffcompress.cli.console import count, duration
+
+
+def number(value: Any) -> str:
+    """A measured number in four digits; "-" where nothing was measured."""
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def planned(rows: Sequence[dict[str, Any]]) -> Table:
+    """One line for each asked ratio."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("asked", "ratio", "params", "MACs", "denoiser", "pipeline", "peak memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        sizes = [_bytes(row[key]) for key in ("size_bytes", "pipeline_bytes", "peak_memory_bytes")]
+        table.add_row(
+            number(row["requested_ratio"]), number(row["ratio"]), count(row["params"]), count(row["macs"]), *sizes
+        )
+    return table
+
+
+def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Every note once; behind several rows with the ratio it belongs to."""
+    shared = [note for note in rows[0]["notes"] if all(note in row["notes"] for row in rows)]
+    own = [f"{number(row['requested_ratio'])}: {note}" for row in rows for note in row["notes"] if note not in shared]
+    return [f"- {note}" for note in (*shared, *own)]
+
+
+def shrunk(result: dict[str, Any]) -> Table:
+    student, teacher = result["student"], result["teacher"]
+    size = f"{count(student['params'])} of {count(teacher['params'])} parameters"
+    facts = {
+        "student": f"{size}, ratio {number(student['ratio'])} (asked {number(student['requested_ratio'])})",
+        "pipeline": result["pipeline"],
+        "report": result["report"],
+        **{name: number(value) for name, value in result["metrics"].items() if isinstance(value, (int, float))},
+        "time": duration(result["seconds"]),
+    }
+    return _facts(facts)
+
+
+def evaluated(result: dict[str, Any]) -> list[Any]:
+    """Protocol, metrics and gates of one evaluation."""
+    shown = [
+        _facts({name: number(value) for name, value in _flat(result["metrics"]) if not isinstance(value, (list, dict))})
+    ]
+    shown.append(
+        _facts({name: number(value) for name, value in _flat(result["protocol"]) if not isinstance(value, dict)})
+    )
+    for gate in result["gates"]:
+        shown.append(f"{'passed' if gate['passed'] else 'MISSED'}  {gate['expr']}  (value {number(gate['value'])})")
+    return shown
+
+
+def annotated(section: BaseModel, indent: int = 0) -> Iterator[str]:
+    """A recipe as YAML lines, each value with its meaning as a comment."""
+    pad = " " * indent
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        comment = f"  # {field.description}" if field.description else ""
+        if isinstance(value, BaseModel):
+            yield f"{pad}{name}:{comment}"
+            yield from annotated(value, indent + 2)
+        elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+            yield f"{pad}{name}:{comment}"
+            for item in value:
+                first, *others = annotated(item, indent + 4)
+                yield f"{pad}  - {first.strip()}"
+                yield from others
+        else:
+            plain = list(value) if isinstance(value, tuple) else value
+            text = yaml.safe_dump(plain, default_flow_style=True, width=10_000, allow_unicode=True)
+            yield f"{pad}{name}: {text.removesuffix('...' + chr(10)).strip()}{comment}"
+
+
+def _facts(facts: dict[str, Any]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), str(value))
+    return table
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name} ")
+        else:
+            yield prefix + name, value
+
+
+def _bytes(value: float | None) -> str:
+    return "-" if value is None else f"{count(value)}B"

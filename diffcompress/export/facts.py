@@ -1,0 +1,174 @@
+"""Everything a report says, read from the files of a run folder alone. What is not there is listed, never made up."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+from diffcompress.run_folder import RunFolder
+
+CURVES = ("loss", "coarse", "fine", "fine_weight", "slope", "intercept", "output_kd", "feature_kd", "diffusion", "grad_norm", "learning_rate")
+SUMMARY = ("run", "pipeline", "report", "teacher", "student", "stages", "metrics", "seconds")
+
+
+def collect(run: RunFolder) -> dict[str, Any]:
+    """The content of report.json: first the fields of `shrink --json` (SUMMARY), then everything else.
+
+    Raises UsageError when `run` is not a run folder. Missing or damaged files leave nulls and a line in `not_computed`.
+    """
+    asked = run.identity
+    reader = _Reader(run)
+    plan = reader.json(run.plan, "sizes and configuration of the student", {})
+    evaluation = reader.json(run.metrics, "quality, speed and agreement", {})
+    timings = reader.json(run.timings, "timings", {})
+    proof = reader.json(run.proof, "export proof", None)
+    recipe = reader.text(run.recipe, "the resolved recipe")
+    environment = reader.json(run.environment, "versions and device", {})
+    warnings = reader.json(run.warnings, None, [])
+    stages = _stages(run, timings, reader.missing)
+    metrics = dict(evaluation.get("metrics") or {})
+    skipped = metrics.pop("not_computed", None) or evaluation.get("not_computed")
+    return {
+        "run": str(run.path),
+        "pipeline": str(run.pipeline) if run.pipeline.is_dir() else None,
+        "report": str(run.report_html),
+        "teacher": {"id": asked.get("teacher"), "params": plan.get("teacher_params")},
+        "student": {key: plan.get(key) for key in ("params", "ratio", "requested_ratio", "config")},
+        "stages": stages,
+        "metrics": metrics,
+        "seconds": round(sum(timings.values()), 2) if timings else None,
+        "asked": asked,
+        "command": command(asked, run.path),
+        "plan": {"choice": plan.get("choice"), "notes": plan.get("notes") or []},
+        "protocol": evaluation.get("protocol") or {},
+        "gates": evaluation.get("gates") or [],
+        "pipeline_bytes": _bytes(run.pipeline),
+        "proof": proof,
+        "timings": timings,
+        "environment": environment,
+        "provenance": reader.json(run.pipeline / "diffcompress.json", "the exported pipeline", {}),
+        "warnings": [*warnings, *_incidents(stages)],
+        "not_computed": [*reader.missing, *_named(skipped)],
+        "recipe": recipe,
+    }
+
+
+def curves(folder: Path) -> list[dict[str, float]]:
+    """Logged rows of a stage in order of their step; after a resume the later row of a step counts. Broken lines are dropped."""
+    rows: dict[int, dict[str, float]] = {}
+    try:
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            row = json.loads(line)
+            rows[int(row["step"])] = {key: float(v) for key, v in row.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+        except (ValueError, KeyError, TypeError):
+            continue
+    return [rows[step] for step in sorted(rows)]
+
+
+def command(asked: dict[str, Any], run: Path) -> str:
+    """The shell command that repeats the run from its resolved recipe."""
+    parts = ["diffcompress", "shrink", str(asked.get("teacher"))]
+    target = asked.get("target") or {key: asked.get(key) for key in ("ratio", "params", "size")}
+    for key in ("ratio", "params", "size"):
+        if target.get(key) is not None:
+            parts += [f"--{key}", f"{target[key]}"]
+    if asked.get("method") not in (None, "lift-place"):
+        parts += ["--method", asked["method"]]
+    parts += ["--recipe", str(run / "recipe.yaml"), "--seed", str(seed_of(asked) or 0)]
+    for key in ("data", "dtype", "license"):
+        if asked.get(key) is not None:
+            parts += [f"--{key}", str(asked[key])]
+    return shlex.join([*parts, "--output", f"{run}-again"])
+
+
+def seed_of(asked: dict[str, Any]) -> int | None:
+    recipe = asked.get("recipe")
+    seed = recipe.get("seed") if isinstance(recipe, dict) else None
+    return asked.get("seed") if seed is None else seed
+
+
+class _Reader:
+    """Reads files and remembers what could not be read: `what` names it for people, None when it may be absent."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self.missing: list[str] = []
+
+    def text(self, path: Path, what: str | None) -> str | None:
+        try:
+            return path.read_text(encoding="utf-8")
+        except OSError:
+            if what:
+                self.missing.append(f"{what}: there is no {path.relative_to(self.run.path).as_posix()}")
+        return None
+
+    def json(self, path: Path, what: str | None, default: Any) -> Any:
+        text = self.text(path, what)
+        try:
+            return default if text is None else json.loads(text)
+        except ValueError:
+            self.missing.append(f"{what or path.name}: {path.relative_to(self.run.path).as_posix()} is damaged")
+        return default
+
+
+def _stages(run: RunFolder, timings: dict[str, float], missing: list[str]) -> list[dict[str, Any]]:
+    """One record for each stage folder. Guard-rail counters run on over all stages, so each stage gets its own share."""
+    stages, before = [], {"skipped": 0, "rollbacks": 0}
+    for folder in run.stages():
+        rows, state = curves(folder), _state(folder)
+        counted = {key: state.get(key) for key in before}
+        if not (folder / "final").is_dir():
+            missing.append(f"the end of {folder.name}: the stage has not finished")
+        stages.append(
+            {
+                "name": folder.name.split("-", 2)[-1],
+                "folder": folder.name,
+                "curves": f"{folder.name}/metrics.jsonl",
+                "steps": state.get("step"),
+                "seconds": timings.get(folder.name, state.get("seconds")),
+                **{key: None if value is None else value - before[key] for key, value in counted.items()},
+                "first": {key: rows[0][key] for key in CURVES if key in rows[0]} if rows else {},
+                "last": {key: rows[-1][key] for key in CURVES if key in rows[-1]} if rows else {},
+            }
+        )
+        before = {key: before[key] if value is None else value for key, value in counted.items()}
+    if not stages:
+        missing.append("training curves: no stage has begun")
+    return stages
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """Counters of the stage's last checkpoint, empty when there is none."""
+    checkpoints = [folder / "final", *sorted((folder / "checkpoints").glob("step-*"), reverse=True)]
+    for file in (checkpoint / "state.json" for checkpoint in checkpoints):
+        try:
+            return dict(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            continue
+    return {}
+
+
+def _bytes(folder: Path) -> int | None:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else None
+
+
+def _incidents(stages: list[dict[str, Any]]) -> list[str]:
+    """Guard rails that stepped in, in words."""
+    told = []
+    for stage in stages:
+        if stage["skipped"]:
+            told.append(f"stage {stage['name']}: {stage['skipped']} step(s) skipped because of a non-finite loss or gradient")
+        if stage["rollbacks"]:
+            told.append(f"stage {stage['name']}: rolled back to a checkpoint {stage['rollbacks']} time(s), each with half the learning rate")
+    return told
+
+
+def _named(skipped: list[dict[str, str]] | None) -> list[str]:
+    return [f"{item.get('metric')}: {item.get('why')}" for item in skipped or []]

@@ -1,0 +1,71 @@
+"""The licence of a student follows from its teacher's; it is never guessed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diffcompress.teacher.reference import DEMO_FOLDER, Reference
+
+_NAMES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "NOTICE")
+
+
+@dataclass(frozen=True)
+class Licence:
+    """id: as the Hub spells it, "unknown" when nobody stated one; source: who stated it, in words."""
+
+    id: str
+    source: str
+    name: str | None = None
+    link: str | None = None
+
+    @property
+    def is_known(self) -> bool:
+        return self.id != "unknown"
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def licence_of(reference: Reference, stated: str | None = None) -> Licence:
+    """From the teacher's model card; `stated` (--license) counts only where the teacher's is unknown."""
+    folder = _folder(reference)
+    front = front_matter(folder / "README.md")
+    if isinstance(front.get("license"), str):
+        return Licence(front["license"], "the teacher's model card", front.get("license_name"), front.get("license_link"))
+    if is_demo(reference):
+        return Licence("apache-2.0", "diffcompress, whose demo teacher this is")
+    if stated:
+        return Licence(stated, "whoever made the student (--license)")
+    return Licence("unknown", "nobody: the teacher's folder has no model card with a licence")
+
+
+def licence_files(reference: Reference) -> list[Path]:
+    """Licence texts of the teacher's folder, to be copied as they are."""
+    return [file for name in _NAMES if (file := _folder(reference) / name).is_file()]
+
+
+def is_demo(reference: Reference) -> bool:
+    return reference.pipeline is not None and DEMO_FOLDER in reference.pipeline.parents
+
+
+def front_matter(file: Path) -> dict[str, Any]:
+    """The YAML block at the head of a model card; empty when there is no card, no block or no valid YAML in it."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return {}
+    block = re.match(r"\s*---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+    try:
+        value = yaml.safe_load(block.group(1)) if block else None
+    except yaml.YAMLError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _folder(reference: Reference) -> Path:
+    return reference.pipeline or reference.denoiser

@@ -1,0 +1,123 @@
+"""The student as a plain diffusers pipeline folder: the teacher's own pipeline with a smaller denoiser."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import nn
+
+from diffcompress.errors import DiffCompressError, UsageError
+from diffcompress.export import facts, model_card
+from diffcompress.export.licence import Licence, licence_files, licence_of
+from diffcompress.run_folder import RunFolder, read_json, write_atomically, write_json
+from diffcompress.teacher.load import LoadedPipeline
+
+PROVENANCE = "diffcompress.json"
+
+
+def export_pipeline(
+    student: nn.Module, teacher: LoadedPipeline, run: RunFolder, *, dtype: torch.dtype, provenance: Mapping[str, Any] | None = None
+) -> Path:
+    """Write `run.pipeline`, all or nothing, and return it.
+
+    `student` is the float32 denoiser to ship (EMA weights loaded); its weights are stored in `dtype`. `provenance` (recipe,
+    seeds, bank hash, `license` when the user stated one) goes into diffcompress.json beside teacher, versions and file hashes.
+    Raises DiffCompressError when a weight is not finite in `dtype`.
+    """
+    shipped = as_shipped(student, dtype)
+    given = dict(provenance or {})
+    licence = licence_of(teacher.reference, given.pop("license", None))
+
+    def write(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        subfolder = _write_rest(folder, teacher)
+        shipped.save_pretrained(folder / subfolder, safe_serialization=True)
+        for file in licence_files(teacher.reference):
+            shutil.copyfile(file, folder / file.name)
+        record = given | _record(folder, teacher, licence, dtype)
+        write_json(folder / PROVENANCE, record)
+        model_card.write(folder, record, facts.collect(run))
+
+    write_atomically(run.pipeline, write)
+    return run.pipeline
+
+
+def as_shipped(student: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of `student` on the CPU whose floating-point tensors have `dtype`; raises DiffCompressError for NaN or overflow."""
+    shipped = copy.deepcopy(student).to("cpu", dtype).eval().requires_grad_(False)
+    for name, value in shipped.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise DiffCompressError(
+                f"the student cannot be exported: {name} holds NaN or infinite values in {name_of(dtype)}",
+                "export with --dtype float32, or train again with a lower learning rate",
+            )
+    return shipped
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def weight_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every weight file of a pipeline folder, by its path inside the folder."""
+    return {file.relative_to(folder).as_posix(): sha256(file) for file in sorted(folder.rglob("*.safetensors"))}
+
+
+def _write_rest(folder: Path, teacher: LoadedPipeline) -> str:
+    """Everything of the pipeline but the denoiser, verbatim; returns the denoiser's subfolder."""
+    reference = teacher.reference
+    if reference.pipeline is None:
+        scheduler = str(reference.scheduler.get("_class_name", "DDPMScheduler"))
+        subfolder = teacher.family.subfolder
+        index = {
+            "_class_name": "DDPMPipeline" if scheduler.startswith("DDPM") else "DDIMPipeline",
+            "_diffusers_version": diffusers.__version__,
+            "scheduler": ["diffusers", scheduler],
+            subfolder: ["diffusers", teacher.family.class_name],
+        }
+        write_json(folder / "model_index.json", index)
+        write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": scheduler} | reference.scheduler)
+        return subfolder
+    subfolder = reference.denoiser.name
+    shutil.copyfile(reference.pipeline / "model_index.json", folder / "model_index.json")
+    for part, value in read_json(reference.pipeline / "model_index.json").items():
+        source = reference.pipeline / part
+        if part == subfolder or not isinstance(value, list) or value == [None, None]:
+            continue
+        if not source.is_dir():
+            raise UsageError(f"{source} is missing, though model_index.json names it", "check that the teacher's folder is complete")
+        shutil.copytree(source, folder / part)
+    return subfolder
+
+
+def _record(folder: Path, teacher: LoadedPipeline, licence: Licence, dtype: torch.dtype) -> dict[str, Any]:
+    from diffcompress import __version__
+
+    return {
+        "teacher": {"id": teacher.reference.id, "name": teacher.reference.name, "fingerprint": teacher.fingerprint},
+        "license": licence.as_json(),
+        "denoiser": teacher.family.class_name,
+        "class_conditional": teacher.family.num_classes(teacher.config) is not None,
+        "pipeline": read_json(folder / "model_index.json")["_class_name"],
+        "dtype": name_of(dtype),
+        "versions": {
+            "diffcompress": __version__,
+            "diffusers": diffusers.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "files": weight_hashes(folder),
+    }

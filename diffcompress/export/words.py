@@ -1,0 +1,129 @@
+"""Numbers as people read them. None and non-finite values are "not computed"."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+NOTHING = "not computed"
+_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_LABELS = {
+    "fd_demo": "Fréchet distance to real images (fd_demo)",
+    "fd_demo_held_out": "Fréchet distance to held-out real images",
+    "kd_demo": "kernel distance to real images (kd_demo)",
+    "fd": "Fréchet distance to real images",
+    "kd": "kernel distance to real images",
+    "paired_distance": "distance to the teacher's image from the same noise",
+    "latency_ms": "time of one denoiser call, batch of 1",
+    "latency_ms_batch16": "time of one denoiser call, batch of 16",
+    "agreement": "agreement with the teacher",
+    "failed_samples": "failed samples",
+    "params": "denoiser parameters",
+    "macs": "multiply-accumulates per denoiser call",
+    "memory_bytes": "memory of one denoiser call",
+}
+_COST_UNITS = ("parameters", "multiply-accumulates", "ms per call", "bytes")
+_BETTER = {"lower": "lower is better", "higher": "higher is better"}
+
+
+def label(name: str) -> str:
+    return _LABELS.get(name, name.replace("_", " "))
+
+
+def is_cost(metric: Mapping[str, Any]) -> bool:
+    return metric.get("unit") in _COST_UNITS
+
+
+def better(direction: str | None) -> str:
+    return _BETTER.get(direction or "", "")
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """Three significant digits, powers of ten only where nothing shorter is readable."""
+    if not is_number(value):
+        return NOTHING
+    size = abs(value)
+    if value == 0 or (float(value).is_integer() and size < 1e6):
+        return f"{value:,.0f}"
+    if size >= 1e6 or size < 1e-4:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa} × 10{_superscript(int(exponent))}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(size)))
+    return f"{value:,.{decimals}f}"
+
+
+def count(value: Any, unit: str = "") -> str:
+    """1,274,331 -> "1.27 M"; below ten thousand in full."""
+    if not is_number(value):
+        return NOTHING
+    for scale, prefix in _PREFIXES:
+        if abs(value) >= max(scale, 1e4):
+            return f"{value / scale:.3g} {prefix}{unit}"
+    return f"{value:,.0f} {unit}".strip()
+
+
+def size(value: Any) -> str:
+    return count(value, "B")
+
+
+def percent(value: Any, digits: int = 3) -> str:
+    return NOTHING if not is_number(value) else f"{number(100 * value, digits)} %"
+
+
+def times(large: Any, small: Any) -> str | None:
+    """How many times `large` is `small`, None where that cannot be said."""
+    return f"{large / small:.3g}" if is_number(large) and is_number(small) and small > 0 else None
+
+
+def duration(seconds: Any) -> str:
+    if not is_number(seconds):
+        return NOTHING
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def quantity(value: Any, unit: str | None) -> str:
+    """A metric's value in its unit."""
+    if not is_number(value):
+        return NOTHING
+    if unit == "bytes":
+        return size(value)
+    if unit in ("parameters", "multiply-accumulates"):
+        return count(value)
+    if unit == "share of samples":
+        return percent(value)
+    return f"{number(value)} ms" if unit == "ms per call" else number(value)
+
+
+def interval(estimate: Mapping[str, Any] | None, unit: str | None = None) -> str:
+    """ "[low, high]" of a value, empty where there is none."""
+    if not estimate or not is_number(estimate.get("low")) or not is_number(estimate.get("high")):
+        return ""
+    return f"[{quantity(estimate['low'], unit)}, {quantity(estimate['high'], unit)}]"
+
+
+def protocol(record: Mapping[str, Any]) -> str:
+    """One line that belongs beside every quality figure."""
+    if not record:
+        return "protocol not recorded"
+    parts = []
+    if record.get("num_samples") is not None:
+        parts.append(f"{record['num_samples']:,} samples")
+    if record.get("seed") is not None:
+        parts.append(f"seed {record['seed']}")
+    if record.get("sampler_steps") is not None:
+        parts.append(f"{str(record.get('sampler', 'sampler')).upper()} {record['sampler_steps']} steps")
+    return ", ".join([*parts, "95 % intervals"])
+
+
+def _superscript(exponent: int) -> str:
+    return str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

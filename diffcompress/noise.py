@@ -76,17 +76,13 @@ class NoiseProcess:
         return signal * noise - sigma * clean
 
     def clean_and_noise(self, prediction: Tensor, noisy: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """The clean image and the noise that a prediction implies, clipped where the scheduler clips."""
+        """The clean image and the noise that a prediction implies, without clipping."""
         signal, sigma = self.signal_and_noise(timestep, noisy)
         if self.prediction_type == "epsilon":
-            clean = (noisy - sigma * prediction) / signal
-        elif self.prediction_type == "sample":
-            clean = prediction
-        else:
-            clean = signal * noisy - sigma * prediction
-        if self.clip_sample:
-            clean = clean.clamp(-self.clip_sample_range, self.clip_sample_range)
-        return clean, (noisy - signal * clean) / sigma
+            return (noisy - sigma * prediction) / signal, prediction
+        if self.prediction_type == "sample":
+            return prediction, (noisy - signal * prediction) / sigma
+        return signal * noisy - sigma * prediction, sigma * noisy + signal * prediction
 
     def grid(self, num_steps: int, offset: Tensor | None = None) -> Tensor:
         """Descending timesteps `[num_steps, B]` evenly spread over 0..T-1; `offset` `[B]` in [0, 1) shifts each column."""
@@ -96,21 +92,33 @@ class NoiseProcess:
         return (position * stride).long().clamp(max=self.num_timesteps - 1)
 
     def step(self, prediction: Tensor, noisy: Tensor, timestep: Tensor, following: Tensor, eta: float, noise: Tensor) -> Tensor:
-        """One DDIM step (Song et al. 2021, eq. 12) from `timestep` to `following` (-1: the clean image), both `[B]`."""
-        clean, _ = self.clean_and_noise(prediction, noisy, timestep)
-        shape = (-1,) + (1,) * (noisy.dim() - 1)
+        """One DDIM step (Song et al. 2021, eq. 12) from `timestep` to `following` (-1: the clean image), both `[B]`.
+
+        Where the scheduler clips, it does so as diffusers does: at eta 0 (DDIMScheduler) the direction keeps the raw
+        prediction; above, it is that of the clipped image, which at eta 1 gives the posterior mean of DDPMScheduler.
+        """
+        signal, sigma = self.signal_and_noise(timestep, noisy)
+        clean, direction = self.clean_and_noise(prediction, noisy, timestep)
+        if self.clip_sample:
+            clean = clean.clamp(-self.clip_sample_range, self.clip_sample_range)
+            if eta > 0:
+                direction = (noisy - signal * clean) / sigma
         alphas = self.alphas_cumprod.to(noisy.device)
         alpha = alphas[timestep]
         alpha_next = torch.where(following >= 0, alphas[following.clamp(min=0)], torch.ones_like(alpha))
         spread = eta * ((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)).clamp(min=0).sqrt()
-        residual = (noisy - alpha.sqrt().to(noisy.dtype).view(shape) * clean) / (1 - alpha).sqrt().to(noisy.dtype).view(shape)
-        direction = (1 - alpha_next - spread**2).clamp(min=0).sqrt().to(noisy.dtype).view(shape) * residual
-        return alpha_next.sqrt().to(noisy.dtype).view(shape) * clean + direction + spread.to(noisy.dtype).view(shape) * noise
+        kept = (1 - alpha_next - spread**2).clamp(min=0).sqrt()
+
+        def as_factor(value: Tensor) -> Tensor:
+            return value.to(noisy.dtype).view((-1,) + (1,) * (noisy.dim() - 1))
+
+        return as_factor(alpha_next.sqrt()) * clean + as_factor(kept) * direction + as_factor(spread) * noise
 
 
 def generator(*integers: int) -> torch.Generator:
     """A CPU generator that follows from `integers` alone, so that no random state is ever stored."""
     import numpy as np
 
-    state = np.random.SeedSequence(integers).generate_state(2, dtype=np.uint32)
+    # The length comes first: a seed sequence takes (1,) and (1, 0) for the same.
+    state = np.random.SeedSequence((len(integers), *integers)).generate_state(2, dtype=np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))

@@ -1,0 +1,116 @@
+"""Agreement: how close the student's predictions are to the teacher's on equal inputs, per noise level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffcompress.evaluation.frechet import Estimate, mean_estimate
+from diffcompress.losses.fit import fit_line
+from diffcompress.noise import generator
+from diffcompress.teacher.load import LoadedPipeline
+
+AGREEMENT_STREAM = 301
+
+
+@dataclass(frozen=True)
+class Level:
+    """One bin of timesteps (inclusive). error: mean squared difference; relative_error: its root / the teacher's root
+    mean square; slope, intercept: least squares of the teacher on the student in each sample and channel, averaged."""
+
+    timestep_low: int
+    timestep_high: int
+    error: float
+    relative_error: float
+    slope: float
+    intercept: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """agreement: 1 - mean over levels of error / variance of the teacher's prediction, in (-inf, 1]; 1 is perfect."""
+
+    agreement: Estimate
+    levels: tuple[Level, ...]
+
+    def levels_json(self) -> list[dict[str, Any]]:
+        return [asdict(level) for level in self.levels]
+
+
+def why_incomparable(student: LoadedPipeline, teacher: LoadedPipeline) -> str | None:
+    """Why predictions of the two cannot be laid side by side, if so."""
+    if student.noise.prediction_type != teacher.noise.prediction_type:
+        return f"the student predicts {student.noise.prediction_type}, the teacher {teacher.noise.prediction_type}"
+    if not torch.equal(student.noise.alphas_cumprod, teacher.noise.alphas_cumprod):
+        return "student and teacher have different noise schedules"
+    if student.family.num_classes(student.config) != teacher.family.num_classes(teacher.config):
+        return "student and teacher take different class labels"
+    return None
+
+
+@torch.no_grad()
+def measure(
+    student: LoadedPipeline,
+    teacher: LoadedPipeline,
+    clean: Tensor,
+    conditioning: Mapping[str, Tensor],
+    *,
+    num_levels: int,
+    seed: int,
+    batch_size: int = 128,
+) -> Agreement:
+    """Every clean image `[N, C, *spatial]` is noised once per level.
+
+    Timestep and noise follow from (seed, level, image) alone.
+    """
+    total = teacher.noise.num_timesteps
+    num_levels = min(num_levels, total)
+    ratios, levels = [], []
+    for level in range(num_levels):
+        low, high = level * total // num_levels, (level + 1) * total // num_levels - 1
+        noisy, timestep = _inputs(teacher, clean, level, low, high, seed)
+        ours = _predictions(student, noisy, timestep, conditioning, batch_size)
+        theirs = _predictions(teacher, noisy, timestep, conditioning, batch_size)
+        error = (ours - theirs).square().flatten(1).mean(1)
+        ratios.append(error / theirs.var(correction=0))
+        channels = theirs.flatten(2)
+        line = fit_line(ours.flatten(2).unsqueeze(2), channels.unsqueeze(2), channels.var(-1, correction=0))
+        levels.append(
+            Level(
+                low,
+                high,
+                error.mean().item(),
+                (error.mean() / theirs.square().mean()).sqrt().item(),
+                1 + line.tilt.mean().item(),
+                line.intercept.mean().item(),
+            )
+        )
+    value, low_end, high_end = mean_estimate(1 - torch.stack(ratios).mean(0), seed=seed)
+    return Agreement(Estimate(value, low_end, min(high_end, 1.0)), tuple(levels))
+
+
+def _inputs(
+    teacher: LoadedPipeline, clean: Tensor, level: int, low: int, high: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    streams = [generator(seed, AGREEMENT_STREAM, level, i) for i in range(len(clean))]
+    timestep = torch.stack([torch.randint(low, high + 1, (), generator=stream) for stream in streams])
+    noise = torch.stack([torch.randn(clean.shape[1:], generator=stream) for stream in streams])
+    return teacher.noise.noisy(clean, noise, timestep), timestep
+
+
+def _predictions(
+    pipeline: LoadedPipeline, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], batch_size: int
+) -> Tensor:
+    """`[N, C, *spatial]` float64 on the CPU."""
+    parts = []
+    for start in range(0, len(noisy), batch_size):
+        rows = slice(start, start + batch_size)
+        given = {name: value[rows].to(pipeline.device) for name, value in conditioning.items()}
+        parts.append(
+            pipeline.predict(noisy[rows].to(pipeline.device), timestep[rows].to(pipeline.device), given).double().cpu()
+        )
+    return torch.cat(parts)

@@ -1,0 +1,149 @@
+"""Samples drawn once: features, total variation and a few images, kept under a key of what they follow from.
+
+An entry is one safetensors file `<key>.safetensors` with a row per sample; while it is made, its shards lie in
+`<key>-<num_samples>/`, so a kill loses one batch at most. The demo teacher's entry ships with the package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffcompress.data.shards import Tensors, read_shards, shard_path
+from diffcompress.evaluation.failed import total_variation
+from diffcompress.evaluation.features import FeatureSpace
+from diffcompress.evaluation.protocol import Protocol
+from diffcompress.run_folder import discard, write_atomically
+from diffcompress.runtime import Progress, StopRequest
+from diffcompress.sampling import automatic_batch_size, sample
+from diffcompress.teacher.load import LoadedPipeline
+from diffcompress.teacher.reference import DEMO_FOLDER
+
+SHARD_SIZE = 128
+SHIPPED_FOLDER = DEMO_FOLDER / "samples"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples 0..N-1 of one model. images: the first `SHARD_SIZE` at most, `[n, C, *spatial]`; variation: `[N]`;
+    features: `[N, D]`, or None without a feature space."""
+
+    images: Tensor
+    variation: Tensor
+    features: Tensor | None
+
+    @property
+    def num_broken(self) -> int:
+        """Samples that are not finite."""
+        return int(torch.isinf(self.variation).sum())
+
+
+@dataclass(frozen=True)
+class SampleCache:
+    """folder: where new entries go; ready: folders that are only read."""
+
+    folder: Path
+    stop: StopRequest
+    progress: Progress
+    ready: tuple[Path, ...] = (SHIPPED_FOLDER,)
+
+    def draw(self, pipeline: LoadedPipeline, protocol: Protocol, space: FeatureSpace | None, task: str) -> Drawn:
+        """The protocol's samples of `pipeline`, drawn where no cache holds them.
+
+        Raises RunStopped or RunInterrupted between batches; the same call goes on.
+        """
+        key, count = entry_key(weights_key(pipeline), protocol), protocol.num_samples
+        tensors = self._find(key, count) or self._make(key, count, pipeline, protocol, space, task)
+        features = tensors["features"][:count] if "features" in tensors else None
+        return Drawn(tensors["images"][: min(count, SHARD_SIZE)].float(), tensors["variation"][:count], features)
+
+    def _find(self, key: str, count: int) -> Tensors | None:
+        """An entry of at least `count` rows: sample i follows from (seed, i), so a longer entry serves as well."""
+        for folder in (self.folder, *self.ready):
+            path = folder / f"{key}.safetensors"
+            if not path.is_file():
+                continue
+            try:
+                tensors = load_file(path)
+            except (SafetensorError, OSError) as error:
+                self.progress.warn(f"cannot read the cached samples {path} ({error}); drawing them again")
+                continue
+            if len(tensors["variation"]) >= count:
+                return tensors
+        return None
+
+    def _make(
+        self, key: str, count: int, pipeline: LoadedPipeline, protocol: Protocol, space: FeatureSpace | None, task: str
+    ) -> Tensors:
+        shards = self.folder / f"{key}-{count}"
+        batch_size = min(SHARD_SIZE, automatic_batch_size(pipeline))
+        for first in range(0, count, SHARD_SIZE):
+            shard = range(first, min(first + SHARD_SIZE, count))
+            path = shard_path(shards, first // SHARD_SIZE)
+            if not path.exists():
+                batches = [shard[start : start + batch_size] for start in range(0, len(shard), batch_size)]
+                _save(path, _end_to_end([_rows(pipeline, protocol, space, batch) for batch in batches]))
+            self.progress.update(task, shard.stop, count)
+            self.stop.raise_if_set()
+        tensors = read_shards(shards, count, SHARD_SIZE)
+        made = {
+            "model": pipeline.reference.name,
+            "weights": weights_key(pipeline),
+            "protocol": json.dumps(protocol.to_json()),
+        }
+        _save(self.folder / f"{key}.safetensors", tensors, made)
+        discard(shards)
+        return tensors
+
+
+def weights_key(pipeline: LoadedPipeline) -> str:
+    """The fingerprint of a loaded pipeline; of one that was never written, a hash of its configs and tensors."""
+    if pipeline.fingerprint:
+        return pipeline.fingerprint
+    digest = hashlib.sha256(
+        json.dumps([dict(pipeline.config), pipeline.reference.scheduler], sort_keys=True, default=str).encode()
+    )
+    for name, value in sorted(pipeline.denoiser.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def entry_key(weights: str, protocol: Protocol) -> str:
+    """What samples and their features follow from: weights, sampler, seed, extractor."""
+    parts = [
+        weights,
+        protocol.sampler,
+        protocol.sampler_steps,
+        protocol.eta,
+        protocol.seed,
+        protocol.extractor,
+        protocol.revision,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def _rows(pipeline: LoadedPipeline, protocol: Protocol, space: FeatureSpace | None, indices: range) -> Tensors:
+    images = sample(pipeline, list(indices), seed=protocol.seed, num_steps=protocol.sampler_steps, eta=protocol.eta)
+    rows = {"variation": total_variation(images)}
+    # Kept in half precision and read back so: fresh and cached results are the same. Later shards keep none.
+    rows["images"] = images[: SHARD_SIZE - indices.start if indices.start < SHARD_SIZE else 0].half()
+    if space is not None:
+        rows["features"] = space.features(images.nan_to_num())
+    return rows
+
+
+def _end_to_end(parts: list[Tensors]) -> Tensors:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _save(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
+    whole = {name: value.contiguous() for name, value in tensors.items()}
+    write_atomically(path, lambda part: save_file(whole, part, metadata=metadata))

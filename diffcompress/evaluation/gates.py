@@ -1,0 +1,173 @@
+"""Quality gates: `params<50M`, `fd<1.2*teacher`, `failed_samples<=5%`. A small grammar, read before any work is done.
+
+gate   := metric operator limit
+limit  := number | [number "*"] model | model "*" number
+number := digits, with k, M, G, B (thousands, millions, billions, billions) or % behind
+model  := teacher | untrained: the same metric's value of that model
+"""
+
+from __future__ import annotations
+
+import difflib
+import operator
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffcompress.errors import UsageError
+from diffcompress.run_folder import write_atomically
+
+OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "%": 0.01}
+MODELS = ("teacher", "untrained")
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?P<suffix>[A-Za-z%]*)|(?P<word>[A-Za-z_]\w*)|(?P<sign><=|>=|==|<|>|\*))"
+)
+_EXAMPLE = "write it like 'params<50M', 'agreement>0.9', 'fd<1.2*teacher' or 'failed_samples<=5%'"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """`metric` `sign` `factor`, or times the same metric's value of `model`."""
+
+    expr: str
+    metric: str
+    sign: str
+    factor: float
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class _Token:
+    kind: str
+    text: str
+    column: int
+    value: float = 0.0
+
+
+def parse(expressions: Iterable[str], metrics: Sequence[str], models: Sequence[str] = MODELS) -> list[Gate]:
+    """Gates over `metrics` (their names), that may refer to the models in `models`.
+
+    Raises UsageError marking the column of what cannot be read, or naming the metric nearest to an unknown one.
+    """
+    return [_parse(expr, metrics, models) for expr in expressions]
+
+
+def judge(gates: Iterable[Gate], metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each gate's `{"expr", "value", "passed"}`; a gate whose numbers were not computed fails and says `why`."""
+    return [_judge(gate, metrics) for gate in gates]
+
+
+def write_junit(path: Path, results: Sequence[Mapping[str, Any]], student: str) -> None:
+    """Gate results as JUnit XML: one test case per gate."""
+    failures = [result for result in results if not result["passed"]]
+    suite = ET.Element(
+        "testsuite", name="diffcompress evaluate", tests=str(len(results)), failures=str(len(failures)), errors="0"
+    )
+    for result in results:
+        case = ET.SubElement(suite, "testcase", classname=f"diffcompress.{student}", name=result["expr"])
+        if not result["passed"]:
+            message = result.get("why") or f"measured {result['value']:.6g}"
+            ET.SubElement(case, "failure", message=message).text = f"{result['expr']}: {message}"
+    write_atomically(path, lambda part: ET.ElementTree(suite).write(part, encoding="utf-8", xml_declaration=True))
+
+
+def _parse(expr: str, metrics: Sequence[str], models: Sequence[str]) -> Gate:
+    tokens = _tokens(expr)
+
+    def take(kinds: tuple[str, ...], wanted: str) -> _Token:
+        token = tokens.pop(0)
+        if token.kind not in kinds:
+            raise _syntax(expr, token.column, f"expected {wanted}")
+        return token
+
+    metric = take(("word",), "a metric's name")
+    if metric.text not in metrics:
+        nearest = difflib.get_close_matches(metric.text, metrics, n=1, cutoff=0.4)
+        meant = f"did you mean '{nearest[0]}'? " if nearest else ""
+        raise UsageError(
+            f"gate '{expr}' names an unknown metric '{metric.text}'", f"{meant}known: {', '.join(metrics)}"
+        )
+    sign = take(("sign",), f"one of {' '.join(OPERATORS)}")
+    if sign.text not in OPERATORS:
+        raise _syntax(expr, sign.column, f"expected one of {' '.join(OPERATORS)}")
+    factors = [take(("number", "word"), "a number, teacher or untrained")]
+    if tokens[0].text == "*":
+        tokens.pop(0)
+        other = "word" if factors[0].kind == "number" else "number"
+        factors.append(take((other,), "teacher or untrained" if other == "word" else "a number"))
+    take(("end",), "the end")
+    factor, model = 1.0, None
+    for token in factors:
+        if token.kind == "number":
+            factor = token.value
+        elif token.text not in MODELS:
+            raise _syntax(expr, token.column, f"expected a number, teacher or untrained, not '{token.text}'")
+        elif token.text not in models:
+            raise UsageError(
+                f"gate '{expr}' compares with the {token.text}, but none is given",
+                f"name the {token.text}, or use a number",
+            )
+        else:
+            model = token.text
+    return Gate(expr, metric.text, sign.text, factor, model)
+
+
+def _tokens(expr: str) -> list[_Token]:
+    tokens, position = [], 0
+    end = len(expr.rstrip())
+    while position < end:
+        match = _TOKEN.match(expr, position)
+        if match is None:
+            skipped = len(expr[position:]) - len(expr[position:].lstrip())
+            raise _syntax(expr, position + skipped, f"unexpected '{expr[position + skipped]}'")
+        kind = str(match.lastgroup if match.lastgroup != "suffix" else "number")
+        value = 0.0
+        if kind == "number":
+            suffix = match["suffix"].lower()
+            if suffix not in SUFFIXES:
+                raise _syntax(
+                    expr, match.start("suffix"), f"unknown suffix '{match['suffix']}', expected k, M, G, B or %"
+                )
+            value = float(match["number"]) * SUFFIXES[suffix]
+        tokens.append(_Token(kind, match[kind], match.start(kind), value))
+        position = match.end()
+    return [*tokens, _Token("end", "", end)]
+
+
+def _syntax(expr: str, column: int, what: str) -> UsageError:
+    return UsageError(
+        f"cannot read the gate '{expr}', column {column + 1}: {what}\n  {expr}\n  {' ' * column}^", _EXAMPLE
+    )
+
+
+def _judge(gate: Gate, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    name = gate.metric
+    if name in ("fd", "kd"):
+        # Held-out distances are a check beside the measure that is steered by.
+        computed = [m for m in metrics if m.startswith(f"{name}_") and not m.endswith("_held_out")]
+        name = computed[0] if computed else name
+    reasons = {item["metric"]: item["why"] for item in metrics.get("not_computed", ())}
+    metric = metrics.get(name)
+    if metric is None or metric["value"] is None:
+        return _missed(gate, None, reasons.get(name, f"{gate.metric} was not computed"))
+    limit = gate.factor
+    if gate.model is not None:
+        other = metric.get(gate.model)
+        if other is None or other["value"] is None:
+            return _missed(gate, metric["value"], f"{name} of the {gate.model} was not computed")
+        limit *= other["value"]
+    return {"expr": gate.expr, "value": metric["value"], "passed": bool(OPERATORS[gate.sign](metric["value"], limit))}
+
+
+def _missed(gate: Gate, value: float | None, why: str) -> dict[str, Any]:
+    return {"expr": gate.expr, "value": value, "passed": False, "why": why}

@@ -1,0 +1,135 @@
+"""What one denoiser call costs: parameters, multiply-accumulates, milliseconds, bytes."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffcompress.teacher.load import LoadedPipeline
+
+BATCH_SIZES = (1, 16)
+MOST_REPEATS, FEWEST_REPEATS, SECONDS = 20, 5, 3.0
+
+
+@dataclass(frozen=True)
+class Speed:
+    """params: of the denoiser, no buffers; macs: multiply-accumulates of a call at batch 1; latency_ms: median per call
+    at each of `BATCH_SIZES`; memory_bytes: weights and peak activations of a call at batch 1; threads: of the CPU."""
+
+    params: int
+    macs: int
+    latency_ms: dict[int, float]
+    memory_bytes: int
+    threads: int
+    device: str
+
+
+def measure(pipeline: LoadedPipeline) -> Speed:
+    """Cost of one call of `pipeline`'s denoiser, on the device it lies on."""
+    return Speed(
+        sum(p.numel() for p in pipeline.denoiser.parameters()),
+        count_macs(pipeline),
+        {size: _latency(pipeline, size) for size in BATCH_SIZES},
+        _memory(pipeline),
+        torch.get_num_threads(),
+        pipeline.device.type,
+    )
+
+
+def count_macs(pipeline: LoadedPipeline) -> int:
+    """Multiply-accumulates of convolutions and matrix products at batch 1, counted on the meta device."""
+    with torch.device("meta"):
+        denoiser = type(pipeline.denoiser).from_config(pipeline.denoiser.config)  # type: ignore[attr-defined]
+        inputs = pipeline.family.example_inputs(pipeline.config, 1)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        _predict(pipeline, denoiser.eval(), inputs)
+    return counter.get_total_flops() // 2
+
+
+def _predict(pipeline: LoadedPipeline, denoiser: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    conditioning = {name: value for name, value in inputs.items() if name not in ("noisy", "timestep")}
+    return pipeline.family.predict(denoiser, inputs["noisy"], inputs["timestep"], conditioning)
+
+
+def _call(pipeline: LoadedPipeline, batch: int) -> Callable[[], Tensor]:
+    with torch.device(pipeline.device):
+        inputs = pipeline.family.example_inputs(pipeline.config, batch)
+    return lambda: _predict(pipeline, pipeline.denoiser, inputs)
+
+
+@torch.no_grad()
+def _latency(pipeline: LoadedPipeline, batch: int) -> float:
+    call, on_cuda = _call(pipeline, batch), pipeline.device.type == "cuda"
+    for _ in range(2):
+        call()
+    times: list[float] = []
+    started = time.perf_counter()
+    while len(times) < FEWEST_REPEATS or (len(times) < MOST_REPEATS and time.perf_counter() - started < SECONDS):
+        if on_cuda:
+            torch.cuda.synchronize()
+        before = time.perf_counter()
+        call()
+        if on_cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - before)
+    return median(times) * 1000
+
+
+@torch.no_grad()
+def _memory(pipeline: LoadedPipeline) -> int:
+    weights = sum(p.numel() * p.element_size() for p in pipeline.denoiser.parameters())
+    call = _call(pipeline, 1)
+    if pipeline.device.type == "cuda":
+        before = torch.cuda.memory_allocated(pipeline.device)
+        torch.cuda.reset_peak_memory_stats(pipeline.device)
+        call()
+        return weights + torch.cuda.max_memory_allocated(pipeline.device) - before
+    with _LiveBytes() as live:
+        call()
+    return weights + live.peak
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Bytes of tensors that are alive at once: made by an operation under this mode and not yet freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._now = 0
+        self._users: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {id(value) for value in args if isinstance(value, Tensor)}
+        pointers = {value.untyped_storage().data_ptr() for value in args if isinstance(value, Tensor)}
+        for value in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(value, Tensor) and id(value) not in given:
+                storage = value.untyped_storage()
+                pointer, size = storage.data_ptr(), storage.nbytes()
+                if pointer in self._users or pointer not in pointers:
+                    self._add(value, pointer, size)
+        return result
+
+    def _add(self, value: Tensor, pointer: int, size: int) -> None:
+        if pointer not in self._users:
+            self._now += size
+            self.peak = max(self.peak, self._now)
+        self._users[pointer] = self._users.get(pointer, 0) + 1
+        weakref.finalize(value, self._remove, pointer, size)
+
+    def _remove(self, pointer: int, size: int) -> None:
+        self._users[pointer] -= 1
+        if not self._users[pointer]:
+            del self._users[pointer]
+            self._now -= size

@@ -1,0 +1,87 @@
+"""Frechet and kernel distances against torchmetrics and against loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchmetrics.image.fid import _compute_fid
+
+from diffcompress.errors import UsageError
+from diffcompress.evaluation.frechet import Moments, frechet_distance, kernel_distance, mean_estimate
+
+
+def features(count: int, seed: int, shift: float = 0.0, spread: float = 1.0, dimension: int = 16) -> torch.Tensor:
+    stream = torch.Generator().manual_seed(seed)
+    mix = torch.randn(dimension, dimension, generator=torch.Generator().manual_seed(99))
+    return spread * torch.randn(count, dimension, generator=stream) @ mix + shift
+
+
+@pytest.mark.parametrize(("shift", "spread"), [(0.0, 1.0), (0.5, 1.0), (0.0, 2.0), (1.5, 0.3)])
+def test_equals_torchmetrics(shift, spread):
+    ours, reference = features(400, 1, shift, spread), Moments.of(features(500, 2))
+    moments = Moments.of(ours)
+    expected = _compute_fid(moments.mean, moments.covariance, reference.mean, reference.covariance).item()
+    assert frechet_distance(ours, reference).value == pytest.approx(expected, abs=1e-3, rel=1e-3)
+
+
+def test_moments_are_those_of_torch():
+    values = features(50, 3)
+    assert torch.allclose(Moments.of(values).covariance, torch.cov(values.double().T))
+
+
+def test_a_set_has_no_distance_to_itself_even_with_a_dead_feature():
+    values = features(100, 4)
+    values[:, 3] = 0
+    assert frechet_distance(values, Moments.of(values)).value == pytest.approx(0, abs=1e-8)
+
+
+def test_intervals_hold_the_value_and_follow_from_the_seed():
+    ours, reference = features(200, 5, 0.2), features(300, 6)
+    for distance, to in ((frechet_distance, Moments.of(reference)), (kernel_distance, reference)):
+        found = distance(ours, to)
+        assert found.low < found.value < found.high
+        assert distance(ours, to) == found
+        assert distance(ours, to, seed=1) != found
+
+
+def test_the_interval_is_as_wide_as_fresh_sets_scatter():
+    reference = Moments.of(features(5000, 7))
+    values = torch.tensor([frechet_distance(features(300, 100 + i, 1.0), reference).value for i in range(30)])
+    found = frechet_distance(features(300, 99, 1.0), reference)
+    assert 0.4 < (found.high - found.low) / (4 * values.std().item()) < 2.5
+
+
+def test_too_few_samples_for_a_frechet_distance_are_refused():
+    with pytest.raises(UsageError, match=r"31 samples are too few .* 16 features.* at least 32"):
+        frechet_distance(features(31, 8), Moments.of(features(100, 9)))
+
+
+def test_kernel_distance_equals_loops():
+    x, y = features(7, 10, dimension=3).double(), features(5, 11, 0.5, dimension=3).double()
+
+    def kernel(a, b):
+        return float((a @ b / 3 + 1) ** 3)
+
+    within = sum(kernel(x[i], x[j]) for i in range(7) for j in range(7) if i != j) / 42
+    among = sum(kernel(y[i], y[j]) for i in range(5) for j in range(5) if i != j) / 20
+    cross = sum(kernel(a, b) for a in x for b in y) / 35
+    assert kernel_distance(x, y).value == pytest.approx(within + among - 2 * cross)
+
+
+def test_kernel_distance_of_equal_distributions_averages_to_zero():
+    values = torch.tensor(
+        [
+            kernel_distance(features(60, 2 * i, dimension=4), features(60, 2 * i + 1, dimension=4)).value
+            for i in range(40)
+        ]
+    )
+    far = kernel_distance(features(60, 1, 2.0, dimension=4), features(60, 2, dimension=4)).value
+    assert abs(values.mean()) < 3 * values.std() / 40**0.5
+    assert far > 5 * values.std()
+
+
+def test_mean_estimate():
+    values = torch.arange(100.0)
+    found = mean_estimate(values)
+    assert found.value == 49.5
+    assert 2 < found.value - found.low < 10

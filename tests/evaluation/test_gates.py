@@ -1,0 +1,115 @@
+"""The gate grammar: what it reads, what it refuses, and how it judges."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from diffcompress.errors import UsageError
+from diffcompress.evaluation.gates import judge, parse, write_junit
+from diffcompress.evaluation.score import METRICS
+
+
+def metric(value, teacher=None, untrained=None):
+    return {"value": value, "teacher": teacher and {"value": teacher}, "untrained": untrained and {"value": untrained}}
+
+
+FOUND = {
+    "params": metric(40e6, 800e6),
+    "agreement": metric(0.93),
+    "fd_demo": metric(2.3, 2.0, 40.0),
+    "fd_demo_held_out": metric(99.0, 99.0),
+    "failed_samples": metric(0.05, 0.001),
+    "not_computed": [{"metric": "kd", "why": "no extractor"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("expr", "passed"),
+    [
+        ("params<50M", True),
+        ("params < 39.9m", False),
+        ("params<=40000k", True),
+        ("params<0.04G", False),
+        ("params<0.041B", True),
+        ("params==4e7", True),
+        ("params<0.1*teacher", True),
+        ("agreement>0.9", True),
+        ("agreement >= .94", False),
+        ("fd<1.2*teacher", True),
+        ("fd<teacher*1.1", False),
+        ("fd < teacher", False),
+        ("fd_demo<0.1*untrained", True),
+        ("failed_samples<=5%", True),
+        ("failed_samples<5%", False),
+    ],
+)
+def test_judges(expr, passed):
+    (result,) = judge(parse([expr], METRICS), FOUND)
+    assert result["expr"] == expr
+    assert result["passed"] is passed
+    assert result["value"] is not None
+    assert set(result) == {"expr", "value", "passed"}
+
+
+@pytest.mark.parametrize(
+    ("expr", "column"),
+    [
+        ("", 1),
+        ("params", 7),
+        ("params<", 8),
+        ("params!5", 7),
+        ("params*5", 7),
+        ("params<<5", 8),
+        ("params<50Q", 10),
+        ("params<5 6", 10),
+        ("params<teach", 8),
+        ("params<2*3", 10),
+        ("params<teacher*teacher", 16),
+        ("5<params", 1),
+        ("params<5;print(1)", 9),
+        ("params<__import__('os')", 18),
+        ("params<nan", 8),
+    ],
+)
+def test_marks_the_column_of_a_syntax_error(expr, column):
+    with pytest.raises(UsageError) as caught:
+        parse([expr], METRICS)
+    assert f"column {column}:" in caught.value.message
+    assert caught.value.message.splitlines()[-1] == "  " + " " * (column - 1) + "^"
+
+
+def test_an_unknown_metric_gets_the_nearest_name():
+    with pytest.raises(UsageError) as caught:
+        parse(["agrement>0.9"], METRICS)
+    assert "did you mean 'agreement'" in caught.value.hint
+
+
+def test_a_model_that_is_not_there_is_refused_before_any_work():
+    with pytest.raises(UsageError, match="compares with the teacher, but none is given"):
+        parse(["fd<teacher"], METRICS, models=())
+
+
+def test_what_was_not_computed_fails_with_the_reason():
+    results = judge(parse(["kd<1", "macs<5", "agreement>teacher"], METRICS), FOUND)
+    assert [result["passed"] for result in results] == [False, False, False]
+    assert [result["why"] for result in results] == [
+        "no extractor",
+        "macs was not computed",
+        "agreement of the teacher was not computed",
+    ]
+
+
+def test_a_value_that_is_not_a_number_fails():
+    (result,) = judge(parse(["agreement<5"], METRICS), {"agreement": metric(float("nan"))})
+    assert result["passed"] is False
+
+
+def test_junit(tmp_path):
+    results = judge(parse(["params<50M", "fd<1", "kd<1"], METRICS), FOUND)
+    write_junit(tmp_path / "gates.xml", results, "student")
+    suite = ET.parse(tmp_path / "gates.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("3", "2")
+    assert [case.get("name") for case in suite] == ["params<50M", "fd<1", "kd<1"]
+    assert [failure.get("message") for failure in suite.iter("failure")] == ["measured 2.3", "no extractor"]

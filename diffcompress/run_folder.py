@@ -75,6 +75,7 @@ class RunFolder:
         self.targets = self.path / "targets"
         self.student_init = self.path / "student-init"
         self.samples = self.path / "samples"
+        self.cache = self.path / "cache"
         self.metrics = self.path / "metrics.json"
         self.proof = self.path / "export-proof.json"
         self.timings = self.path / "timings.json"

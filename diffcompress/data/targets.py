@@ -24,7 +24,8 @@ from diffcompress.sampling import automatic_batch_size
 from diffcompress.teacher.load import LoadedPipeline
 
 SHARD_SIZE = 512
-ENTRY_STREAM, MIX_STREAM, ORDER_STREAM, FRESH_STREAM = 21, 22, 23, 24
+ENTRY_STREAM, MIX_STREAM, ORDER_STREAM, FRESH_STREAM, TAYLOR_STREAM = 21, 22, 23, 24, 25
+TAYLOR_BATCHES, TAYLOR_BATCH_SIZE = 8, 32
 
 
 @dataclass(frozen=True)
@@ -149,3 +150,17 @@ class Targets:
         if not hasattr(self, "_cached_teacher_batch"):
             self._cached_teacher_batch = automatic_batch_size(self.teacher)
         return self._cached_teacher_batch
+
+
+def taylor_batches(teacher: LoadedPipeline, bank: Bank, seed: int) -> list[tuple[Tensor, Tensor, dict[str, Tensor], Tensor]]:
+    """A few batches (noisy, timestep, conditioning, diffusion target) of the bank, for ranking channels."""
+    batches = []
+    for number in range(TAYLOR_BATCHES):
+        own = generator(seed, TAYLOR_STREAM, number)
+        index = torch.randint(bank.num_samples, (TAYLOR_BATCH_SIZE,), generator=own)
+        clean, noise = bank.clean[index], torch.randn(TAYLOR_BATCH_SIZE, *teacher.sample_shape, generator=own)
+        timestep = teacher.noise.draw_timesteps(TAYLOR_BATCH_SIZE, own, "antithetic")
+        conditioning = {name: value[index].to(teacher.device) for name, value in bank.conditioning.items()}
+        noisy, target = teacher.noise.noisy(clean, noise, timestep), teacher.noise.target(clean, noise, timestep)
+        batches.append((noisy.to(teacher.device), timestep.to(teacher.device), conditioning, target.to(teacher.device)))
+    return batches

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,15 +14,21 @@ from torch import nn
 from diffcompress import recipe as recipes
 from diffcompress import runtime as runtimes
 from diffcompress.data import bank as banks
-from diffcompress.data.targets import Targets
+from diffcompress.data.targets import Targets, taylor_batches
+from diffcompress.evaluation.features import find_space
+from diffcompress.evaluation.protocol import Protocol
+from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.export.proof import prove
 from diffcompress.export.report import write_report
 from diffcompress.export.sheets import write_sheet
+from diffcompress.export.weights import export_pipeline
 from diffcompress.recipe import Recipe
 from diffcompress.run_folder import RunFolder, discard, read_json, write_json, write_text
 from diffcompress.runtime import Progress, Runtime
 from diffcompress.sampling import sample
+from diffcompress.student.inherit import start_student, taylor_scores
 from diffcompress.student.plan import StudentPlan, plan
-from diffcompress.teacher.load import LoadedPipeline, describe, load
+from diffcompress.teacher.load import LoadedPipeline, describe, load, state_fingerprint
 from diffcompress.teacher.reference import resolve
 from diffcompress.training import budget
 from diffcompress.training.ema import Ema
@@ -33,6 +38,8 @@ from diffcompress.training.stage import Job, run_stage
 from diffcompress.training.state import Checkpoints, TrainingState
 
 PREVIEW_SAMPLES = 16
+# Without a feature space no distance is estimated, and fewer samples tell the rest.
+SAMPLES_WITHOUT_SPACE = 256
 
 
 def shrink(
@@ -105,11 +112,6 @@ class _Context:
         if self.runtime.is_main:
             write_json(path, value)
 
-    def with_denoiser(self, denoiser: nn.Module) -> LoadedPipeline:
-        """The student as a pipeline of its own, sampled as the teacher is."""
-        reference = replace(self.teacher.reference, config=dict(self.plan.config))
-        return replace(self.teacher, reference=reference, denoiser=denoiser.eval(), fingerprint="")
-
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
         started = time.monotonic()
@@ -130,7 +132,7 @@ def _run(context: _Context, asked: Recipe, data: str | None, max_time: float | N
     with context.timed("bank"):
         bank = banks.fill(run.bank, context.teacher, asked.bank, asked.seed, data, runtime, context.progress)
     with context.timed("student-init"):
-        start = _start(context, asked, bank)
+        start = initial_student(context.teacher, context.plan, asked, bank).to(runtime.device)
     recipe, trained = _train(context, asked, start, bank, max_time)
     if runtime.is_main:
         _conclude(context, recipe, start, trained, bank)
@@ -140,7 +142,7 @@ def _train(
     context: _Context, asked: Recipe, start: nn.Module, bank: banks.Bank, max_time: float | None
 ) -> tuple[Recipe, nn.Module]:
     """All stages, from wherever they stand; the resolved recipe and the student with its EMA weights."""
-    student = _copy(context, start)
+    student = copy_student(context.plan, start)
     uses_features = any(stage.weights.feature_kd > 0 for stage in asked.stages)
     adapters = make_adapters(student, context.teacher) if uses_features else None
     trainee = Trainee(student, context.teacher.family, adapters).to(context.runtime.device).train()
@@ -150,9 +152,7 @@ def _train(
         folder = context.run.stage(index, stage.name)
         run_stage(job, index, folder)
         context.add_seconds(folder.name, job.state.counters.seconds, total=True)
-    student = _copy(context, start)
-    student.load_state_dict({k[8:]: v for k, v in job.state.ema.tensors.items() if k.startswith("student.")})
-    return recipe, student.eval().requires_grad_(False)
+    return recipe, averaged_student(context.plan, start, job.state)
 
 
 def _job(context: _Context, recipe: Recipe, trainee: Trainee, bank: banks.Bank) -> Job:
@@ -171,9 +171,7 @@ def _job(context: _Context, recipe: Recipe, trainee: Trainee, bank: banks.Bank) 
     )
 
     def preview(step: int) -> None:
-        averaged = _copy(context, trainee.student)
-        averaged.load_state_dict({k[8:]: v for k, v in state.ema.tensors.items() if k.startswith("student.")})
-        pipeline = context.with_denoiser(averaged)
+        pipeline = as_student(context.teacher, context.plan, averaged_student(context.plan, trainee.student, state))
         images = sample(pipeline, range(PREVIEW_SAMPLES), seed=recipe.seed, num_steps=recipe.evaluation.sampler_steps)
         write_sheet(images, context.run.samples / f"preview-{step:06d}.png")
 
@@ -216,8 +214,85 @@ def _resolved(
     return recipe
 
 
-def _copy(context: _Context, model: nn.Module) -> nn.Module:
-    """A fresh trainable student with the weights of `model`, built from its config (hooks and wrappers stay behind)."""
-    copy = type(model).from_config(context.plan.config)  # type: ignore[attr-defined]
+def _conclude(context: _Context, recipe: Recipe, start: nn.Module, trained: nn.Module, bank: banks.Bank) -> None:
+    """Evaluation, export, proof and report; each skipped when its file is there."""
+    run, teacher, identity = context.run, context.teacher, context.run.identity
+    student = as_student(teacher, context.plan, trained)
+    if not run.metrics.exists():
+        with context.timed("evaluation"):
+            space = find_space(teacher)
+            wanted = recipe.evaluation.num_samples if space else min(recipe.evaluation.num_samples, SAMPLES_WITHOUT_SPACE)
+            protocol = Protocol.make(space, num_samples=wanted, sampler_steps=recipe.evaluation.sampler_steps)
+            scored = evaluate_pipeline(
+                student,
+                teacher,
+                protocol,
+                space=space,
+                cache_folder=run.cache,
+                stop=context.runtime.stop,
+                untrained=as_student(teacher, context.plan, start),
+                samples_folder=run.samples,
+                progress=context.progress,
+            )
+            about = {"id": str(run.pipeline), "fingerprint": student.fingerprint}
+            result = {"student": about, "teacher": {"id": teacher.reference.id, "fingerprint": teacher.fingerprint}, **scored, "gates": []}
+            write_json(run.metrics, result)
+    write_json(run.warnings, _warnings(context, bank))
+    if not run.proof.exists():
+        with context.timed("export"):
+            dtype = getattr(torch, identity["dtype"]) if identity["dtype"] else teacher.dtype
+            provenance = {"recipe": recipe.model_dump(mode="json"), "seed": recipe.seed, "bank": bank.key, "method": identity["method"]}
+            if identity["license"]:
+                provenance["license"] = identity["license"]
+            export_pipeline(trained, teacher, run, dtype=dtype, provenance=provenance)
+            prove(run, trained, teacher, dtype=dtype)
+    write_report(run)
+
+
+def _warnings(context: _Context, bank: banks.Bank) -> list[str]:
+    found = []
+    for folder in context.run.stages():
+        counters = read_json(folder / "final" / "state.json")
+        if counters["skipped"] or counters["rollbacks"]:
+            found.append(
+                f"{folder.name}: {counters['skipped']} steps skipped for non-finite values, {counters['rollbacks']} rollbacks "
+                f"(learning rate x {counters['learning_rate_scale']:g})"
+            )
+    found += read_json(context.run.bank / "bank.json").get("warnings", [])
+    metrics = read_json(context.run.metrics)["metrics"]
+    for name in ("fd_demo", "kd_demo"):
+        value, teacher = metrics.get(name), (metrics.get(name) or {}).get("teacher")
+        if value and teacher and value["value"] is not None and teacher["value"] is not None and value["value"] < teacher["value"]:
+            found.append(f"the student scores better than its teacher in {name}: look at the samples before believing it")
+    return found
+
+
+def initial_student(teacher: LoadedPipeline, student_plan: StudentPlan, recipe: Recipe, bank: banks.Bank) -> nn.Module:
+    """The student before training: inherited from the teacher or random, as the recipe says; on the CPU."""
+    scores = None
+    if recipe.student.start == "inherit" and recipe.student.importance == "taylor":
+        scores = taylor_scores(teacher.denoiser, teacher.family, taylor_batches(teacher, bank, recipe.seed))
+    state = {name: value.cpu() for name, value in teacher.denoiser.state_dict().items()}
+    return start_student(teacher.family, student_plan, state, recipe.student, scores=scores, seed=recipe.seed)
+
+
+def copy_student(student_plan: StudentPlan, model: nn.Module) -> nn.Module:
+    """A trainable student with the weights of `model`, on its device."""
+    copy = type(model).from_config(student_plan.config)  # type: ignore[attr-defined]
     copy.load_state_dict(model.state_dict())
-    return copy.to(context.runtime.device)
+    return copy.to(next(model.parameters()).device)
+
+
+def averaged_student(student_plan: StudentPlan, like: nn.Module, state: TrainingState) -> nn.Module:
+    """The student with its EMA weights, ready for sampling."""
+    student = copy_student(student_plan, like)
+    prefix = "student."
+    student.load_state_dict({k.removeprefix(prefix): v for k, v in state.ema.tensors.items() if k.startswith(prefix)})
+    return student.eval().requires_grad_(False)
+
+
+def as_student(teacher: LoadedPipeline, student_plan: StudentPlan, denoiser: nn.Module) -> LoadedPipeline:
+    """A student denoiser as a pipeline of its own, sampled as the teacher is."""
+    reference = replace(teacher.reference, config=dict(student_plan.config))
+    denoiser = denoiser.eval().requires_grad_(False)
+    return replace(teacher, reference=reference, denoiser=denoiser, fingerprint=state_fingerprint(denoiser))

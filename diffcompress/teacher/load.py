@@ -151,3 +151,12 @@ def _check(state: dict[str, Tensor], denoiser: nn.Module, file: Path) -> None:
             )
         if not torch.isfinite(value).all():
             raise UsageError(f"{file} is damaged: {name} holds NaN or infinite values", "use an intact checkpoint")
+
+
+def state_fingerprint(denoiser: nn.Module) -> str:
+    """SHA-256 over the tensors of a denoiser in memory, to key what is sampled from it."""
+    digest = hashlib.sha256()
+    for name, value in denoiser.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -90,8 +90,9 @@ def evaluate_pipeline(
     }
     for role, model in models.items():
         if model.sample_shape != student.sample_shape:
+            ours, theirs = list(student.sample_shape), list(model.sample_shape)
             raise UsageError(
-                f"the student's samples have shape {list(student.sample_shape)}, the {role}'s {list(model.sample_shape)}",
+                f"the student makes samples of shape {ours}, the {role} of shape {theirs}",
                 "compare models of one data format",
             )
     if space is not None:

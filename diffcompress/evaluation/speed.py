@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffcompress.teacher.load import LoadedPipeline
 
 BATCH_SIZES = (1, 16)
-MOST_REPEATS, FEWEST_REPEATS, SECONDS = 20, 5, 3.0
+MOST_REPEATS, FEWEST_REPEATS, SECONDS = 20, 5, 1.5
 
 
 @dataclass(frozen=True)

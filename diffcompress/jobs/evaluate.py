@@ -44,8 +44,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """`{"student", "teacher", "protocol", "metrics", "gates"}`, also written to `output`/evaluation.json.
 
-    Whether a gate passed is in its "passed"; a failed gate is no exception. Drawn samples stay in `output`/cache, so the
-    same call after a stop goes on. Raises UsageError for unusable input, before anything is sampled.
+    Whether a gate passed is in its "passed"; a failed gate is no exception. Drawn samples stay in `output`/cache,
+    so the same call after a stop goes on. Raises UsageError for unusable input, before anything is sampled.
     """
     progress = progress or Progress()
     protocol_values = _checked(num_samples, sampler_steps, seed)

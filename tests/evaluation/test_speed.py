@@ -1,0 +1,46 @@
+"""Cost of a denoiser call: counts that can be checked by hand."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from diffcompress.evaluation import speed
+from tests.evaluation import models
+
+
+def macs_by_hooks(model, *inputs):
+    """Multiply-accumulates of convolutions and linear layers, from the shapes that they see, and of the attention."""
+    total = 0
+
+    def count(module, args, output):
+        nonlocal total
+        total += output.numel() * module.weight[0].numel()
+
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(count)
+    model(*inputs)
+    tokens, channels = 14 * 14, 8
+    return total + 2 * tokens * tokens * channels  # queries times keys, weights times values, in the middle block
+
+
+def test_measures_a_tiny_unet(tmp_path):
+    pipeline = models.loaded(tmp_path)
+    cost = speed.measure(pipeline)
+    assert cost.params == sum(p.numel() for p in pipeline.denoiser.parameters())
+    assert cost.macs == macs_by_hooks(pipeline.denoiser, torch.zeros(1, 1, 28, 28), torch.zeros(1))
+    assert 0 < cost.latency_ms[1] < cost.latency_ms[16]
+    assert cost.threads == torch.get_num_threads()
+    # The widest moment: the up block's concatenation of 16 channels at 28x28 with what it is made of, and a few more.
+    assert 4 * cost.params + 4 * 32 * 784 < cost.memory_bytes < 4 * cost.params + 4 * 100 * 784
+
+
+def test_live_bytes_counts_what_is_alive_at_once():
+    with speed._LiveBytes() as live:
+        for _ in range(5):
+            one = torch.zeros(1000)
+            two = one + 1
+            two.view(10, 100).add_(1)
+            del one, two
+    assert live.peak == 8000

@@ -1,0 +1,159 @@
+"""`evaluate` end to end on tiny real pipelines."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from diffcompress.errors import UsageError
+from diffcompress.evaluation.features import EXTRACTOR_FILE
+from diffcompress.jobs.evaluate import evaluate
+from diffcompress.runtime import Progress
+from tests.evaluation import models
+
+FAST = {"num_samples": 128, "sampler_steps": 2, "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pipelines")
+    models.save(root / "teacher")
+    models.save(root / "student" / "pipeline", scale=0.9)
+    models.save(root / "untrained", seed=5)
+    return root
+
+
+@pytest.fixture(scope="module")
+def result(folders):
+    return evaluate(
+        str(folders / "student" / "pipeline"),
+        teacher=str(folders / "teacher"),
+        untrained=str(folders / "untrained"),
+        feature_weights=EXTRACTOR_FILE,
+        gates=("params<1M", "agreement>0.999", "fd<1.2*teacher", "kd<0.9*untrained"),
+        junit=folders / "gates.xml",
+        **FAST,
+    )
+
+
+def test_the_result_holds_every_metric_with_its_context(result):
+    metrics = result["metrics"]
+    assert set(result) == {"student", "teacher", "protocol", "metrics", "gates"}
+    names = {"params", "macs", "latency_ms", "latency_ms_batch16", "memory_bytes", "agreement", "fd_demo", "kd_demo"}
+    assert set(metrics) == names | {"fd_demo_held_out", "failed_samples", "paired_distance", "not_computed"}
+    assert metrics["not_computed"] == []
+    for name in set(metrics) - {"not_computed"}:
+        assert {"value", "low", "high", "unit", "better", "teacher", "untrained", "real"} <= set(metrics[name])
+    assert metrics["agreement"]["value"] == pytest.approx(0.99, abs=0.003)
+    assert len(metrics["agreement"]["levels"]) == 10
+    assert metrics["fd_demo"]["untrained"] is not None
+    assert 0 < metrics["fd_demo"]["real"]["value"] < 0.1 * metrics["fd_demo"]["value"]
+    assert metrics["paired_distance"]["value"] < metrics["paired_distance"]["untrained"]["value"]
+    assert metrics["params"]["value"] == metrics["params"]["teacher"]["value"] == result["student"]["params"]
+    assert result["protocol"]["num_samples"] == 128
+    json.dumps(result, allow_nan=False)
+
+
+def test_files_lie_beside_the_student(folders, result):
+    folder = folders / "student" / "evaluation"
+    assert json.loads((folder / "evaluation.json").read_text()) == result
+    for role in ("teacher", "student"):
+        assert load_file(folder / "samples" / f"{role}.safetensors")["images"].shape == (64, 1, 28, 28)
+
+
+def test_gates(folders, result):
+    assert [gate["passed"] for gate in result["gates"]][:2] == [True, False]
+    assert ET.parse(folders / "gates.xml").getroot().get("tests") == "4"
+
+
+def test_a_second_run_draws_nothing_and_says_the_same(folders, result):
+    class Seen(Progress):
+        tasks = []
+
+        def update(self, task, done, total, **values):
+            self.tasks.append(task)
+
+    again = evaluate(
+        str(folders / "student" / "pipeline"),
+        teacher=str(folders / "teacher"),
+        feature_weights=EXTRACTOR_FILE,
+        progress=Seen(),
+        **FAST,
+    )
+    assert Seen.tasks == []
+    for name in ("fd_demo", "kd_demo", "failed_samples", "agreement", "paired_distance"):
+        assert again["metrics"][name]["value"] == result["metrics"][name]["value"]
+
+
+def test_without_extractor_and_teacher_it_says_what_is_missing(folders, tmp_path):
+    found = evaluate(str(folders / "teacher"), output=tmp_path, gates=("fd<3",), **FAST)
+    missing = {item["metric"]: item["why"] for item in found["metrics"]["not_computed"]}
+    assert set(missing) == {"fd", "kd", "agreement", "failed_samples", "paired_distance"}
+    assert found["gates"] == [{"expr": "fd<3", "value": None, "passed": False, "why": missing["fd"]}]
+
+
+def test_the_users_images_are_the_reference(folders, tmp_path):
+    stream = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(130):
+        Image.fromarray(stream.integers(0, 255, (32, 30), dtype=np.uint8)).save(tmp_path / "images" / f"{i}.png")
+    (tmp_path / "images" / "broken.png").write_text("no image")
+
+    class Warnings(Progress):
+        seen = []
+
+        def warn(self, text):
+            self.seen.append(text)
+
+    found = evaluate(
+        str(folders / "student" / "pipeline"),
+        teacher=str(folders / "teacher"),
+        data=str(tmp_path / "images"),
+        feature_weights=EXTRACTOR_FILE,
+        output=tmp_path / "out",
+        progress=Warnings(),
+        **FAST,
+    )
+    assert found["protocol"]["agreement_clean"] == "data"
+    assert found["metrics"]["fd_demo"]["reference"] == "data"
+    assert "fd_demo_held_out" not in found["metrics"]
+    assert any("1 of 131" in text for text in Warnings.seen)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gates": ("agreement>>1",)}, "cannot read the gate"),
+        ({"gates": ("speed<1",)}, "unknown metric 'speed'"),
+        ({"gates": ("params<untrained",)}, "none is given"),
+        ({"num_samples": 0}, "--num-samples 0 is not a positive number"),
+        ({"sampler_steps": -1}, "--sampler-steps -1 is not a positive number"),
+        ({"num_samples": 100, "feature_weights": EXTRACTOR_FILE}, "--num-samples 100 is too few"),
+        ({"teacher": "nowhere"}, "no teacher at 'nowhere'"),
+        ({"data": "nowhere"}, "no image folder at 'nowhere'"),
+        ({"feature_weights": "nowhere"}, "no feature extractor at 'nowhere'"),
+        ({"device": "gpu"}, "device 'gpu' is not available"),
+    ],
+)
+def test_bad_input_is_told_before_anything_is_written(folders, tmp_path, options, message):
+    values = {"teacher": str(folders / "teacher"), **FAST, **options}
+    with pytest.raises(UsageError, match=message):
+        evaluate(str(folders / "untrained"), output=tmp_path / "out", **values)
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_of_other_shapes_are_not_compared(folders, tmp_path):
+    models.save(tmp_path / "small", size=16)
+    with pytest.raises(UsageError, match=r"shape \[1, 28, 28\], the teacher of shape \[1, 16, 16\]"):
+        evaluate(str(folders / "untrained"), teacher=str(tmp_path / "small"), output=tmp_path / "out", **FAST)

@@ -1,4 +1,4 @@
-"""The Typer app, the options that every command has, and the one place where exceptions become messages and exit codes."""
+"""The Typer app, the options that every command has, and the one place where exceptions become exit codes."""
 
 from __future__ import annotations
 

@@ -57,19 +57,21 @@ def shrink(
     from diffcompress.jobs import target
 
     options.not_yet(prompts=prompts, push_to_hub=push_to_hub, public=public)
-    wanted = {"ratio": options.ratio(ratio), "params": options.params(params), "size": options.size(size)}
-    target.check(**wanted)
-    rest = {"method": options.method(method), "max_time": options.seconds(max_time), "dtype": options.dtype(dtype)}
-    data = options.data(data)
+    one, count, limit = options.ratio(ratio), options.params(params), options.size(size)
+    target.check(one, count, limit)
+    method, dtype, data = options.method(method), options.dtype(dtype), options.data(data)
+    budget = options.seconds(max_time)
     if "MASTER_ADDR" in os.environ and not any(name in os.environ for name in _MPI_RANKS):
         console.warn(
-            "a launcher set MASTER_ADDR but started one process; torchrun --nproc_per_node 2 -m diffcompress starts two"
+            "a launcher set MASTER_ADDR but started one process only; "
+            "torchrun --nproc_per_node 2 -m diffcompress shrink ... starts two"
         )
     from diffcompress.jobs.shrink import shrink as run
 
     result = run(
-        teacher, **wanted, **rest, output=output, overwrite=overwrite, data=data, recipe=recipe,
-        overrides=tuple(set_ or ()), seed=seed, device=device, license=license, scheduler=scheduler, progress=console,
+        teacher, ratio=one, params=count, size=limit, output=output, overwrite=overwrite, data=data, method=method,
+        max_time=budget, recipe=recipe, overrides=tuple(set_ or ()), seed=seed, device=device, dtype=dtype,
+        license=license, scheduler=scheduler, progress=console,
     )  # fmt: skip
     console.result(result, tables.shrunk(result))
 
@@ -93,14 +95,14 @@ def plan(
     from diffcompress.jobs import target
 
     ratios = options.ratios(ratio)
-    counts = {"params": options.params(params), "size": options.size(size)}
-    target.check(ratios, **counts)
+    count, limit = options.params(params), options.size(size)
+    target.check(ratios, count, limit)
     asked = ratios[0] if ratios and len(ratios) == 1 else ratios
     dtype = options.dtype(dtype)
     from diffcompress.jobs.plan import plan as run
 
     result = run(
-        teacher, ratio=asked, **counts, recipe=recipe, overrides=tuple(set_ or ()), scheduler=scheduler, dtype=dtype,
+        teacher, ratio=asked, params=count, size=limit, recipe=recipe, overrides=tuple(set_ or ()), scheduler=scheduler, dtype=dtype,
         progress=console,
     )  # fmt: skip
     rows = result if isinstance(result, list) else [result]

@@ -37,7 +37,8 @@ class _Task:
 class Output(Progress):
     """Progress and results of one command.
 
-    as_json: the result as JSON; quiet: no notes and no progress, warnings stay. Of several processes only the main one speaks.
+    as_json: the result as JSON; quiet: no notes and no progress, warnings stay. Of several processes only the main
+    one speaks.
     """
 
     as_json: bool = False

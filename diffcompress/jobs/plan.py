@@ -1,0 +1,168 @@
+"""`plan`: what would be built, and what it costs, from configs and safetensors headers alone; no weights are read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from diffcompress import recipe as recipes
+from diffcompress.errors import DoesNotFitError, UsageError
+from diffcompress.families import registry
+from diffcompress.families.base import Family
+from diffcompress.jobs import costs, target
+from diffcompress.jobs.costs import TRAINING_BYTES_PER_PARAMETER, Costs
+from diffcompress.recipe import Recipe
+from diffcompress.runtime import Progress
+from diffcompress.student import plan as planning
+from diffcompress.student.plan import StudentPlan
+from diffcompress.teacher.load import describe, weight_files
+from diffcompress.teacher.reference import Reference, resolve
+
+_SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """What a plan needs of a teacher. dtype: of its stored weights, None when no file tells; other_bytes: of the
+    pipeline's other parts, None when there is no pipeline."""
+
+    id: str
+    family: Family
+    config: Mapping[str, Any]
+    dtype: str | None
+    other_bytes: int | None
+    notes: tuple[str, ...]
+
+
+def plan(
+    teacher: str,
+    *,
+    ratio: float | Sequence[float] | None = None,
+    params: int | None = None,
+    size: int | None = None,
+    recipe: str = "default",
+    overrides: tuple[str, ...] = (),
+    scheduler: str | None = None,
+    dtype: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any] | list[dict[str, Any]]:
+    """What `plan --json` prints: one object, or a list when `ratio` is a list.
+
+    Exactly one of ratio (0 < ratio < 1), params (a count) and size (bytes of the denoiser file) sets the target; dtype
+    (float32, float16, bfloat16; default: the teacher's) that of the file. Of several ratios an unreachable one has
+    `ratio` None and a note; asked alone it raises DoesNotFitError. UsageError for a bad teacher, target or recipe.
+    """
+    progress = progress or Progress()
+    target.check(ratio, params, size)
+    settings = recipes.load(recipe, tuple(overrides))
+    found = _find(teacher, scheduler)
+    stored = dtype or found.dtype or "float32"
+    whole = costs.count(found.family, found.config)
+
+    def one(ratio: float | None) -> dict[str, Any]:
+        student = planning.plan(
+            found.family, found.config, ratio=ratio, params=params, size=size, dtype=stored, section=settings.student
+        )
+        return _row(found, student, settings, stored, whole)
+
+    if ratio is None or isinstance(ratio, (int, float)):
+        return one(ratio)
+    rows = []
+    for number, asked in enumerate(ratio, 1):
+        try:
+            rows.append(one(asked))
+        except DoesNotFitError as error:
+            rows.append(_unreachable(found, asked, error))
+        progress.update("plan", number, len(ratio))
+    return rows
+
+
+def _row(teacher: _Teacher, student: StudentPlan, recipe: Recipe, dtype: str, whole: Costs) -> dict[str, Any]:
+    cost = costs.count(teacher.family, student.config)
+    size = cost.file_bytes(dtype)
+    batch = recipe.training.batch_size
+    memory = (
+        f"peak memory is an estimate: {TRAINING_BYTES_PER_PARAMETER} bytes per student parameter (weights, gradients, "
+        f"Adam, EMA), activations of a batch of {batch}, 4 bytes per teacher parameter; stored targets come on top"
+    )
+    return {
+        "teacher": teacher.id,
+        "family": teacher.family.class_name,
+        "ratio": cost.params / whole.params,
+        "requested_ratio": student.requested_ratio,
+        "params": cost.params,
+        "size_bytes": size,
+        "config": dict(student.config),
+        "macs": cost.macs,
+        "pipeline_bytes": None if teacher.other_bytes is None else teacher.other_bytes + size,
+        "peak_memory_bytes": cost.training_bytes(batch) + 4 * whole.params,
+        "seconds_per_step": None,
+        "evidence": None,
+        "notes": [*teacher.notes, *student.notes, memory],
+    }
+
+
+def _unreachable(teacher: _Teacher, ratio: float, error: DoesNotFitError) -> dict[str, Any]:
+    unknown = dict.fromkeys(
+        ("params", "size_bytes", "config", "macs", "pipeline_bytes", "peak_memory_bytes", "seconds_per_step", "evidence")
+    )
+    told = f"{error.message}; {error.hint}" if error.hint else error.message
+    return {
+        "teacher": teacher.id,
+        "family": teacher.family.class_name,
+        "ratio": None,
+        "requested_ratio": ratio,
+        **unknown,
+        "notes": [*teacher.notes, told],
+    }
+
+
+def _find(text: str, scheduler: str | None) -> _Teacher:
+    path = Path(text).expanduser()
+    if path.suffix == ".json" and path.is_file():
+        return _from_config(text, path)
+    reference = resolve(text, scheduler)
+    family, _ = describe(reference)
+    dtype = _stored_dtype(reference)
+    return _Teacher(text, family, reference.config, dtype, _other_bytes(reference), reference.notes)
+
+
+def _from_config(text: str, path: Path) -> _Teacher:
+    """A bare denoiser config, enough for a plan."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is not valid JSON ({error})", "name a denoiser's config.json") from error
+    if not isinstance(config, dict) or "_class_name" not in config:
+        raise UsageError(f"{path} is not a denoiser config: it has no _class_name", "name a denoiser's config.json")
+    return _Teacher(text, registry.find(config["_class_name"]), config, None, None, ("sizes in float32: a config alone",))
+
+
+def _stored_dtype(reference: Reference) -> str | None:
+    """The dtype of most tensors, from safetensors headers; None for pickles, whose headers cannot be read alone."""
+    found: Counter[str] = Counter()
+    for file in weight_files(reference.denoiser):
+        if file.suffix != ".safetensors":
+            continue
+        try:
+            with safe_open(file, framework="pt") as handle:
+                found.update(handle.get_slice(key).get_dtype() for key in handle.keys())  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            advice = "check that the download is complete"
+            raise UsageError(f"{file} cannot be read as safetensors: {error}", advice) from error
+    return _SAFETENSORS_DTYPES.get(found.most_common(1)[0][0]) if found else None
+
+
+def _other_bytes(reference: Reference) -> int | None:
+    if reference.pipeline is None:
+        return None
+    parts = {p.name for p in reference.pipeline.iterdir() if p.is_dir()} - {reference.denoiser.name}
+    listed = json.loads((reference.pipeline / "model_index.json").read_text(encoding="utf-8"))
+    files = [f for name in parts & set(listed) for f in (reference.pipeline / name).rglob("*") if f.is_file()]
+    return sum(f.stat().st_size for f in files)

@@ -1,0 +1,70 @@
+"""The line under LIFT and PLACE: centred least squares of the teacher on the student, one line per group.
+
+"LIFT and PLACE", Han, Yeo, Yoo, CVPR 2026, arXiv 2605.19729.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .reduction import Prediction, precise
+
+Flat = Float[Tensor, "batch channels elements"]
+Grouped = Float[Tensor, "batch channels groups count"]
+PerGroup = Float[Tensor, "batch channels groups"]
+PerChannel = Float[Tensor, "batch channels"]
+
+# The published fit adds 1e-7 to the student's variance. That is too little: a group of standard deviation 1e-4 facing
+# a teacher of 1 gets a slope in the hundreds and gradients of 1e6, a steep barrier between a flat student and a right
+# one. Adding more would bend the lines that healthy groups should find exactly. So the variance is not increased; it
+# has a floor, below which the fit slides continuously to the identity (slope 1, intercept mean(t) - mean(s)).
+# The floor is the sum of four parts, of which usually one matters:
+STEEPEST = 16.0  # group's teacher variance / 16^2: |slope - 1| <= 1 + 16, and lines of a slope up to 16 stay exact
+CHANNEL_SHARE = 1e-6  # of the channel's teacher variance, times what the line leaves unexplained: groups flat on both
+# sides (sorted groups are small, so there are such) count as flat unless they do lie on a line, which is found exactly
+ROUNDING = 8.0  # units of rounding of the group's mean: a smaller standard deviation is noise of the arithmetic
+SILENCE = 1e-12  # standard deviation 1e-6: an output of zeros divides nothing by zero
+
+
+def flat_outputs(student: Prediction, teacher: Prediction) -> tuple[Flat, Flat]:
+    """Both as `[B, C, N]` in float32 or better, the teacher without gradient. ValueError for any other shapes."""
+    if student.ndim < 3:
+        raise ValueError(f"expected [batch, channels, *spatial], got shape {tuple(student.shape)}")
+    student, teacher = precise(student, teacher)
+    return student.flatten(2), teacher.flatten(2)
+
+
+class Line(NamedTuple):
+    """One line `t ~ (1 + tilt) * s + intercept` per group."""
+
+    tilt: PerGroup  # slope - 1, kept apart from the 1 so that no digits are lost near the identity; has a gradient
+    intercept: PerGroup  # in units of the outputs; has a gradient
+    residual: PerGroup  # mean squared residual of the line; gradient through `s` alone, coefficients held
+
+
+def fit_line(student: Grouped, teacher: Grouped, teacher_variance: PerChannel) -> Line:
+    """Least squares in each group (last axis): `slope = cov(s, t) / var(s)`, `intercept = mean(t) - slope * mean(s)`.
+
+    Written in the difference `d = t - s`: `slope - 1 = cov(s, d) / var(s)`,
+    `intercept = mean(d) - (slope - 1) * mean(s)`. So equal outputs give exactly the identity in any precision, constant
+    groups included. `teacher_variance` is that of the whole channel.
+    """
+    difference = teacher - student
+    student_mean, difference_mean = student.mean(-1), difference.mean(-1)
+    student = student - student_mean.unsqueeze(-1)
+    difference = difference - difference_mean.unsqueeze(-1)
+    variance = student.square().mean(-1)
+    covariance = (student * difference).mean(-1)
+    with torch.no_grad():
+        group_variance = (student + difference).square().mean(-1)
+        explained = (variance + covariance).square() / (variance * group_variance + SILENCE**2)  # correlation, squared
+        floor = group_variance / STEEPEST**2 + SILENCE
+        floor += CHANNEL_SHARE * teacher_variance.unsqueeze(-1) * (1 - explained).clamp(min=0)
+        floor += (ROUNDING * torch.finfo(student.dtype).eps) ** 2 * (student_mean.square() + difference_mean.square())
+    tilt = covariance / torch.maximum(variance, floor)
+    intercept = difference_mean - tilt * student_mean
+    # a*s + b - t, centred. The intercept makes the residual's mean zero, so centring changes no gradient.
+    residual = (tilt.detach().unsqueeze(-1) * student - difference).square().mean(-1)
+    return Line(tilt, intercept, residual)

@@ -1,0 +1,78 @@
+"""From the fitted lines to a loss: coarse term, fine term and the gate between them.
+
+"LIFT and PLACE", Han, Yeo, Yoo, CVPR 2026, arXiv 2605.19729.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from .fit import Line, PerGroup
+from .reduction import PerSample, Scalar, one_of, root
+
+Norm = Literal["l1", "squared"]
+Fine = Literal["squared", "relative"]
+Gate = Literal["global", "per_sample"]
+ReduceMean = Callable[[Tensor], Tensor]
+
+
+class LossTerms(NamedTuple):
+    """What LIFT and PLACE return. `loss`, `coarse` and `fine` carry gradients, the rest is for the log.
+
+    With the global gate `loss = coarse_weight * coarse + fine_weight * fine`; with the per-sample gate `fine_weight`
+    is the mean of the weights, so that equation holds for each sample alone.
+    """
+
+    loss: Scalar
+    coarse: Scalar  # distance of the lines from the identity, >= 0
+    fine: Scalar  # residual around the lines, >= 0, before the gate
+    fine_weight: Scalar  # the gate w, in [0, 1]
+    slope: PerGroup  # 1 when the student is right
+    intercept: PerGroup  # 0 when the student is right, in units of the outputs
+
+
+def identity(value: Tensor) -> Tensor:
+    """The `reduce_mean` of a single process."""
+    return value
+
+
+def weigh(
+    line: Line,
+    share: Tensor,
+    factor: int,
+    *,
+    norm: Norm,
+    fine: Fine,
+    gate: Gate,
+    coarse_weight: float,
+    reduce_mean: ReduceMean,
+) -> LossTerms:
+    """`L = rho(a - 1) + rho(b) + w * residual^2` with `w = 1 - min(1, mean|a - 1| + mean|b|)`, w without gradient.
+
+    `share` [groups]: each group's part of the elements, summing to 1. `factor`: 1, or the elements per sample for
+    reduction `sum`. `fine="relative"`: the root of each sample's mean squared residual, in place of the mean squared
+    residual.
+    """
+    one_of("norm", norm, ("l1", "squared"))
+    one_of("fine", fine, ("squared", "relative"))
+    one_of("gate", gate, ("global", "per_sample"))
+
+    def per_sample(values: PerGroup) -> PerSample:
+        return (values * share).sum(-1).mean(-1)
+
+    distance = per_sample(line.tilt.abs() + line.intercept.abs())
+    coarse = distance if norm == "l1" else per_sample(line.tilt.square() + line.intercept.square())
+    residual = per_sample(line.residual)
+    residual = residual if fine == "squared" else root(residual)
+
+    off = distance.detach()
+    weight = 1 - (reduce_mean(off.mean()) if gate == "global" else off).clamp(max=1)
+    return LossTerms(
+        loss=factor * (coarse_weight * coarse + weight * residual).mean(),
+        coarse=factor * coarse.mean(),
+        fine=factor * residual.mean(),
+        fine_weight=weight.mean(),
+        slope=1 + line.tilt.detach(),
+        intercept=line.intercept.detach(),
+    )

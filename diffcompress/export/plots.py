@@ -118,7 +118,7 @@ def interval_chart(bars: Sequence[Bar], *, x_label: str, log: bool = False) -> M
     ends = [v for bar in bars for v in (bar.value, bar.low, bar.high) if v is not None and is_number(v) and (not log or v > 0)]
     low, high = (min(ends), max(ends)) if log else (min(0.0, *ends), max(0.0, *ends))
     left, row, height = 104, 30, 30 * len(bars) + 46
-    across = _Axis(*_widened(low, high, log, 0.05), left, WIDTH - 58)
+    across = _Axis(*_widened(low, high, log, 0.05), left, WIDTH - 58, log)
     parts = [
         f'<line class="grid" x1="{across(t):.1f}" x2="{across(t):.1f}" y1="8" y2="{height - 38}"/>'
         + _text(across(t), height - 24, number(t), "tick", "middle")

@@ -36,7 +36,7 @@ def prove(run: RunFolder, student: nn.Module, teacher: LoadedPipeline, *, dtype:
     index = read_json(run.pipeline / "model_index.json")
     subfolder = "unet" if "unet" in index else "transformer"
     scheduler = getattr(diffusers, index["scheduler"][1]).from_config(teacher.reference.scheduler)
-    here = getattr(diffusers, index["_class_name"])(**{subfolder: as_shipped(student, dtype).float(), "scheduler": scheduler})
+    here = getattr(diffusers, index["_class_name"])(**{subfolder: nn.Module.to(as_shipped(student, dtype), torch.float32), "scheduler": scheduler})
     inputs = _inputs(teacher)
     expected, sampled_with = probe.observe(here, subfolder, inputs)
     found, told = _elsewhere(run.pipeline, inputs, threads)

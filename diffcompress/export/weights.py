@@ -52,7 +52,8 @@ def export_pipeline(
 
 def as_shipped(student: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy of `student` on the CPU whose floating-point tensors have `dtype`; raises DiffCompressError for NaN or overflow."""
-    shipped = copy.deepcopy(student).to("cpu", dtype).eval().requires_grad_(False)
+    # nn.Module's own `to`: diffusers' warns about modules to keep in float32 even where there are none.
+    shipped = nn.Module.to(copy.deepcopy(student), "cpu", dtype).eval().requires_grad_(False)
     for name, value in shipped.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise DiffCompressError(

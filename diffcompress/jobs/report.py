@@ -1,0 +1,20 @@
+"""`report`: redraw the report of any run folder from its files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffcompress.errors import UsageError
+from diffcompress.export.report import write_report
+from diffcompress.run_folder import RunFolder
+
+
+def report(run: str) -> dict[str, Any]:
+    """Rewrite report.html, report.json and the model card of the run folder `run`; return report.json's content.
+
+    Raises UsageError when `run` is not a run folder or cannot be written to.
+    """
+    try:
+        return write_report(RunFolder(run))
+    except OSError as error:
+        raise UsageError(f"cannot write the report into {run}: {error.strerror or error}", "check the folder's permissions") from error

@@ -40,6 +40,7 @@ from diffcompress.training.state import Checkpoints, TrainingState
 PREVIEW_SAMPLES = 16
 # Without a feature space no distance is estimated, and fewer samples tell the rest.
 SAMPLES_WITHOUT_SPACE = 256
+RESULT_FIELDS = ("run", "pipeline", "report", "teacher", "student", "stages", "metrics", "warnings", "seconds")
 
 
 def shrink(
@@ -95,7 +96,8 @@ def shrink(
                 context.progress.note(note)
             _run(context, asked, data, max_time)
             runtime.wait()
-            return read_json(run.report_json)
+            told = read_json(run.report_json)
+            return {name: told[name] for name in RESULT_FIELDS}
     finally:
         runtime.stop.restore()
 
@@ -271,9 +273,9 @@ def initial_student(teacher: LoadedPipeline, student_plan: StudentPlan, recipe: 
     """The student before training: inherited from the teacher or random, as the recipe says; on the CPU."""
     scores = None
     if recipe.student.start == "inherit" and recipe.student.importance == "taylor":
-        scores = taylor_scores(teacher.denoiser, teacher.family, taylor_batches(teacher, bank, recipe.seed))
+        scores = taylor_scores(teacher.family, teacher.denoiser, taylor_batches(teacher, bank, recipe.seed))
     state = {name: value.cpu() for name, value in teacher.denoiser.state_dict().items()}
-    return start_student(teacher.family, student_plan, state, recipe.student, scores=scores, seed=recipe.seed)
+    return start_student(teacher.family, student_plan, recipe.student, state, scores=scores, seed=recipe.seed)
 
 
 def copy_student(student_plan: StudentPlan, model: nn.Module) -> nn.Module:

@@ -1,0 +1,95 @@
+"""Stopping is never losing: killed anywhere, the same command ends where an uninterrupted run does, bit for bit."""
+
+import json
+import signal
+
+import pytest
+from tests.jobs.tiny_teacher import command, run, same, save_teacher, stop_when, weights
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return save_teacher(tmp_path_factory.mktemp("teacher") / "teacher")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(teacher, tmp_path_factory):
+    output = tmp_path_factory.mktemp("uninterrupted") / "run"
+    done = run(command(teacher, output, "--json"))
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def lines(path):
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def moments(folder):
+    """Where to stop a run, and how often it checkpoints meanwhile."""
+    lift, place = folder / "stage-1-lift", folder / "stage-2-place"
+    return {
+        "bank": (lambda: (folder / "bank" / "shard-00000.safetensors").exists(), 1e9),
+        "lift": (lambda: lines(lift / "metrics.jsonl") >= 5, 0.001),
+        "place": (lambda: lines(place / "metrics.jsonl") >= 4, 0.001),
+        "place without a checkpoint": (lambda: lines(place / "metrics.jsonl") >= 4, 1e9),
+        "checkpoint": (lambda: any((place / "checkpoints").glob("*.part")), 0.001),
+    }
+
+
+@pytest.mark.parametrize("moment", ["bank", "lift", "place", "place without a checkpoint", "checkpoint"])
+def test_a_killed_run_resumes_bit_equal(teacher, uninterrupted, tmp_path, moment):
+    output = tmp_path / "run"
+    condition, every = moments(output)[moment]
+    # How often a run checkpoints is part of its recipe, but must not be part of its result.
+    arguments = command(teacher, output, "--json", training__checkpoint_every_seconds=every)
+    killed = stop_when(arguments, condition)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (output / "pipeline").exists()
+    done = run(arguments)
+    assert done.returncode == 0, done.stderr
+    assert same(weights(output), weights(uninterrupted))
+    assert json.loads(done.stdout)["student"]["params"] > 0
+    for stage in ("stage-1-lift", "stage-2-place"):
+        rows = [json.loads(line) for line in (output / stage / "metrics.jsonl").read_text().splitlines()]
+        expected = [json.loads(line) for line in (uninterrupted / stage / "metrics.jsonl").read_text().splitlines()]
+        assert [(r["step"], r["loss"]) for r in rows] == [(r["step"], r["loss"]) for r in expected]
+    assert not list(output.rglob("*.part"))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_stop_request_checkpoints_first(teacher, uninterrupted, tmp_path, number, status):
+    output = tmp_path / "run"
+    arguments = command(teacher, output, training__checkpoint_every_seconds=1e9)
+    stopped = stop_when(arguments, lambda: lines(output / "stage-1-lift" / "metrics.jsonl") >= 5, number)
+    assert stopped.returncode == status
+    assert "run the same command again" in stopped.stderr.read()
+    (checkpoint,) = (output / "stage-1-lift" / "checkpoints").glob("step-*")
+    assert json.loads((checkpoint / "state.json").read_text())["step"] >= 5
+    assert run(arguments).returncode == 0
+    assert same(weights(output), weights(uninterrupted))
+
+
+def test_a_finished_run_is_left_alone_and_another_is_refused(teacher, uninterrupted):
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*.safetensors")}
+    again = run(command(teacher, uninterrupted, "--json"))
+    assert again.returncode == 0, again.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*.safetensors")}
+    other = run(command(teacher, uninterrupted, "--seed", "1"))
+    assert other.returncode == 2
+    assert "not this run" in other.stderr
+    assert "Traceback" not in other.stderr
+
+
+def test_a_second_process_on_the_same_folder_is_refused(teacher, tmp_path):
+    import fcntl
+
+    from diffcompress.run_folder import RunFolder
+
+    output = tmp_path / "run"
+    output.mkdir()
+    with (output / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = run(command(teacher, output))
+    assert refused.returncode == 2
+    assert "another process" in refused.stderr
+    assert not RunFolder(output).marker.exists()

@@ -1,0 +1,87 @@
+"""A tiny real teacher on disk, and real `diffcompress` processes on it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file
+
+# Few and small, yet with every part: both stages, two pools of targets, trajectories, previews, checkpoints.
+SMALL = {
+    "bank.num_samples": 160,
+    "bank.sampler_steps": 3,
+    "targets.reuse": 2,
+    "targets.pool_size": 64,
+    "stages.0.num_steps": 12,
+    "stages.1.num_steps": 18,
+    "training.batch_size": 8,
+    "training.warmup_steps": 2,
+    "training.log_every_steps": 1,
+    "training.preview_every_steps": 1000,
+    "evaluation.num_samples": 4,
+    "evaluation.sampler_steps": 2,
+}
+
+
+def save_teacher(folder: Path, *, seed: int = 0, prediction_type: str = "epsilon", **config) -> Path:
+    """A DDPMPipeline of 8x8 one-channel images, about 30,000 parameters."""
+    torch.manual_seed(seed)
+    values = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "layers_per_block": 1,
+        "block_out_channels": (16, 32),
+        "norm_num_groups": 4,
+        "down_block_types": ("DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
+        "attention_head_dim": 8,
+    }
+    denoiser = UNet2DModel(**(values | config))
+    DDPMPipeline(denoiser, DDPMScheduler(num_train_timesteps=50, prediction_type=prediction_type)).save_pretrained(folder)
+    return folder
+
+
+def settings(**changes) -> list[str]:
+    """`--set` options of a small run; a dot in a key is written as two underscores."""
+    values = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
+    return [f"--set={key}={value}" for key, value in values.items()]
+
+
+def command(teacher: Path, output: Path, *more: str, **changes) -> list[str]:
+    return [sys.executable, "-m", "diffcompress", "shrink", str(teacher), "--ratio", "0.3", "--output", str(output), *settings(**changes), *more]
+
+
+def run(arguments: list[str], **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment(**env), timeout=300)
+
+
+def environment(**env: str) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | env
+
+
+def stop_when(arguments: list[str], condition: Callable[[], bool], number: int = signal.SIGKILL) -> subprocess.Popen[str]:
+    """Start a process and send it a signal as soon as `condition` holds; fails when it ends before."""
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, f"ended before the signal: {process.communicate()}"
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.0005)
+    process.send_signal(number)
+    process.wait(timeout=120)
+    return process
+
+
+def weights(run_folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(run_folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

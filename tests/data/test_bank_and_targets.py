@@ -1,0 +1,116 @@
+"""The bank and the targets: what they hold follows from integers, whoever draws it and in whatever order."""
+
+import pytest
+import torch
+from tests.jobs.tiny_teacher import save_teacher
+
+from diffcompress.data import bank as banks
+from diffcompress.data.targets import Targets
+from diffcompress.errors import RunStopped
+from diffcompress.recipe import BankSection, TargetsSection
+from diffcompress.runtime import Progress, start
+from diffcompress.sampling import sample
+from diffcompress.teacher.load import load
+from diffcompress.teacher.reference import resolve
+
+SECTION = BankSection(num_samples=200, sampler_steps=4)
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    return start("cpu")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = save_teacher(tmp_path_factory.mktemp("teacher") / "teacher", num_class_embeds=3)
+    return load(resolve(str(folder)))
+
+
+@pytest.fixture(scope="module")
+def bank(teacher, runtime, tmp_path_factory):
+    return banks.fill(tmp_path_factory.mktemp("bank"), teacher, SECTION, 0, None, runtime, Progress())
+
+
+def targets(folder, teacher, bank, runtime, **changes):
+    values = {"reuse": 3, "pool_size": 32, "trajectory_share": 0.5} | changes
+    return Targets(folder, teacher, bank, TargetsSection(**values), seed=0, batch_size=8, num_steps=100, runtime=runtime, progress=Progress())
+
+
+def test_bank_samples_are_the_teachers_own(teacher, bank):
+    indices = [3, 150, 199]
+    alone = sample(teacher, indices, seed=0, num_steps=4, eta=1.0, jitter=True)
+    torch.testing.assert_close(bank.clean[indices], alone, rtol=1e-4, atol=1e-4)
+    assert bank.conditioning["class_labels"].unique().tolist() == [0, 1, 2]
+
+
+def test_trajectories_hold_what_the_teacher_predicts(teacher, bank):
+    assert bank.num_trajectory == 200 * 4
+    rows = torch.tensor([0, 5, 401, 799])
+    noisy, timestep, index = (bank.trajectory[name][rows] for name in ("noisy", "timestep", "index"))
+    assert index.tolist() == [0, 1, 100, 199]
+    with torch.no_grad():
+        expected = teacher.predict(noisy, timestep, {"class_labels": bank.conditioning["class_labels"][index]})
+    torch.testing.assert_close(bank.trajectory["prediction"][rows], expected, rtol=1e-3, atol=1e-4)
+    assert len(bank.trajectory["timestep"].unique()) > 20  # jittered grids visit (nearly) all of the 50 timesteps
+
+
+def test_every_batch_holds_the_teachers_prediction(tmp_path, teacher, bank, runtime):
+    source = targets(tmp_path, teacher, bank, runtime)
+    for step in (0, 1, 7, 13):
+        batch = source.batch(step)
+        with torch.no_grad():
+            expected = teacher.predict(batch.noisy, batch.timestep, batch.conditioning)
+        torch.testing.assert_close(batch.prediction, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_diffusion_target_is_the_noise_in_the_input(tmp_path, teacher, bank, runtime):
+    batch = targets(tmp_path, teacher, bank, runtime, trajectory_share=0.0).batch(2)
+    clean, _ = teacher.noise.clean_and_noise(batch.diffusion_target, batch.noisy, batch.timestep)
+    nearest = (clean[:, None] - bank.clean[None]).abs().amax((2, 3, 4)).amin(1)
+    assert (nearest < 0.02).all()  # every input is a noised bank sample
+
+
+def test_a_pool_is_used_as_often_as_asked_and_then_replaced(tmp_path, teacher, bank, runtime):
+    source = targets(tmp_path, teacher, bank, runtime)
+    steps_per_pool = 32 // 8 * 3
+    seen = torch.cat([source.batch(step).noisy.flatten(1)[:, 0] for step in range(steps_per_pool)])
+    values, counts = seen.unique(return_counts=True)
+    assert len(values) == 32 and (counts == 3).all()
+    first_epoch, second_epoch = seen[:32], seen[32:64]
+    assert not torch.equal(first_epoch, second_epoch)
+    following = torch.cat([source.batch(step).noisy.flatten(1)[:, 0] for step in range(steps_per_pool, 2 * steps_per_pool)])
+    assert not set(following.tolist()) & set(values.tolist())
+    assert [path.name for path in tmp_path.iterdir()] == ["pool-00001"]
+
+
+def test_any_step_can_be_had_at_any_time(tmp_path, teacher, bank, runtime):
+    one = targets(tmp_path / "a", teacher, bank, runtime).batch(17)
+    other = targets(tmp_path / "b", teacher, bank, runtime)
+    other.batch(0)
+    again = other.batch(17)
+    assert torch.equal(one.noisy, again.noisy) and torch.equal(one.prediction, again.prediction)
+
+
+def test_fresh_targets_are_new_every_step(tmp_path, teacher, bank, runtime):
+    source = targets(tmp_path, teacher, bank, runtime, reuse=1)
+    one, two = source.batch(0), source.batch(1)
+    assert not torch.equal(one.noisy, two.noisy)
+    assert (one.timestep.view(4, 2).sum(1) == 49).all()  # antithetic pairs (t, T-1-t)
+    assert not list(tmp_path.iterdir())
+    with torch.no_grad():
+        torch.testing.assert_close(one.prediction, teacher.predict(one.noisy, one.timestep, one.conditioning), rtol=1e-4, atol=1e-4)
+
+
+def test_a_stop_while_the_bank_is_made_keeps_what_is_done(tmp_path, teacher, runtime, bank):
+    runtime.stop.signal = 15
+    try:
+        with pytest.raises(RunStopped):
+            banks.fill(tmp_path, teacher, SECTION, 0, None, runtime, Progress())
+    finally:
+        runtime.stop.signal = None
+    first = tmp_path / "shard-00000.safetensors"
+    made = first.stat().st_mtime_ns
+    resumed = banks.fill(tmp_path, teacher, SECTION, 0, None, runtime, Progress())
+    assert first.stat().st_mtime_ns == made
+    assert torch.equal(resumed.clean, bank.clean)

@@ -1,0 +1,49 @@
+"""The user's own images."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffcompress.data import images
+from diffcompress.errors import UsageError
+
+
+def picture(path, size=(8, 8), value=255, mode="L"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], 3)
+    Image.fromarray(np.full(shape, value, np.uint8)).save(path)
+
+
+def test_images_are_scaled_to_minus_one_and_one(tmp_path):
+    picture(tmp_path / "a.png", value=255)
+    picture(tmp_path / "b.png", (20, 12), value=0, mode="RGB")
+    found = images.read(tmp_path, (1, 8, 8), None)
+    assert found.clean.shape == (2, 1, 8, 8)
+    assert found.clean[0].eq(1).all() and found.clean[1].eq(-1).all()
+    assert found.conditioning == {} and found.warnings == []
+
+
+def test_class_subfolders_are_labels(tmp_path):
+    for label, name in enumerate(("cat", "dog", "emu")):
+        picture(tmp_path / name / "x.png", value=label)
+    assert images.read(tmp_path, (1, 8, 8), 3).conditioning["class_labels"].tolist() == [0, 1, 2]
+    with pytest.raises(UsageError, match="3 class subfolders, the teacher has 2"):
+        images.read(tmp_path, (1, 8, 8), 2)
+
+
+def test_broken_files_are_counted(tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    found = images.read(tmp_path, (1, 8, 8), None)
+    assert len(found.clean) == 1 and "1 of 2 images could not be read" in found.warnings[0]
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(UsageError, match="no readable image"):
+        images.read(tmp_path, (1, 8, 8), None)
+
+
+def test_missing_and_unlabelled_folders_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="no image folder"):
+        images.read(tmp_path / "nowhere", (1, 8, 8), None)
+    picture(tmp_path / "a.png")
+    with pytest.raises(UsageError, match="0 class subfolders"):
+        images.read(tmp_path, (1, 8, 8), 10)

@@ -1,0 +1,148 @@
+"""The loop: guard rails, checkpoints, EMA, schedule, and that it learns."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.jobs.tiny_teacher import save_teacher
+
+from diffcompress.data import bank as banks
+from diffcompress.data.targets import Targets
+from diffcompress.errors import DiffCompressError, RunStopped
+from diffcompress.jobs.shrink import initial_student
+from diffcompress.recipe import BankSection, LossWeights, Recipe, StageSection, TargetsSection, TrainingSection
+from diffcompress.runtime import Progress, start
+from diffcompress.student.plan import plan
+from diffcompress.teacher.load import load
+from diffcompress.teacher.reference import resolve
+from diffcompress.training.ema import Ema
+from diffcompress.training.objective import Trainee, make_adapters
+from diffcompress.training.optim import learning_rate, make_optimizer
+from diffcompress.training.stage import Job, run_stage
+from diffcompress.training.state import TrainingState
+
+
+class Poisoned(Targets):
+    """Targets whose predictions are not finite the first `times` times that one of `steps` is asked for."""
+
+    steps: frozenset[int] = frozenset()
+    times = 0
+
+    def batch(self, step):
+        batch = super().batch(step)
+        if step in self.steps and self.times > 0:
+            self.times -= 1
+            return replace(batch, prediction=batch.prediction * float("nan"))
+        return batch
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    teacher = load(resolve(str(save_teacher(folder / "teacher"))))
+    runtime = start("cpu")
+    return teacher, runtime, banks.fill(folder / "bank", teacher, BankSection(num_samples=64, sampler_steps=4), 0, None, runtime, Progress())
+
+
+def job(world, folder, steps=20, weights=None, **training):
+    teacher, runtime, bank = world
+    values = {"batch_size": 8, "warmup_steps": 2, "log_every_steps": 1, "preview_every_steps": 10**6} | training
+    recipe = Recipe(
+        stages=(StageSection(name="only", num_steps=steps, weights=LossWeights(**(weights or {"place": 1.0}))),),
+        targets=TargetsSection(reuse=4, pool_size=64),
+        training=TrainingSection(**values),
+    )
+    student = initial_student(teacher, plan(teacher.family, teacher.config, ratio=0.3), recipe, bank)
+    adapters = make_adapters(student, teacher) if weights and "feature_kd" in weights else None
+    trainee = Trainee(student, teacher.family, adapters).train()
+    state = TrainingState(trainee, Ema(trainee, 5), make_optimizer(trainee, recipe.training))
+    targets = Poisoned(folder / "targets", teacher, bank, recipe.targets, seed=0, batch_size=8, num_steps=steps, runtime=runtime, progress=Progress())
+    return Job(recipe, teacher, trainee, state, targets, runtime, Progress(), lambda step: None)
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("weights", [{"place": 1.0}, {"lift": 1.0}, {"output_kd": 1.0}, {"diffusion": 1.0}, {"output_kd": 1.0, "feature_kd": 0.1}])
+def test_every_loss_falls(world, tmp_path, weights):
+    run_stage(job(world, tmp_path, steps=60, weights=weights), 0, tmp_path / "stage")
+    losses = [row["loss"] for row in rows(tmp_path / "stage")]
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+
+
+def test_a_single_bad_step_is_skipped_and_counted(world, tmp_path):
+    work = job(world, tmp_path)
+    work.targets.steps, work.targets.times = frozenset({7}), 1
+    run_stage(work, 0, tmp_path / "stage")
+    assert (work.state.counters.skipped, work.state.counters.rollbacks) == (1, 0)
+    assert [row["step"] for row in rows(tmp_path / "stage")] == [s for s in range(20) if s != 7]
+    assert all(torch.isfinite(value).all() for value in work.state.ema.tensors.values())
+
+
+def test_repeated_bad_steps_roll_back_with_half_the_rate(world, tmp_path):
+    work = job(world, tmp_path)
+    work.targets.steps, work.targets.times = frozenset(range(8, 20)), 5
+    run_stage(work, 0, tmp_path / "stage")
+    counters = work.state.counters
+    assert (counters.skipped, counters.rollbacks, counters.learning_rate_scale, counters.step) == (5, 1, 0.5, 20)
+    recorded = json.loads((tmp_path / "stage" / "final" / "state.json").read_text())
+    assert recorded["rollbacks"] == 1
+    rates = {row["step"]: row["learning_rate"] for row in rows(tmp_path / "stage")}
+    assert rates[12] == pytest.approx(0.5 * learning_rate(work.recipe.training, 12, 20), rel=1e-3)
+
+
+def test_training_that_never_recovers_ends_the_run(world, tmp_path):
+    work = job(world, tmp_path)
+    work.targets.steps, work.targets.times = frozenset(range(20)), 10**6
+    with pytest.raises(DiffCompressError, match="diverged"):
+        run_stage(work, 0, tmp_path / "stage")
+    assert not (tmp_path / "stage" / "final").exists()
+
+
+def test_stopped_anywhere_and_resumed_is_bit_equal(world, tmp_path):
+    whole = job(world, tmp_path / "whole")
+    run_stage(whole, 0, tmp_path / "whole" / "stage")
+    interrupted = job(world, tmp_path / "parts")
+    interrupted.progress = StopAfter(interrupted.runtime, 9)
+    with pytest.raises(RunStopped):
+        run_stage(interrupted, 0, tmp_path / "parts" / "stage")
+    interrupted.runtime.stop.signal = None
+    resumed = job(world, tmp_path / "parts")
+    run_stage(resumed, 0, tmp_path / "parts" / "stage")
+    for name, value in whole.state.ema.tensors.items():
+        assert torch.equal(value, resumed.state.ema.tensors[name]), name
+    assert [(r["step"], r["loss"]) for r in rows(tmp_path / "whole" / "stage")] == [(r["step"], r["loss"]) for r in rows(tmp_path / "parts" / "stage")]
+
+
+class StopAfter(Progress):
+    def __init__(self, runtime, step):
+        self.runtime, self.step = runtime, step
+
+    def update(self, task, done, total, **values):
+        if task == "only" and done == self.step:
+            self.runtime.stop.signal = 15
+
+
+def test_the_average_forgets_its_start_and_has_its_half_life():
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(model.weight, 0.0)
+    ema = Ema(model, half_life_steps=10)
+    torch.nn.init.constant_(model.weight, 1.0)
+    for step in range(10_000, 10_010):
+        ema.update(model, step)
+    assert ema.tensors["weight"].item() == pytest.approx(0.5, abs=1e-3)
+    early = Ema(torch.nn.Linear(1, 1, bias=False), half_life_steps=10**6)
+    torch.nn.init.constant_(model.weight, 5.0)
+    for step in range(50):
+        early.update(model, step)
+    assert early.tensors["weight"].item() == pytest.approx(5.0, abs=0.01)
+
+
+def test_the_rate_warms_up_and_falls_to_zero():
+    section = TrainingSection(learning_rate=1.0, warmup_steps=10)
+    rates = [learning_rate(section, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) and rates[-1] < 0.01
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert learning_rate(section.model_copy(update={"schedule": "constant"}), 99, 100) == 1.0

@@ -54,7 +54,7 @@ def why_incomparable(student: LoadedPipeline, teacher: LoadedPipeline) -> str | 
 
 @torch.no_grad()
 def measure(
-    student: LoadedPipeline,
+    students: Mapping[str, LoadedPipeline],
     teacher: LoadedPipeline,
     clean: Tensor,
     conditioning: Mapping[str, Tensor],
@@ -62,35 +62,38 @@ def measure(
     num_levels: int,
     seed: int,
     batch_size: int = 128,
-) -> Agreement:
-    """Every clean image `[N, C, *spatial]` is noised once per level.
+) -> dict[str, Agreement]:
+    """Agreement of each of `students` by its name. Every clean image `[N, C, *spatial]` is noised once per level.
 
     Timestep and noise follow from (seed, level, image) alone.
     """
     total = teacher.noise.num_timesteps
     num_levels = min(num_levels, total)
-    ratios, levels = [], []
+    ratios: dict[str, list[Tensor]] = {name: [] for name in students}
+    levels: dict[str, list[Level]] = {name: [] for name in students}
     for level in range(num_levels):
         low, high = level * total // num_levels, (level + 1) * total // num_levels - 1
         noisy, timestep = _inputs(teacher, clean, level, low, high, seed)
-        ours = _predictions(student, noisy, timestep, conditioning, batch_size)
         theirs = _predictions(teacher, noisy, timestep, conditioning, batch_size)
-        error = (ours - theirs).square().flatten(1).mean(1)
-        ratios.append(error / theirs.var(correction=0))
-        channels = theirs.flatten(2)
-        line = fit_line(ours.flatten(2).unsqueeze(2), channels.unsqueeze(2), channels.var(-1, correction=0))
-        levels.append(
-            Level(
-                low,
-                high,
-                error.mean().item(),
-                (error.mean() / theirs.square().mean()).sqrt().item(),
-                1 + line.tilt.mean().item(),
-                line.intercept.mean().item(),
-            )
-        )
-    value, low_end, high_end = mean_estimate(1 - torch.stack(ratios).mean(0), seed=seed)
-    return Agreement(Estimate(value, low_end, min(high_end, 1.0)), tuple(levels))
+        for name, student in students.items():
+            ours = _predictions(student, noisy, timestep, conditioning, batch_size)
+            error = (ours - theirs).square().flatten(1).mean(1)
+            ratios[name].append(error / theirs.var(correction=0))
+            levels[name].append(_level(low, high, ours, theirs))
+    return {name: _summary(torch.stack(ratios[name]).mean(0), tuple(levels[name]), seed) for name in students}
+
+
+def _level(low: int, high: int, ours: Tensor, theirs: Tensor) -> Level:
+    channels = theirs.flatten(2)
+    line = fit_line(ours.flatten(2).unsqueeze(2), channels.unsqueeze(2), channels.var(-1, correction=0))
+    error = (ours - theirs).square().mean()
+    relative = (error / theirs.square().mean()).sqrt()
+    return Level(low, high, error.item(), relative.item(), 1 + line.tilt.mean().item(), line.intercept.mean().item())
+
+
+def _summary(ratio: Tensor, levels: tuple[Level, ...], seed: int) -> Agreement:
+    value, low, high = mean_estimate(1 - ratio, seed=seed)
+    return Agreement(Estimate(value, low, min(high, 1.0)), levels)
 
 
 def _inputs(
@@ -111,6 +114,6 @@ def _predictions(
         rows = slice(start, start + batch_size)
         given = {name: value[rows].to(pipeline.device) for name, value in conditioning.items()}
         parts.append(
-            pipeline.predict(noisy[rows].to(pipeline.device), timestep[rows].to(pipeline.device), given).double().cpu()
+            pipeline.predict(noisy[rows].to(pipeline.device), timestep[rows].to(pipeline.device), given).cpu().double()
         )
     return torch.cat(parts)

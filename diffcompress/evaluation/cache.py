@@ -131,7 +131,9 @@ def entry_key(weights: str, protocol: Protocol) -> str:
 
 
 def _rows(pipeline: LoadedPipeline, protocol: Protocol, space: FeatureSpace | None, indices: range) -> Tensors:
-    images = sample(pipeline, list(indices), seed=protocol.seed, num_steps=protocol.sampler_steps, eta=protocol.eta)
+    images = sample(
+        pipeline, list(indices), seed=protocol.sampling_seed, num_steps=protocol.sampler_steps, eta=protocol.eta
+    )
     rows = {"variation": total_variation(images)}
     # Kept in half precision and read back so: fresh and cached results are the same. Later shards keep none.
     rows["images"] = images[: SHARD_SIZE - indices.start if indices.start < SHARD_SIZE else 0].half()

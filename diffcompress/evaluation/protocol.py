@@ -49,6 +49,11 @@ class Protocol:
             return cls(**values)
         return cls(space.name, space.digest, space.real.digest if space.real else None, **values)
 
+    @property
+    def sampling_seed(self) -> int:
+        """Seed of the samples: no bank, drawn with a run's own seed, holds the same ones."""
+        return self.seed + 1_000_003
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,11 @@ class Metrics:
     missing: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, name: str, unit: str, better: str | None, found: Mapping[str, Estimate | float], **more: Any) -> None:
-        """`found`: this metric by role (student, teacher, untrained, real)."""
+        """`found`: this metric by role (student, teacher, untrained, real). Values that are not finite are not kept."""
+        if not isfinite(_parts(found["student"])["value"]):
+            self.skip((name,), "the student's outputs are not finite")
+            return
+        found = {role: value for role, value in found.items() if isfinite(_parts(value)["value"])}
         parts = {role: _parts(value) for role, value in found.items()}
         student = parts.pop("student")
         others: dict[str, Any] = {role: parts.get(role) for role in ("teacher", "untrained", "real")}
@@ -109,7 +114,7 @@ def evaluate_pipeline(
     else:
         if clean is None:
             clean = drawn["teacher"].images
-            conditioning = conditioning_for(teacher, range(len(clean)), protocol.seed)
+            conditioning = conditioning_for(teacher, range(len(clean)), protocol.sampling_seed)
         inputs = (
             clean[: protocol.agreement_images],
             {n: v[: protocol.agreement_images] for n, v in (conditioning or {}).items()},
@@ -146,16 +151,17 @@ def _add_agreement(
     inputs: tuple[Tensor, Mapping[str, Tensor]],
     protocol: Protocol,
 ) -> None:
-    teacher, found = models["teacher"], {}
+    teacher = models["teacher"]
     why = agreement.why_incomparable(models["student"], teacher)
     if why is not None:
         metrics.skip(("agreement",), why)
         return
-    for role in ("student", "untrained"):
-        if role in models and agreement.why_incomparable(models[role], teacher) is None:
-            found[role] = agreement.measure(
-                models[role], teacher, *inputs, num_levels=protocol.agreement_levels, seed=protocol.seed
-            )
+    students = {
+        role: model
+        for role, model in models.items()
+        if role != "teacher" and agreement.why_incomparable(model, teacher) is None
+    }
+    found = agreement.measure(students, teacher, *inputs, num_levels=protocol.agreement_levels, seed=protocol.seed)
     levels = {"levels": found["student"].levels_json(), "samples": len(inputs[0])}
     metrics.add("agreement", "", "higher", {role: value.agreement for role, value in found.items()}, **levels)
 
@@ -219,7 +225,7 @@ def _add_sample_checks(metrics: Metrics, drawn: Mapping[str, Drawn], seed: int) 
     metrics.add("paired_distance", "rms pixel difference", "lower", apart, samples=len(teacher.images))
 
 
-def _parts(value: Estimate | float) -> dict[str, float | None]:
+def _parts(value: Estimate | float) -> dict[str, Any]:
     if isinstance(value, Estimate):
         return value._asdict()
     return {"value": value, "low": None, "high": None}

@@ -39,11 +39,14 @@ def evaluate(
     junit: str | Path | None = None,
     seed: int = 0,
     device: str | None = None,
+    scheduler: str | None = None,
     progress: Progress | None = None,
     untrained: str | None = None,
+    scheduler: str | None = None,
 ) -> dict[str, Any]:
     """`{"student", "teacher", "protocol", "metrics", "gates"}`, also written to `output`/evaluation.json.
 
+    untrained: the student as it began, for comparison; scheduler: for denoiser folders that have none beside them.
     Whether a gate passed is in its "passed"; a failed gate is no exception. Drawn samples stay in `output`/cache,
     so the same call after a stop goes on. Raises UsageError for unusable input, before anything is sampled.
     """
@@ -51,16 +54,18 @@ def evaluate(
     protocol_values = _checked(num_samples, sampler_steps, seed)
     models = [name for name, given in (("teacher", teacher), ("untrained", untrained)) if given is not None]
     parsed = gating.parse(gates, METRICS, models)
-    student_reference = resolve(student)
+    student_reference = resolve(student, scheduler)
     folder = _output_folder(output, student_reference)
     runtime = runtimes.start(device)
     if not runtime.is_main:  # one process does it all
         runtime.wait()
         return read_json(folder / RESULT)
     loaded = load(student_reference, runtime.device)
-    loaded_teacher = load(resolve(teacher), runtime.device) if teacher is not None else None
+    loaded_teacher = load(resolve(teacher, scheduler), runtime.device) if teacher is not None else None
     loaded_untrained = (
-        load(resolve(untrained, _scheduler_of(student_reference)), runtime.device) if untrained is not None else None
+        load(resolve(untrained, scheduler or _scheduler_of(student_reference)), runtime.device)
+        if untrained is not None
+        else None
     )
 
     space = find_space(loaded_teacher, feature_weights)
@@ -98,7 +103,7 @@ def evaluate(
     result = {"student": _about(loaded), "teacher": _about(loaded_teacher), **scored, "gates": verdicts}
     write_json(folder / RESULT, result)
     if junit is not None:
-        gating.write_junit(Path(junit), verdicts, student_reference.name)
+        _write_junit(Path(junit), verdicts, student_reference.name)
     runtime.wait()
     return result
 
@@ -136,6 +141,15 @@ def _make(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}", "choose another --output") from error
+
+
+def _write_junit(path: Path, verdicts: list[dict[str, Any]], name: str) -> None:
+    try:
+        gating.write_junit(path, verdicts, name)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write the gates' results to {path}: {error.strerror}", "choose another --junit"
+        ) from error
 
 
 def _scheduler_of(student: Reference) -> str | None:

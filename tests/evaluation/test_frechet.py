@@ -46,9 +46,9 @@ def test_intervals_hold_the_value_and_follow_from_the_seed():
 
 def test_the_interval_is_as_wide_as_fresh_sets_scatter():
     reference = Moments.of(features(5000, 7))
-    values = torch.tensor([frechet_distance(features(300, 100 + i, 1.0), reference).value for i in range(30)])
+    values = torch.tensor([frechet_distance(features(300, 100 + i, 1.0), reference).value for i in range(12)])
     found = frechet_distance(features(300, 99, 1.0), reference)
-    assert 0.4 < (found.high - found.low) / (4 * values.std().item()) < 2.5
+    assert 0.4 < (found.high - found.low) / (4 * values.std().item()) < 3
 
 
 def test_too_few_samples_for_a_frechet_distance_are_refused():

@@ -55,7 +55,7 @@ def small_shards(monkeypatch):
 
 def test_rows_are_those_of_the_samples(tmp_path, pipeline, space):
     drawn = SampleCache(tmp_path, StopRequest(), Progress()).draw(pipeline, PROTOCOL, space, "sampling")
-    images = sample(pipeline, range(10), seed=0, num_steps=2)
+    images = sample(pipeline, range(10), seed=PROTOCOL.sampling_seed, num_steps=2)
     assert torch.equal(drawn.images, images.half().float())
     assert torch.allclose(drawn.features, space.features(images), atol=1e-5)
     assert torch.allclose(drawn.variation, total_variation(images), atol=1e-6)

@@ -73,7 +73,7 @@ def shrink(
         max_time=budget, recipe=recipe, overrides=tuple(set_ or ()), seed=seed, device=device, dtype=dtype,
         license=license, scheduler=scheduler, progress=console,
     )  # fmt: skip
-    console.result(result, tables.shrunk(result))
+    console.result(result, *tables.shrunk(result))
 
 
 def plan(
@@ -102,8 +102,8 @@ def plan(
     from diffcompress.jobs.plan import plan as run
 
     result = run(
-        teacher, ratio=asked, params=count, size=limit, recipe=recipe, overrides=tuple(set_ or ()), scheduler=scheduler, dtype=dtype,
-        progress=console,
+        teacher, ratio=asked, params=count, size=limit, recipe=recipe, overrides=tuple(set_ or ()),
+        scheduler=scheduler, dtype=dtype, progress=console,
     )  # fmt: skip
     rows = result if isinstance(result, list) else [result]
     console.result(result, tables.planned(rows), *tables.notes(rows))

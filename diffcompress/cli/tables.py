@@ -37,27 +37,24 @@ def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [f"- {note}" for note in (*shared, *own)]
 
 
-def shrunk(result: dict[str, Any]) -> Table:
+def shrunk(result: dict[str, Any]) -> list[Any]:
+    """Sizes, places and quality of a finished run."""
     student, teacher = result["student"], result["teacher"]
     size = f"{count(student['params'])} of {count(teacher['params'])} parameters"
     facts = {
         "student": f"{size}, ratio {number(student['ratio'])} (asked {number(student['requested_ratio'])})",
         "pipeline": result["pipeline"],
         "report": result["report"],
-        **{name: number(value) for name, value in result["metrics"].items() if isinstance(value, (int, float))},
-        "time": duration(result["seconds"]),
+        "time": "-" if result["seconds"] is None else duration(result["seconds"]),
     }
-    return _facts(facts)
+    return [_facts(facts), "", _metrics(result["metrics"])]
 
 
 def evaluated(result: dict[str, Any]) -> list[Any]:
-    """Protocol, metrics and gates of one evaluation."""
-    shown = [
-        _facts({name: number(value) for name, value in _flat(result["metrics"]) if not isinstance(value, (list, dict))})
-    ]
-    shown.append(
-        _facts({name: number(value) for name, value in _flat(result["protocol"]) if not isinstance(value, dict)})
-    )
+    """Metrics, protocol and gates of one evaluation."""
+    protocol = {name: value for name, value in result["protocol"].items() if isinstance(value, (str, int, float))}
+    shown: list[Any] = [_metrics(result["metrics"]), "", _facts(protocol)]
+    shown += [f"not computed: {line}" for line in result["metrics"].get("not_computed", [])]
     for gate in result["gates"]:
         shown.append(f"{'passed' if gate['passed'] else 'MISSED'}  {gate['expr']}  (value {number(gate['value'])})")
     return shown
@@ -93,12 +90,22 @@ def _facts(facts: dict[str, Any]) -> Table:
     return table
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name} ")
-        else:
-            yield prefix + name, value
+def _metrics(metrics: dict[str, Any]) -> Table:
+    """One line for each metric: the student's value with its interval, beside the same of the other models."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("metric", no_wrap=True)
+    others = ("teacher", "untrained", "real")
+    for name in ("student", "95 % interval", *others):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("unit")
+    for name, told in metrics.items():
+        if not isinstance(told, dict) or "value" not in told:
+            continue
+        low, high = told.get("low"), told.get("high")
+        interval = "" if low is None or high is None else f"{number(low)} .. {number(high)}"
+        beside = [number(told.get(other)) for other in others]
+        table.add_row(name, number(told["value"]), interval, *beside, str(told.get("unit") or ""))
+    return table
 
 
 def _bytes(value: float | None) -> str:

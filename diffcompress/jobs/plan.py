@@ -16,7 +16,7 @@ from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.families import registry
 from diffcompress.families.base import Family
 from diffcompress.jobs import costs, target
-from diffcompress.jobs.costs import TRAINING_BYTES_PER_PARAMETER, Costs
+from diffcompress.jobs.costs import TRAINING_BYTES_PER_PARAMETER
 from diffcompress.recipe import Recipe
 from diffcompress.runtime import Progress
 from diffcompress.student import plan as planning
@@ -63,13 +63,12 @@ def plan(
     settings = recipes.load(recipe, tuple(overrides))
     found = _find(teacher, scheduler)
     stored = dtype or found.dtype or "float32"
-    whole = costs.count(found.family, found.config)
 
     def one(ratio: float | None) -> dict[str, Any]:
         student = planning.plan(
             found.family, found.config, ratio=ratio, params=params, size=size, dtype=stored, section=settings.student
         )
-        return _row(found, student, settings, stored, whole)
+        return _row(found, student, settings, stored)
 
     if ratio is None or isinstance(ratio, (int, float)):
         return one(ratio)
@@ -83,7 +82,7 @@ def plan(
     return rows
 
 
-def _row(teacher: _Teacher, student: StudentPlan, recipe: Recipe, dtype: str, whole: Costs) -> dict[str, Any]:
+def _row(teacher: _Teacher, student: StudentPlan, recipe: Recipe, dtype: str) -> dict[str, Any]:
     cost = costs.count(teacher.family, student.config)
     size = cost.file_bytes(dtype)
     batch = recipe.training.batch_size
@@ -94,14 +93,14 @@ def _row(teacher: _Teacher, student: StudentPlan, recipe: Recipe, dtype: str, wh
     return {
         "teacher": teacher.id,
         "family": teacher.family.class_name,
-        "ratio": cost.params / whole.params,
+        "ratio": student.ratio,
         "requested_ratio": student.requested_ratio,
         "params": cost.params,
         "size_bytes": size,
         "config": dict(student.config),
         "macs": cost.macs,
         "pipeline_bytes": None if teacher.other_bytes is None else teacher.other_bytes + size,
-        "peak_memory_bytes": cost.training_bytes(batch) + 4 * whole.params,
+        "peak_memory_bytes": cost.training_bytes(batch) + 4 * student.teacher_params,
         "seconds_per_step": None,
         "evidence": None,
         "notes": [*teacher.notes, *student.notes, memory],
@@ -110,7 +109,16 @@ def _row(teacher: _Teacher, student: StudentPlan, recipe: Recipe, dtype: str, wh
 
 def _unreachable(teacher: _Teacher, ratio: float, error: DoesNotFitError) -> dict[str, Any]:
     unknown = dict.fromkeys(
-        ("params", "size_bytes", "config", "macs", "pipeline_bytes", "peak_memory_bytes", "seconds_per_step", "evidence")
+        (
+            "params",
+            "size_bytes",
+            "config",
+            "macs",
+            "pipeline_bytes",
+            "peak_memory_bytes",
+            "seconds_per_step",
+            "evidence",
+        )
     )
     told = f"{error.message}; {error.hint}" if error.hint else error.message
     return {
@@ -141,7 +149,9 @@ def _from_config(text: str, path: Path) -> _Teacher:
         raise UsageError(f"{path} is not valid JSON ({error})", "name a denoiser's config.json") from error
     if not isinstance(config, dict) or "_class_name" not in config:
         raise UsageError(f"{path} is not a denoiser config: it has no _class_name", "name a denoiser's config.json")
-    return _Teacher(text, registry.find(config["_class_name"]), config, None, None, ("sizes in float32: a config alone",))
+    return _Teacher(
+        text, registry.find(config["_class_name"]), config, None, None, ("sizes in float32: a config alone",)
+    )
 
 
 def _stored_dtype(reference: Reference) -> str | None:

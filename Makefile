@@ -1,0 +1,42 @@
+# Every target does its own set-up: a virtual environment in .venv with the pinned dependencies.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types demo-teacher bench
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 15
+
+demo: $(STAMP) ## compress the embedded teacher to 5 % and draw the report (about ten minutes on two cores)
+	$(BIN)/diffcompress shrink demo --ratio 0.05 --output build/demo-run
+	@echo
+	@echo "Open the report:  $(CURDIR)/build/demo-run/report.html"
+	@echo "The student:      $(CURDIR)/build/demo-run/pipeline"
+
+test: $(STAMP) ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+
+lint: $(STAMP) types ## ruff, formatting, types and import direction
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+
+types: $(STAMP) ## mypy
+	$(BIN)/mypy
+
+demo-teacher: $(STAMP) ## train the embedded teacher again; resumable, hours on a CPU
+	@test -d /usr/share/datasets/fashion-mnist || { echo "Fashion-MNIST is missing: apt install dataset-fashion-mnist (Debian)"; exit 1; }
+	$(BIN)/torchrun --nproc_per_node 2 benchmarks/train_demo.py
+
+bench: $(STAMP) ## compare the methods over seeds; resumable, one JSON line for each finished run
+	$(BIN)/python benchmarks/compare.py
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' || { echo "python3 -m venv is missing: apt install python3-venv (Debian, Ubuntu)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

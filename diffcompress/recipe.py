@@ -39,7 +39,7 @@ class BankSection(Section):
 class TargetsSection(Section):
     reuse: int = Field(8, ge=1, description="times a stored teacher prediction is used; 1: a teacher forward each step, as published")
     pool_size: int = Field(8192, ge=1, description="teacher predictions kept at a time")
-    trajectory_share: float = Field(0.5, ge=0.0, le=1.0, description="share of the pool taken from bank trajectories, at no teacher cost")
+    trajectory_share: float = Field(1.0, ge=0.0, le=1.0, description="most of a pool that may come from bank trajectories, at no teacher cost")
     timesteps: Literal["uniform", "antithetic"] = Field("antithetic", description="how noise levels are drawn")
 
 

@@ -1,8 +1,8 @@
 """Teacher targets: a prediction of the teacher for (noisy input, timestep, conditioning), fresh or reused.
 
 Reused targets live in pools. Pool k holds `pool_size` predictions, each used `reuse` times in shuffled order, then the
-next pool takes its place: the teacher's share of a step's cost falls by the reuse factor. Part of a pool comes from
-the bank's trajectories, which cost nothing. All draws follow from integers (seed, pool, entry), so any step of any
+next pool takes its place: the teacher's share of a step's cost falls by the reuse factor. Up to `trajectory_share` of a
+pool comes from the bank's trajectories, which cost nothing, as far as these suffice. All draws follow from integers (seed, pool, entry), so any step of any
 process can be had at any time.
 """
 
@@ -63,11 +63,14 @@ class Targets:
     ) -> None:
         self.folder, self.teacher, self.bank, self.section = folder, teacher, bank, section
         self.seed, self.batch_size, self.runtime, self.progress = seed, batch_size, runtime, progress
-        if not bank.num_trajectory:
-            self.section = section = section.model_copy(update={"trajectory_share": 0.0})
-        wanted = min(section.pool_size, -(-num_steps * batch_size // section.reuse))
+        uses = num_steps * batch_size
+        unique = -(-uses // section.reuse)
+        share = min(section.trajectory_share, bank.num_trajectory / max(1, unique))
+        # Stored calls cost nothing: where they suffice, all of them are used rather than few of them often.
+        self.reuse = -(-uses // bank.num_trajectory) if share == 1 else section.reuse
+        wanted = min(section.pool_size, -(-uses // self.reuse))
         self.pool_size = max(1, -(-wanted // batch_size)) * batch_size
-        self.num_trajectory = round(self.pool_size * section.trajectory_share)
+        self.num_trajectory = round(self.pool_size * share)
         self._pool: tuple[int, Tensors] | None = None
 
     def batch(self, step: int) -> Batch:
@@ -76,7 +79,7 @@ class Targets:
         if self.section.reuse == 1:
             return self._fresh(step, range(self.batch_size)[share])
         steps_per_epoch = self.pool_size // self.batch_size
-        number, within = divmod(step, steps_per_epoch * self.section.reuse)
+        number, within = divmod(step, steps_per_epoch * self.reuse)
         epoch, position = divmod(within, steps_per_epoch)
         pool = self._load_pool(number)
         order = torch.randperm(self.pool_size, generator=generator(self.seed, ORDER_STREAM, number, epoch))

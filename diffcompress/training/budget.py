@@ -35,7 +35,7 @@ def fit_steps(job: Job, seconds: float, folder: Path) -> Recipe:
     started = time.monotonic()
     batch = scratch.batch(0)
     teacher_seconds = time.monotonic() - started
-    forward_share = (1 - recipe.targets.trajectory_share) if job.targets.bank.num_trajectory else 1.0
+    forward_share = 1 - job.targets.num_trajectory / job.targets.pool_size
     target_seconds = teacher_seconds * (1.0 if recipe.targets.reuse == 1 else forward_share / recipe.targets.reuse)
     total = 0.0
     for stage in recipe.stages:

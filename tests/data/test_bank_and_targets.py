@@ -114,3 +114,13 @@ def test_a_stop_while_the_bank_is_made_keeps_what_is_done(tmp_path, teacher, run
     resumed = banks.fill(tmp_path, teacher, SECTION, 0, None, runtime, Progress())
     assert first.stat().st_mtime_ns == made
     assert torch.equal(resumed.clean, bank.clean)
+
+
+def test_stored_calls_are_used_before_the_teacher_is_asked_again(tmp_path, teacher, bank, runtime):
+    source = targets(tmp_path, teacher, bank, runtime, trajectory_share=1.0, pool_size=4096)
+    assert source.num_trajectory == source.pool_size == 800  # 100 steps of 8, all of the 800 stored calls once
+    seen = torch.cat([source.batch(step).noisy.flatten(1)[:, 0] for step in range(100)])
+    assert len(seen.unique()) == 800
+    assert not list(tmp_path.iterdir())
+    many = Targets(tmp_path, teacher, bank, TargetsSection(reuse=2), seed=0, batch_size=8, num_steps=400, runtime=runtime, progress=Progress())
+    assert many.num_trajectory == many.pool_size // 2  # 1,600 predictions wanted, 800 stored

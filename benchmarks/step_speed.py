@@ -1,0 +1,115 @@
+"""How close training steps with reused targets come to their ceiling, and what PLACE costs over output KD.
+
+The ceiling is what a step would gain if the teacher cost nothing: (teacher forward + student step) / (student step),
+against a step with a fresh teacher forward. Printed for the demo and for a random teacher with ten times its
+parameters, the cost of the bank beside it. Medians over interleaved repeats, one thread.
+
+    python benchmarks/step_speed.py
+"""
+
+import argparse
+import copy
+import dataclasses
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import diffusers
+import torch
+
+from diffcompress import recipe as recipes
+from diffcompress import runtime as runtimes
+from diffcompress.data import bank as banks
+from diffcompress.data.targets import Targets
+from diffcompress.jobs.shrink import initial_student
+from diffcompress.runtime import Progress
+from diffcompress.student.plan import plan
+from diffcompress.teacher.load import LoadedPipeline, load
+from diffcompress.teacher.reference import resolve
+from diffcompress.training.objective import Trainee, step_losses
+from diffcompress.training.optim import make_optimizer
+
+
+def ten_times(teacher: LoadedPipeline) -> LoadedPipeline:
+    """A random teacher of the same class with about ten times the parameters (3.2 times the width)."""
+    widths = [round(width * 3.2 / 8) * 8 for width in teacher.config["block_out_channels"]]
+    config = dict(teacher.config) | {"block_out_channels": widths}
+    torch.manual_seed(0)
+    denoiser = diffusers.UNet2DModel.from_config(config).eval().requires_grad_(False)
+    return dataclasses.replace(teacher, reference=dataclasses.replace(teacher.reference, config=config), denoiser=denoiser, fingerprint="ten times")
+
+
+def median_seconds(actions: dict, repeats: int) -> dict[str, float]:
+    """Median time of each action, run in turn so that a drifting machine hits all alike."""
+    seen: dict[str, list[float]] = {name: [] for name in actions}
+    for repeat in range(repeats + 1):
+        for name, action in actions.items():
+            started = time.perf_counter()
+            action()
+            if repeat:
+                seen[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seen.items()}
+
+
+def measure(name: str, teacher: LoadedPipeline, ratio: float, repeats: int, bank_samples: int) -> str:
+    recipe = recipes.load("default", (f"bank.num_samples={bank_samples}",))
+    runtime, progress = runtimes.start("cpu"), Progress()
+    with tempfile.TemporaryDirectory() as scratch:
+        started = time.perf_counter()
+        bank = banks.fill(Path(scratch) / "bank", teacher, recipe.bank, 0, None, runtime, progress)
+        bank_seconds = (time.perf_counter() - started) / bank_samples
+        student_plan = plan(teacher.family, teacher.config, ratio=ratio, section=recipe.student)
+        trainee = Trainee(initial_student(teacher, student_plan, recipe, bank), teacher.family).train()
+        optimizer = make_optimizer(trainee, recipe.training)
+        steps = bank_samples * recipe.bank.sampler_steps * 8 // recipe.training.batch_size
+        common = {"seed": 0, "batch_size": recipe.training.batch_size, "runtime": runtime, "progress": progress}
+        reused = Targets(Path(scratch) / "t", teacher, bank, recipe.targets, num_steps=steps, **common)
+        fresh = Targets(Path(scratch) / "f", teacher, bank, recipe.targets.model_copy(update={"reuse": 1}), num_steps=steps, **common)
+        step = [0]
+
+        def train(source: Targets, stage, batch=None) -> None:
+            step[0] += 1
+            given = batch or source.batch(step[0] % steps)
+            loss, _ = step_losses(trainee, teacher, given, stage, lambda value: value)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        place = recipe.stages[-1]
+        output_kd = recipes.load("default", method="output-kd").stages[0]
+        held = copy.copy(reused.batch(0))
+        seconds = median_seconds(
+            {
+                "reused": lambda: train(reused, place),
+                "fresh": lambda: train(fresh, place),
+                "student": lambda: train(reused, place, held),
+                "output_kd": lambda: train(reused, output_kd, held),
+            },
+            repeats,
+        )
+    teacher_forward = seconds["fresh"] - seconds["student"]
+    ceiling = (teacher_forward + seconds["student"]) / seconds["student"]
+    gain = seconds["fresh"] / seconds["reused"]
+    return (
+        f"| {name} | {student_plan.teacher_params:,} | {student_plan.params:,} | {1 / seconds['reused']:.2f} | {gain:.2f} | {ceiling:.2f} | {gain / ceiling:.0%} "
+        f"| {bank_seconds / seconds['student'] * 1000:.0f} | {seconds['student'] / seconds['output_kd'] - 1:+.1%} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ratio", type=float, default=0.02)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--bank-samples", type=int, default=64)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| teacher | parameters | student | steps/s | gain over fresh | ceiling | of ceiling | bank cost per 1,000 samples, in student steps | PLACE over output KD, per step |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    demo = load(resolve("demo"))
+    for name, teacher in (("demo", demo), ("ten times the demo", ten_times(demo))):
+        print(measure(name, teacher, options.ratio, options.repeats, options.bank_samples), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,19 @@ from typing import Any
 
 from diffcompress.run_folder import RunFolder
 
-CURVES = ("loss", "coarse", "fine", "fine_weight", "slope", "intercept", "output_kd", "feature_kd", "diffusion", "grad_norm", "learning_rate")
+CURVES = (
+    "loss",
+    "coarse",
+    "fine",
+    "fine_weight",
+    "slope",
+    "intercept",
+    "output_kd",
+    "feature_kd",
+    "diffusion",
+    "grad_norm",
+    "learning_rate",
+)
 SUMMARY = ("run", "pipeline", "report", "teacher", "student", "stages", "metrics", "seconds")
 
 
@@ -40,6 +52,9 @@ def collect(run: RunFolder) -> dict[str, Any]:
         "stages": stages,
         "metrics": metrics,
         "seconds": round(sum(timings.values()), 2) if timings else None,
+        "finished": bool(proof and proof.get("passed"))
+        and run.pipeline.is_dir()
+        and all(stage["finished"] for stage in stages),
         "asked": asked,
         "command": command(asked, run.path),
         "plan": {"choice": plan.get("choice"), "notes": plan.get("notes") or []},
@@ -50,14 +65,14 @@ def collect(run: RunFolder) -> dict[str, Any]:
         "timings": timings,
         "environment": environment,
         "provenance": reader.json(run.pipeline / "diffcompress.json", "the exported pipeline", {}),
-        "warnings": [*warnings, *_incidents(stages)],
+        "warnings": warnings,
         "not_computed": [*reader.missing, *_named(skipped)],
         "recipe": recipe,
     }
 
 
 def curves(folder: Path) -> list[dict[str, float]]:
-    """Logged rows of a stage in order of their step; after a resume the later row of a step counts. Broken lines are dropped."""
+    """Logged rows of a stage in step order; the later row of a step counts. Broken lines are dropped."""
     rows: dict[int, dict[str, float]] = {}
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -66,7 +81,9 @@ def curves(folder: Path) -> list[dict[str, float]]:
     for line in lines:
         try:
             row = json.loads(line)
-            rows[int(row["step"])] = {key: float(v) for key, v in row.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+            rows[int(row["step"])] = {
+                key: float(v) for key, v in row.items() if isinstance(v, (int, float)) and math.isfinite(v)
+            }
         except (ValueError, KeyError, TypeError):
             continue
     return [rows[step] for step in sorted(rows)]
@@ -119,18 +136,20 @@ class _Reader:
 
 
 def _stages(run: RunFolder, timings: dict[str, float], missing: list[str]) -> list[dict[str, Any]]:
-    """One record for each stage folder. Guard-rail counters run on over all stages, so each stage gets its own share."""
+    """One record for each stage folder. Guard-rail counters run on over all stages; each stage gets its own share."""
     stages, before = [], {"skipped": 0, "rollbacks": 0}
     for folder in run.stages():
         rows, state = curves(folder), _state(folder)
         counted = {key: state.get(key) for key in before}
-        if not (folder / "final").is_dir():
+        finished = (folder / "final").is_dir()
+        if not finished:
             missing.append(f"the end of {folder.name}: the stage has not finished")
         stages.append(
             {
                 "name": folder.name.split("-", 2)[-1],
                 "folder": folder.name,
                 "curves": f"{folder.name}/metrics.jsonl",
+                "finished": finished,
                 "steps": state.get("step"),
                 "seconds": timings.get(folder.name, state.get("seconds")),
                 **{key: None if value is None else value - before[key] for key, value in counted.items()},
@@ -157,17 +176,6 @@ def _state(folder: Path) -> dict[str, Any]:
 
 def _bytes(folder: Path) -> int | None:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else None
-
-
-def _incidents(stages: list[dict[str, Any]]) -> list[str]:
-    """Guard rails that stepped in, in words."""
-    told = []
-    for stage in stages:
-        if stage["skipped"]:
-            told.append(f"stage {stage['name']}: {stage['skipped']} step(s) skipped because of a non-finite loss or gradient")
-        if stage["rollbacks"]:
-            told.append(f"stage {stage['name']}: rolled back to a checkpoint {stage['rollbacks']} time(s), each with half the learning rate")
-    return told
 
 
 def _named(skipped: list[dict[str, str]] | None) -> list[str]:

@@ -51,7 +51,7 @@ def training(run: RunFolder, collected: Mapping[str, Any]) -> list[Figure]:
         # Steps count over all stages; a log that starts again at zero is laid behind the stage before it.
         shift = done if own[0]["step"] < done else 0.0
         rows += [row | {"step": row["step"] + shift} for row in own]
-        spans.append(Span(f"{stage['name']} stage", done, rows[-1]["step"]))
+        spans.append(Span(stage["name"], done, rows[-1]["step"]))
         done = rows[-1]["step"]
     found = []
     for key, (title, y_label, log, ideal) in _TRAINING.items():
@@ -59,7 +59,14 @@ def training(run: RunFolder, collected: Mapping[str, Any]) -> list[Figure]:
         if not points or not any(value for _, value in points):
             continue
         x, y = zip(*points, strict=True)
-        svg = line_chart([binned(x, y, title, "student")], x_label="training step", y_label=y_label, log=log, reference=ideal, spans=spans)
+        svg = line_chart(
+            [binned(x, y, title, "student")],
+            x_label="training step",
+            y_label=y_label,
+            log=log,
+            reference=ideal,
+            spans=spans,
+        )
         if svg is not None:
             found.append(Figure(title, svg))
     return found
@@ -72,7 +79,9 @@ def agreement(metrics: Mapping[str, Any]) -> list[Figure]:
     found = []
     for key, (title, y_label, ideal) in _LEVELS.items():
         line = Series(title, "student", middle, [level.get(key) for level in levels])
-        svg = line_chart([line], x_label="timestep (clean to pure noise)", y_label=y_label, reference=ideal, points=True)
+        svg = line_chart(
+            [line], x_label="timestep (clean to pure noise)", y_label=y_label, reference=ideal, points=True
+        )
         if svg is not None:
             found.append(Figure(title, svg))
     return found
@@ -86,16 +95,24 @@ def quality(metrics: Mapping[str, Any]) -> list[Figure]:
             continue
         estimates = {role: metric if role == "student" else metric.get(role) for role in _ROLES}
         shares = metric.get("unit") == "share of samples"
-        bars = [_bar(_ROLES[role], role, one, 100.0 if shares else 1.0) for role, one in estimates.items() if one and words.is_number(one["value"])]
+        bars = [
+            _bar(_ROLES[role], role, one, 100.0 if shares else 1.0)
+            for role, one in estimates.items()
+            if one and words.is_number(one["value"])
+        ]
         values = [bar.value for bar in bars]
         log = bool(values) and min(values) > 0 and max(values) / min(values) > 30
         unit = "% of samples" if shares else metric.get("unit") or "1 = equal predictions"
-        direction = words.better(metric.get("better"))
+        note = "; ".join(part for part in (words.better(metric.get("better")), _counted(metric)) if part)
         scale = ", log scale" if log else ""
         svg = interval_chart(bars, x_label=f"{unit}{scale}", log=log)
         if svg is not None:
-            found.append(Figure(words.label(name), svg, direction))
+            found.append(Figure(words.label(name), svg, note))
     return found
+
+
+def _counted(metric: Mapping[str, Any]) -> str:
+    return f"{metric['samples']:,} samples" if metric.get("samples") else ""
 
 
 def _bar(label: str, role: str, one: Mapping[str, Any], factor: float) -> Bar:

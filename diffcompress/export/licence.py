@@ -36,7 +36,9 @@ def licence_of(reference: Reference, stated: str | None = None) -> Licence:
     folder = _folder(reference)
     front = front_matter(folder / "README.md")
     if isinstance(front.get("license"), str):
-        return Licence(front["license"], "the teacher's model card", front.get("license_name"), front.get("license_link"))
+        return Licence(
+            front["license"], "the teacher's model card", front.get("license_name"), front.get("license_link")
+        )
     if is_demo(reference):
         return Licence("apache-2.0", "diffcompress, whose demo teacher this is")
     if stated:

@@ -14,7 +14,9 @@ from diffcompress.run_folder import write_text
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Markdown is not HTML: nothing is escaped, and line ends of blocks go.
-_TEMPLATES = Environment(loader=PackageLoader("diffcompress.export"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+_TEMPLATES = Environment(
+    loader=PackageLoader("diffcompress.export"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
 
 
 def write(folder: Path, provenance: Mapping[str, Any], collected: Mapping[str, Any]) -> None:
@@ -52,7 +54,7 @@ def render(provenance: Mapping[str, Any], collected: Mapping[str, Any]) -> str:
 
 
 def base_model(teacher_id: str) -> str | None:
-    """The teacher's Hub id. None for teachers that are not on the Hub: a path means nothing to others, and may be private."""
+    """The teacher's Hub id, else None: a path means nothing to others, and may be private."""
     name = teacher_id.partition("@")[0]
     return name if _HUB_ID.fullmatch(name) and not Path(teacher_id).exists() else None
 

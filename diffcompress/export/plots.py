@@ -1,4 +1,4 @@
-"""Charts as inline SVG: no script, no font, no image file. Colours come from the page's CSS, so they follow light and dark."""
+"""Charts as inline SVG: no script, no font, no file. Colours come from the page's CSS and follow light and dark."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from diffcompress.export.words import is_number, number
+from diffcompress.export.words import is_number, number, short
 
-WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 40
+WIDTH, HEIGHT = 360, 232
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 40, 40
 MOST_POINTS = 160
 
 
@@ -61,9 +61,12 @@ class _Axis:
         return self.start + share * (self.end - self.start)
 
     def ticks(self, count: int = 4) -> list[float]:
-        if self.log and math.log10(self.high / self.low) >= 1.5:
-            first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
-            return [10.0**e for e in range(first, last + 1, max(1, math.ceil((last - first) / (count + 1))))]
+        if self.log:
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            inside = [10.0**e for e in decades if self.low <= 10.0**e <= self.high]
+            if len(inside) < 3:
+                inside = [f * 10.0**e for e in decades for f in (1, 2, 5) if self.low <= f * 10.0**e <= self.high]
+            return inside[:: math.ceil(len(inside) / (count + 2)) or 1]
         rough = (self.high - self.low) / count
         power = 10 ** math.floor(math.log10(rough))
         step = next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= rough * 0.999)
@@ -91,7 +94,7 @@ def line_chart(
     spans: Sequence[Span] = (),
     points: bool = False,
 ) -> Markup | None:
-    """Lines over a common horizontal axis; `reference`: a horizontal line of the ideal. None when there is nothing to draw."""
+    """Lines over a common horizontal axis; `reference`: the ideal value. None when there is nothing to draw."""
     kept = [_drawable(one, log) for one in series]
     kept = [one for one in kept if one.x]
     if not kept:
@@ -99,14 +102,14 @@ def line_chart(
     xs = [v for one in kept for v in one.x] + [v for span in spans for v in (span.low, span.high)]
     ys = [v for one in kept for v in (*one.y, *one.low, *one.high)] + ([] if reference is None else [reference])
     across = _Axis(*_widened(min(xs), max(xs), False, 0.0), LEFT, WIDTH - RIGHT)
-    up = _Axis(*_widened(min(ys), max(ys), log, 0.06), HEIGHT - BOTTOM, TOP, log)
-    parts = [*_spans(spans, across), *_grid(up, _horizontal_line), *_x_ticks(across)]
+    up = _Axis(*_widened(min(ys), max(ys), log, 0.06), HEIGHT - BOTTOM, TOP if spans else TOP - 16, log)
+    parts = [*_spans(spans, across), *_grid(up), *_x_ticks(across)]
     if reference is not None:
-        parts.append(f'<line class="ideal" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(reference):.1f}" y2="{up(reference):.1f}"/>')
+        parts.append(_rule("ideal", LEFT, WIDTH - RIGHT, up(reference), up(reference)))
     for one in kept:
         parts += _line(one, across, up, points)
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_label, "axis", "middle"))
-    parts.append(_text(4, 12, y_label, "axis"))
+    parts.append(_text(0, 12, y_label, "axis"))
     return _svg(parts, f"{y_label} over {x_label}", HEIGHT)
 
 
@@ -115,22 +118,21 @@ def interval_chart(bars: Sequence[Bar], *, x_label: str, log: bool = False) -> M
     bars = [bar for bar in bars if is_number(bar.value) and (not log or bar.value > 0)]
     if not bars:
         return None
-    ends = [v for bar in bars for v in (bar.value, bar.low, bar.high) if v is not None and is_number(v) and (not log or v > 0)]
+    values = [v for bar in bars for v in (bar.value, bar.low, bar.high) if v is not None]
+    ends = [v for v in values if not log or v > 0]
     low, high = (min(ends), max(ends)) if log else (min(0.0, *ends), max(0.0, *ends))
     left, row, height = 104, 30, 30 * len(bars) + 46
     across = _Axis(*_widened(low, high, log, 0.05), left, WIDTH - 58, log)
     parts = [
-        f'<line class="grid" x1="{across(t):.1f}" x2="{across(t):.1f}" y1="8" y2="{height - 38}"/>'
-        + _text(across(t), height - 24, number(t), "tick", "middle")
+        _rule("grid", across(t), across(t), 8, height - 38) + _text(across(t), height - 24, short(t), "tick", "middle")
         for t in across.ticks(3)
     ]
     for position, bar in enumerate(bars):
         y = 8 + row * (position + 0.5)
         parts.append(_text(left - 12, y + 4, bar.label, "row", "end"))
-        if is_number(bar.low) and is_number(bar.high) and (not log or (bar.low or 0) > 0):
-            parts.append(f'<line class="whisker {bar.role}" x1="{across(bar.low):.1f}" x2="{across(bar.high):.1f}" y1="{y}" y2="{y}"/>')  # type: ignore[arg-type]
-        words = f"{bar.label}: {number(bar.value)}"
-        parts.append(f'<circle class="dot {bar.role}" cx="{across(bar.value):.1f}" cy="{y}" r="5"><title>{escape(words)}</title></circle>')
+        if bar.low is not None and bar.high is not None and (not log or bar.low > 0):
+            parts.append(_rule(f"whisker {bar.role}", across(bar.low), across(bar.high), y, y))
+        parts.append(_dot(bar.role, across(bar.value), y, 5, f"{bar.label}: {number(bar.value)}"))
         parts.append(_text(WIDTH - 4, y + 4, number(bar.value), "value", "end"))
     parts.append(_text((left + WIDTH - 58) / 2, height - 6, x_label, "axis", "middle"))
     return _svg(parts, x_label, height)
@@ -140,7 +142,9 @@ def _drawable(one: Series, log: bool) -> Series:
     keep = [i for i, y in enumerate(one.y) if is_number(y) and (not log or y > 0)]
     banded = bool(one.low) and all(is_number(v) and (not log or v > 0) for v in one.low)
     pick: Callable[[Sequence[float]], list[float]] = lambda values: [values[i] for i in keep]  # noqa: E731
-    return Series(one.label, one.role, pick(one.x), pick(one.y), pick(one.low) if banded else (), pick(one.high) if banded else ())
+    return Series(
+        one.label, one.role, pick(one.x), pick(one.y), pick(one.low) if banded else (), pick(one.high) if banded else ()
+    )
 
 
 def _widened(low: float, high: float, log: bool, share: float) -> tuple[float, float]:
@@ -161,31 +165,37 @@ def _line(one: Series, across: _Axis, up: _Axis, points: bool) -> Iterable[str]:
     yield f'<polyline class="line {one.role}" points="{path}"><title>{escape(one.label)}</title></polyline>'
     if points or len(one.x) == 1:
         for x, y in zip(one.x, one.y, strict=True):
-            words = f"{one.label}: {number(y)} at {number(x)}"
-            yield f'<circle class="dot {one.role}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3.5"><title>{escape(words)}</title></circle>'
+            yield _dot(one.role, across(x), up(y), 3.5, f"{one.label}: {number(y)} at {number(x)}")
 
 
 def _spans(spans: Sequence[Span], across: _Axis) -> Iterable[str]:
     for position, span in enumerate(spans):
         left, right = across(span.low), across(span.high)
         shade = "span odd" if position % 2 else "span"
-        yield f'<rect class="{shade}" x="{left:.1f}" y="{TOP}" width="{max(0.0, right - left):.1f}" height="{HEIGHT - TOP - BOTTOM}"/>'
-        if right - left > 7 * len(span.label):
-            yield _text(right - 4, TOP + 12, span.label, "stage", "end")
+        top = TOP - 16  # room for the name, above every curve
+        box = f'x="{left:.1f}" y="{top}" width="{max(0.0, right - left):.1f}" height="{HEIGHT - top - BOTTOM}"'
+        yield f'<rect class="{shade}" {box}/>'
+        if right - left > 6 * len(span.label):
+            yield _text(left + 5, TOP - 4, span.label, "stage")
 
 
-def _grid(up: _Axis, line: Callable[[float], str]) -> Iterable[str]:
+def _grid(up: _Axis) -> Iterable[str]:
     for tick in up.ticks():
-        yield line(up(tick)) + _text(LEFT - 6, up(tick) + 4, number(tick), "tick", "end")
-
-
-def _horizontal_line(y: float) -> str:
-    return f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield _rule("grid", LEFT, WIDTH - RIGHT, up(tick), up(tick))
+        yield _text(LEFT - 6, up(tick) + 4, short(tick), "tick", "end")
 
 
 def _x_ticks(across: _Axis) -> Iterable[str]:
     for tick in across.ticks():
-        yield _text(across(tick), HEIGHT - BOTTOM + 16, number(tick), "tick", "middle")
+        yield _text(across(tick), HEIGHT - BOTTOM + 16, short(tick), "tick", "middle")
+
+
+def _rule(role: str, x1: float, x2: float, y1: float, y2: float) -> str:
+    return f'<line class="{role}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
+
+
+def _dot(role: str, x: float, y: float, radius: float, words: str) -> str:
+    return f'<circle class="dot {role}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"><title>{escape(words)}</title></circle>'
 
 
 def _text(x: float, y: float, words: str, role: str, anchor: str = "start") -> str:

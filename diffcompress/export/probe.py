@@ -1,5 +1,7 @@
-"""What the export proof looks at. Runs twice: imported, on the pipeline in memory; and as a script in a process of its own,
-where importing diffcompress is an error, on the exported folder. Only vanilla libraries may be imported here.
+"""What the export proof looks at; only vanilla libraries may be imported here.
+
+It runs twice: imported, on the pipeline in memory; and as a script in a process of its own, where importing
+diffcompress is an error, on the exported folder.
 
     python -I probe.py FOLDER INPUTS.safetensors OUTPUTS.safetensors
 """
@@ -30,8 +32,8 @@ class _Blocker(importlib.abc.MetaPathFinder):
 def observe(pipeline: Any, subfolder: str, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """One denoiser call on `inputs` (keyword tensors of its forward) and one sampled image; and how it was sampled.
 
-    The image comes from the pipeline's own `__call__`. A class-conditional denoiser, which DDPM and DDIM pipelines cannot call,
-    is sampled with the pipeline's own scheduler instead.
+    The image comes from the pipeline's own `__call__`. A class-conditional denoiser, which DDPM and DDIM pipelines
+    cannot call, is sampled with the pipeline's own scheduler instead.
     """
     denoiser = getattr(pipeline, subfolder)
     prediction = denoiser(**inputs).sample

@@ -21,7 +21,7 @@ ROLES = {"teacher": "Teacher", "student": "Student", "untrained": "Student befor
 
 
 def write_report(run: RunFolder) -> dict[str, Any]:
-    """Write `run.report_json`, `run.report_html` and, if the pipeline is exported, its model card; return report.json's content.
+    """Write report.html, report.json and, if the pipeline is exported, its model card; return report.json's content.
 
     Raises UsageError when `run` is not a run folder. Whatever is missing in it is reported as not computed.
     """

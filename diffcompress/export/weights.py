@@ -24,12 +24,17 @@ PROVENANCE = "diffcompress.json"
 
 
 def export_pipeline(
-    student: nn.Module, teacher: LoadedPipeline, run: RunFolder, *, dtype: torch.dtype, provenance: Mapping[str, Any] | None = None
+    student: nn.Module,
+    teacher: LoadedPipeline,
+    run: RunFolder,
+    *,
+    dtype: torch.dtype,
+    provenance: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `run.pipeline`, all or nothing, and return it.
 
-    `student` is the float32 denoiser to ship (EMA weights loaded); its weights are stored in `dtype`. `provenance` (recipe,
-    seeds, bank hash, `license` when the user stated one) goes into diffcompress.json beside teacher, versions and file hashes.
+    `student` is the float32 denoiser to ship (EMA weights loaded), stored in `dtype`. `provenance` (recipe, seeds, bank
+    hash, `license` when the user stated one) goes into diffcompress.json beside teacher, versions and file hashes.
     Raises DiffCompressError when a weight is not finite in `dtype`.
     """
     shipped = as_shipped(student, dtype)
@@ -51,7 +56,7 @@ def export_pipeline(
 
 
 def as_shipped(student: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of `student` on the CPU whose floating-point tensors have `dtype`; raises DiffCompressError for NaN or overflow."""
+    """A copy of `student` on the CPU in `dtype`; raises DiffCompressError for NaN or overflow."""
     # nn.Module's own `to`: diffusers' warns about modules to keep in float32 even where there are none.
     shipped = nn.Module.to(copy.deepcopy(student), "cpu", dtype).eval().requires_grad_(False)
     for name, value in shipped.state_dict().items():
@@ -68,8 +73,11 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def sha256(file: Path) -> str:
+    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def weight_hashes(folder: Path) -> dict[str, str]:
@@ -99,7 +107,9 @@ def _write_rest(folder: Path, teacher: LoadedPipeline) -> str:
         if part == subfolder or not isinstance(value, list) or value == [None, None]:
             continue
         if not source.is_dir():
-            raise UsageError(f"{source} is missing, though model_index.json names it", "check that the teacher's folder is complete")
+            raise UsageError(
+                f"{source} is missing, though model_index.json names it", "check that the teacher's folder is complete"
+            )
         shutil.copytree(source, folder / part)
     return subfolder
 

@@ -9,26 +9,26 @@ from typing import Any
 NOTHING = "not computed"
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _LABELS = {
-    "fd_demo": "Fréchet distance to real images (fd_demo)",
-    "fd_demo_held_out": "Fréchet distance to held-out real images",
-    "kd_demo": "kernel distance to real images (kd_demo)",
-    "fd": "Fréchet distance to real images",
-    "kd": "kernel distance to real images",
-    "paired_distance": "distance to the teacher's image from the same noise",
-    "latency_ms": "time of one denoiser call, batch of 1",
-    "latency_ms_batch16": "time of one denoiser call, batch of 16",
-    "agreement": "agreement with the teacher",
-    "failed_samples": "failed samples",
-    "params": "denoiser parameters",
-    "macs": "multiply-accumulates per denoiser call",
-    "memory_bytes": "memory of one denoiser call",
+    "fd_demo": "Fréchet distance (fd_demo)",
+    "fd_demo_held_out": "Fréchet distance, held-out images",
+    "kd_demo": "Kernel distance (kd_demo)",
+    "fd": "Fréchet distance",
+    "kd": "Kernel distance",
+    "paired_distance": "Distance to the teacher's image",
+    "latency_ms": "Time of one denoiser call, batch of 1",
+    "latency_ms_batch16": "Time of one denoiser call, batch of 16",
+    "agreement": "Agreement with the teacher",
+    "failed_samples": "Failed samples",
+    "params": "Denoiser parameters",
+    "macs": "Multiply-accumulates per denoiser call",
+    "memory_bytes": "Memory of one denoiser call",
 }
 _COST_UNITS = ("parameters", "multiply-accumulates", "ms per call", "bytes")
 _BETTER = {"lower": "lower is better", "higher": "higher is better"}
 
 
 def label(name: str) -> str:
-    return _LABELS.get(name, name.replace("_", " "))
+    return _LABELS.get(name) or name.replace("_", " ").capitalize()
 
 
 def is_cost(metric: Mapping[str, Any]) -> bool:
@@ -55,6 +55,11 @@ def number(value: Any, digits: int = 3) -> str:
         return f"{mantissa} × 10{_superscript(int(exponent))}"
     decimals = max(0, digits - 1 - math.floor(math.log10(size)))
     return f"{value:,.{decimals}f}"
+
+
+def short(value: float) -> str:
+    """For round numbers such as axis ticks and tolerances: no trailing zeros."""
+    return number(value) if value and not 1e-4 <= abs(value) < 1e6 else f"{value:,.6g}"
 
 
 def count(value: Any, unit: str = "") -> str:

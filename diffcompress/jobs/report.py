@@ -17,4 +17,6 @@ def report(run: str) -> dict[str, Any]:
     try:
         return write_report(RunFolder(run))
     except OSError as error:
-        raise UsageError(f"cannot write the report into {run}: {error.strerror or error}", "check the folder's permissions") from error
+        raise UsageError(
+            f"cannot write the report into {run}: {error.strerror or error}", "check the folder's permissions"
+        ) from error

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+
+from diffcompress.teacher.load import LoadedPipeline, load
+from diffcompress.teacher.reference import resolve
+from tests.export.models import make_model
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def teacher_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "teacher"
+    scheduler = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False)
+    diffusers.DDPMPipeline(make_model(), scheduler).to(torch.float16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def teacher(teacher_folder: Path) -> LoadedPipeline:
+    return load(resolve(str(teacher_folder)))
+
+
+@pytest.fixture
+def student() -> diffusers.UNet2DModel:
+    return make_model(1, block_out_channels=(4, 8), norm_num_groups=2)

@@ -149,7 +149,7 @@ def _knobs(config: Config, groups: int, head_dim: int | None, channels_per_group
     layers = config.get("layers_per_block", 2)
     knobs.append(Knob("layers", range(1, layers + 1), layers, "depth"))
     time = time_dim(config)
-    knobs.append(Knob("time", range(min(16, time), time + 1), time, "fine"))
+    knobs.append(Knob("time", range(min(8, time), time + 1), time, "fine"))
     return tuple(knobs)
 
 

@@ -89,7 +89,7 @@ def pick(rules: TensorRules, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for axis, names in enumerate(rule.axes):
             if not names:
                 continue
-            along = score.sum([other for other in range(score.dim()) if other != axis])
+            along = score.movedim(axis, 0).flatten(1).sum(1) if score.dim() > 1 else score
             parts = along.split([rules.sets[name].teacher_size for name in names])
             for name, part in zip(names, parts, strict=True):
                 totals[name] += part

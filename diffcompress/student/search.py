@@ -1,0 +1,150 @@
+"""The search for knob values: depth by rule, widths by balance, the last percent by the fine knob."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from diffcompress.families.base import Config, Family, Knob, Variant
+from diffcompress.student.size import SizePolynomial
+
+TOLERANCE = 0.01
+# From this ratio up, students first lose layers and keep their width (exact layers are inherited); below, width goes.
+DEPTH_FIRST = 0.35
+# A width this far (in log) off the common scale counts three times.
+BALANCED = math.log(1.35)
+# Width settings looked at per variant.
+NUM_SETTINGS = 4000
+
+Depth = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """choice: a value for every knob; error: relative, of the parameter count; cost: see Variant.cost."""
+
+    choice: dict[str, int]
+    error: float
+    cost: float
+
+    @property
+    def fits(self) -> bool:
+        return abs(self.error) <= TOLERANCE
+
+
+@dataclass
+class Search:
+    """Students of `config` with `target` parameters, a share `ratio` of the teacher's."""
+
+    family: Family
+    config: Config
+    variants: tuple[Variant, ...]
+    target: float
+    ratio: float
+    polynomials: dict[Depth, SizePolynomial] = field(default_factory=dict)
+
+    def candidates(self) -> Iterator[list[Candidate]]:
+        """For each depth, best first, the best candidate of every variant (the nearest in size where none fits)."""
+        for depth in self.depths():
+            scale = max(self.scale(depth), 1e-3)
+            yield [self.best(variant, depth, scale) for variant in self.variants]
+
+    def depths(self) -> list[Depth]:
+        """Depth settings, best first: depth goes before width in large students, and where width would get too low."""
+        knobs = [knob for knob in self.variants[-1].knobs if knob.kind == "depth"]
+        settings = itertools.product(*([(knob.name, value) for value in reversed(knob.values)] for knob in knobs))
+        options = list(settings)
+        if self.ratio >= DEPTH_FIRST:
+            full = np.array([[knob.teacher for knob in _moving(self.variants[-1])]])
+            enough = [option for option in options if self.polynomial(option)(full)[0] >= self.target]
+            first = enough[-1] if enough else options[0]
+        else:
+            least = max((knob.narrow / knob.teacher for knob in _moving(self.variants[-1])), default=0.0)
+            wide = [option for option in options if self.scale(option) >= least]
+            first = wide[0] if wide else options[-1]
+        return [first, *(option for option in options if option != first)]
+
+    def polynomial(self, depth: Depth) -> SizePolynomial:
+        """Parameters as a function of the moving knobs; norm groups and head sizes do not count."""
+        if depth not in self.polynomials:
+            variant = self.variants[-1]
+            knobs = _moving(variant)
+            steps = [knob.values.step for knob in knobs]
+
+            def count(values: Sequence[int]) -> int:
+                choice = {**variant.fixed, **dict(depth), **_named(knobs, values)}
+                student = self.family.shrunk_config(self.config, choice)
+                return self.family.tensor_rules(student, student).num_parameters
+
+            # Far apart: two equal neighbouring widths would change which tensors exist.
+            centre = [64 * (number + 1) * step for number, step in enumerate(steps)]
+            self.polynomials[depth] = SizePolynomial.fit(count, centre, steps)
+        return self.polynomials[depth]
+
+    def scale(self, depth: Depth) -> float:
+        """The common factor on all knobs that gives the target at this depth, if they were real numbers; else 0."""
+        teacher = np.array([[float(knob.teacher) for knob in _moving(self.variants[-1])]])
+        factor = float(self.polynomial(depth).roots(0 * teacher, teacher, self.target)[0])
+        return factor if math.isfinite(factor) else 0.0
+
+    def best(self, variant: Variant, depth: Depth, scale: float) -> Candidate:
+        knobs = _moving(variant)
+        polynomial = self.polynomial(depth)
+        points = _points(polynomial, knobs, scale, self.target)
+        error = polynomial(points) / self.target - 1
+        cost = variant.cost + _imbalance(points, knobs, scale) + 5 * np.abs(error)
+        fits = np.abs(error) <= TOLERANCE
+        chosen = np.argmin(np.where(fits, cost, np.inf)) if fits.any() else np.argmin(np.abs(error))
+        choice = {**variant.fixed, **dict(depth), **_named(knobs, points[chosen])}
+        return Candidate(choice, float(error[chosen]), float(cost[chosen]))
+
+
+def _moving(variant: Variant) -> list[Knob]:
+    """The knobs of the polynomial: widths, then the fine one."""
+    return sorted((knob for knob in variant.knobs if knob.kind != "depth"), key=lambda knob: knob.kind == "fine")
+
+
+def _named(knobs: list[Knob], values: Sequence[int] | np.ndarray) -> dict[str, int]:
+    return {knob.name: int(value) for knob, value in zip(knobs, values, strict=True)}
+
+
+def _points(polynomial: SizePolynomial, knobs: list[Knob], scale: float, target: float) -> np.ndarray:
+    """Knob values `[N, knobs]` worth a look: widths near the scale, each with fine values that hit the target."""
+    widths, fine = [knob for knob in knobs if knob.kind == "width"], [knob for knob in knobs if knob.kind == "fine"]
+    number = max(2, int(NUM_SETTINGS ** (1 / len(widths))))
+    near = [_nearest(knob, scale * knob.teacher, number) for knob in widths]
+    grid = np.array(list(itertools.product(*near)), dtype=float)
+    if not fine:
+        return grid
+    (knob,) = fine
+    start = np.concatenate([grid, np.zeros((len(grid), 1))], axis=1)
+    wanted = np.nan_to_num(polynomial.roots(start, np.eye(len(knobs))[-1:], target), nan=knob.values[0])
+    found = []
+    for value, step in ((wanted, 1), (wanted, 4), (wanted, 8), (np.full(len(grid), scale * knob.teacher), 8)):
+        points = start.copy()
+        points[:, -1] = np.clip(np.round(value / step) * step, knob.values[0], knob.values[-1])
+        found.append(points)
+    return np.concatenate(found)
+
+
+def _nearest(knob: Knob, ideal: float, number: int) -> list[int]:
+    return sorted(knob.values, key=lambda value: abs(math.log(value / ideal)))[:number]
+
+
+def _imbalance(points: np.ndarray, knobs: list[Knob], scale: float) -> np.ndarray:
+    """How far the widths are from one common scale `[N]`, plus small amends for awkward numbers."""
+    teacher = np.array([knob.teacher for knob in knobs])
+    is_width = np.array([knob.kind == "width" for knob in knobs])
+    off = np.abs(np.log(points / (scale * teacher)))
+    worst = off[:, is_width].max(-1)
+    cost = worst + 0.5 * off[:, is_width].mean(-1) + 2 * np.maximum(0, worst - BALANCED)
+    cost += 0.2 * off[:, ~is_width].sum(-1)
+    # Widths that differ in the teacher should differ in the student, or shortcut convolutions get lost.
+    order = np.sign(np.diff(teacher[is_width]))
+    cost += 0.5 * (np.sign(np.diff(points[:, is_width], axis=1)) != order).sum(-1)
+    multiple = np.where(points >= 256, 16, np.where(points >= 64, 8, np.where(points >= 16, 4, 1)))
+    return cost + 0.02 * (points % multiple != 0).sum(-1)

@@ -1,0 +1,176 @@
+"""The student that is found: its size, its shape, and that it can know the timestep."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from torch import nn
+
+from diffcompress.errors import DoesNotFitError, UsageError
+from diffcompress.families.unet2d import FAMILY
+from diffcompress.recipe import StudentSection
+from diffcompress.student.plan import StudentPlan, plan
+from tests import tiny
+
+RATIOS = (0.5, 0.35, 0.25, 0.1, 0.05, 0.02, 0.016, 0.01)
+# Published teachers: the 64-pixel CelebA reference, google/ddpm-celebahq-256 and CompVis/ldm-celebahq-256.
+BIG = {
+    "celeba-64": {
+        "sample_size": 64,
+        "block_out_channels": (128, 256, 256, 256, 512),
+        "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    },
+    "celebahq-256": {
+        "sample_size": 256,
+        "block_out_channels": (128, 128, 256, 256, 512, 512),
+        "down_block_types": ("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
+    },
+    "ldm-celebahq": {
+        "sample_size": 64,
+        "block_out_channels": (224, 448, 672, 896),
+        "down_block_types": ("DownBlock2D",) + ("AttnDownBlock2D",) * 3,
+        "up_block_types": ("AttnUpBlock2D",) * 3 + ("UpBlock2D",),
+        "attention_head_dim": 32,
+        "freq_shift": 0,
+    },
+}
+COMMON = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "attention_head_dim": None,
+    "freq_shift": 1,
+    "flip_sin_to_cos": False,
+    "dropout": 0.1,
+}
+BIG = {name: {**COMMON, **changes} for name, changes in BIG.items()}
+PUBLISHED = StudentSection(channels_per_group=1)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_demo_students_are_within_one_percent_and_see_the_timestep(ratio):
+    found = plan(FAMILY, tiny.DEMO, ratio=ratio)
+    student = UNet2DModel.from_config(found.config)
+    assert sum(p.numel() for p in student.parameters()) == found.params
+    assert found.ratio == pytest.approx(ratio, rel=0.01)
+    assert min(found.config["block_out_channels"]) // found.config["norm_num_groups"] >= 4
+    assert min(_time_effects(_random(student), after="")) > 1e-3
+
+
+@pytest.mark.parametrize("teacher", BIG.values(), ids=BIG.keys())
+def test_big_students_are_within_one_percent_and_balanced(teacher):
+    for ratio in (0.5, 0.02, 0.01):
+        found = plan(FAMILY, teacher, ratio=ratio)
+        assert found.ratio == pytest.approx(ratio, rel=0.01)
+        widths = [s / t for s, t in zip(found.config["block_out_channels"], teacher["block_out_channels"], strict=True)]
+        assert max(widths) / min(widths) < 1.35
+        assert min(found.config["block_out_channels"]) // found.config["norm_num_groups"] >= 4
+        # Large students lose a layer and keep width; small ones keep layers until width would get too low.
+        too_narrow = ratio == 0.01 and teacher["block_out_channels"][0] == 128
+        assert found.config["layers_per_block"] == (1 if ratio == 0.5 or too_narrow else 2)
+
+
+def test_every_residual_block_of_a_large_teachers_student_sees_the_timestep():
+    found = plan(FAMILY, {**BIG["celeba-64"], "sample_size": 16}, ratio=0.016)
+    assert min(_time_effects(_random(UNet2DModel.from_config(found.config)), after="")) > 1e-3
+
+
+def test_one_channel_per_group_is_blind_after_the_second_norm():
+    """The published shape: the test above must fail on it, or it tests nothing."""
+    found = plan(FAMILY, {**BIG["celeba-64"], "sample_size": 16}, ratio=0.0183, section=PUBLISHED)
+    assert found.config["block_out_channels"] == [32, 32, 32, 32, 64]
+    assert found.config["norm_num_groups"] == 32
+    effects = _time_effects(_random(UNet2DModel.from_config(found.config)), after=".norm2", hold_input=True)
+    widths = found.config["block_out_channels"]
+    assert sum(effect < 1e-4 for effect in effects) >= 2 * len(widths[:-1])
+    wider = plan(FAMILY, {**BIG["celeba-64"], "sample_size": 16}, ratio=0.0183)
+    assert min(_time_effects(_random(UNet2DModel.from_config(wider.config)), after=".norm2", hold_input=True)) > 1e-2
+
+
+def test_the_published_shape_has_its_published_size():
+    found = plan(FAMILY, BIG["celeba-64"], params=1_439_491, section=PUBLISHED)
+    assert (found.params, found.teacher_params) == (1_439_491, 78_700_803)
+    assert found.config["time_embedding_dim"] == 128
+
+
+def test_targets_in_parameters_and_bytes():
+    by_count = plan(FAMILY, tiny.DEMO, params=77_000)
+    assert by_count.params == pytest.approx(77_000, rel=0.01)
+    stored = plan(FAMILY, tiny.DEMO, size=200_000, dtype="float16")
+    assert stored.params * 2 == pytest.approx(200_000, rel=0.06)
+    assert stored.params * 2 < 200_000
+
+
+def test_the_same_question_has_the_same_answer_and_survives_json():
+    first, second = (plan(FAMILY, tiny.DEMO, ratio=0.05) for _ in range(2))
+    assert first == second
+    stored = json.loads(json.dumps(first.to_json()))
+    assert stored["ratio"] == first.ratio
+    assert StudentPlan.from_json(stored).config == first.config
+    assert any(note.startswith("norm_num_groups: 8 -> ") for note in first.notes)
+
+
+def test_unreachable_names_the_nearest():
+    with pytest.raises(DoesNotFitError, match=r"ratio 0\.001 cannot be reached.*1,541 parameters") as caught:
+        plan(FAMILY, tiny.DEMO, ratio=0.001)
+    nearest = float(caught.value.hint.split()[-1])
+    assert plan(FAMILY, tiny.DEMO, ratio=nearest).ratio == pytest.approx(nearest, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"ratio": 0}, {"ratio": 1}, {"ratio": -0.5}, {"ratio": float("nan")}, {"params": 10**9}, {"size": 5}, {}]
+)
+def test_targets_that_make_no_sense(asked):
+    with pytest.raises(UsageError):
+        plan(FAMILY, tiny.DEMO, **asked)
+
+
+def test_planning_is_fast():
+    plan(FAMILY, tiny.DEMO, ratio=0.1)
+    started = time.process_time()
+    plan(FAMILY, tiny.DEMO, ratio=0.05)
+    assert time.process_time() - started < 1.5
+
+
+def _random(model: UNet2DModel) -> UNet2DModel:
+    torch.manual_seed(0)
+    return UNet2DModel.from_config(model.config).eval().requires_grad_(False)
+
+
+def _time_effects(model: nn.Module, after: str, hold_input: bool = False) -> list[float]:
+    """Relative change of each residual block's output (of `after` in it) when only the timestep changes.
+
+    hold_input: give every block the same input both times, so that only its own use of the timestep counts.
+    """
+    from diffusers.models.resnet import ResnetBlock2D
+
+    names = [name for name, module in model.named_modules() if isinstance(module, ResnetBlock2D)]
+    seen: list[dict[str, torch.Tensor]] = [{}, {}]
+    held: dict[str, torch.Tensor] = {}
+    torch.manual_seed(1)
+    noisy = torch.randn(2, model.config.in_channels, 16, 16)
+    for run, timestep in enumerate((10, 900)):
+        handles = []
+        for name in names:
+            block = model.get_submodule(name)
+
+            def keep(_module, given, name=name):
+                held.setdefault(name, given[0])
+                return (held[name], *given[1:]) if hold_input else None
+
+            def note(_module, _given, output, name=name, run=run):
+                seen[run][name] = output
+
+            handles.append(block.register_forward_pre_hook(keep))
+            handles.append(model.get_submodule(name + after).register_forward_hook(note))
+        model(noisy, torch.tensor([timestep, timestep]))
+        for handle in handles:
+            handle.remove()
+    return [float((seen[1][n] - seen[0][n]).norm() / seen[0][n].norm()) for n in names]

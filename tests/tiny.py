@@ -1,0 +1,67 @@
+"""Tiny real diffusers teachers for tests: built, and if asked saved, in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+UNET: dict[str, Any] = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": 8,
+    "norm_num_groups": 4,
+}
+# The embedded demo teacher's shape: 1.5 M parameters.
+DEMO: dict[str, Any] = {
+    **UNET,
+    "sample_size": 28,
+    "block_out_channels": (24, 48, 96),
+    "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    "attention_head_dim": 16,
+    "norm_num_groups": 8,
+}
+
+
+def unet(config: Mapping[str, Any] = UNET, seed: int = 0, **changes: Any) -> UNet2DModel:
+    """An untrained U-Net in evaluation mode; its weights follow from `seed`. Every tensor is random, biases too."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = UNet2DModel.from_config({**config, **changes}).eval()
+        for name, value in model.named_parameters():
+            if value.dim() == 1:
+                torch.nn.init.normal_(value, mean=1.0 if "norm" in name and "weight" in name else 0.0, std=0.2)
+    return model.requires_grad_(False)
+
+
+def save_pipeline(
+    folder: Path,
+    *,
+    prediction_type: str = "epsilon",
+    num_classes: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    variant: str | None = None,
+    seed: int = 0,
+    num_train_timesteps: int = 1000,
+    **changes: Any,
+) -> Path:
+    """A DDPMPipeline folder with a tiny untrained U-Net; `changes` go to the U-Net's config."""
+    model = unet(UNET, seed, num_class_embeds=num_classes, **changes).to(dtype)
+    scheduler = DDPMScheduler(num_train_timesteps=num_train_timesteps, prediction_type=prediction_type)
+    DDPMPipeline(model, scheduler).save_pretrained(folder, variant=variant)
+    return folder
+
+
+def save_denoiser(folder: Path, **changes: Any) -> Path:
+    """The U-Net folder alone, without a scheduler beside it."""
+    unet(UNET, **changes).save_pretrained(folder)
+    return folder

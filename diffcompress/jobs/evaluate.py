@@ -39,7 +39,6 @@ def evaluate(
     junit: str | Path | None = None,
     seed: int = 0,
     device: str | None = None,
-    scheduler: str | None = None,
     progress: Progress | None = None,
     untrained: str | None = None,
     scheduler: str | None = None,

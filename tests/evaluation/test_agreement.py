@@ -18,12 +18,12 @@ def measure(student, teacher, clean, **values):
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    return models.loaded(tmp_path_factory.mktemp("teacher"), size=16)
+    return models.loaded(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="module")
 def clean():
-    return torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    return torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
 
 
 def test_a_model_agrees_with_itself(teacher, clean):
@@ -35,7 +35,7 @@ def test_a_model_agrees_with_itself(teacher, clean):
 
 def test_half_the_prediction_has_slope_two(tmp_path, teacher, clean):
     """Half the teacher: the line has slope 2, the error is a quarter of the teacher's square."""
-    found = measure(models.loaded(tmp_path, scale=0.5, size=16), teacher, clean, num_levels=10, seed=0)
+    found = measure(models.loaded(tmp_path, scale=0.5), teacher, clean, num_levels=10, seed=0)
     for level in found.levels:
         assert level.slope == pytest.approx(2, rel=1e-5)
         assert level.intercept == pytest.approx(0, abs=1e-5)
@@ -45,7 +45,7 @@ def test_half_the_prediction_has_slope_two(tmp_path, teacher, clean):
 
 
 def test_a_constant_offset_is_the_intercept(tmp_path, teacher, clean):
-    shifted = models.loaded(tmp_path, size=16)
+    shifted = models.loaded(tmp_path)
     with torch.no_grad():
         shifted.denoiser.conv_out.bias += 0.25
     found = measure(shifted, teacher, clean, num_levels=4, seed=0)
@@ -55,11 +55,11 @@ def test_a_constant_offset_is_the_intercept(tmp_path, teacher, clean):
 
 
 def test_another_model_disagrees(tmp_path, teacher, clean):
-    assert measure(models.loaded(tmp_path, seed=1, size=16), teacher, clean, num_levels=5, seed=0).agreement.value < 0.1
+    assert measure(models.loaded(tmp_path, seed=1), teacher, clean, num_levels=5, seed=0).agreement.value < 0.1
 
 
 def test_levels_tile_the_timesteps_and_inputs_follow_from_the_seed(tmp_path, teacher, clean):
-    student = models.loaded(tmp_path, seed=1, size=16)
+    student = models.loaded(tmp_path, seed=1)
     found = measure(student, teacher, clean, num_levels=10, seed=0)
     edges = [(level.timestep_low, level.timestep_high) for level in found.levels]
     assert edges == [(10 * i, 10 * i + 9) for i in range(10)]
@@ -70,7 +70,7 @@ def test_levels_tile_the_timesteps_and_inputs_follow_from_the_seed(tmp_path, tea
 
 
 def test_what_cannot_be_compared(tmp_path, teacher):
-    other = models.loaded(tmp_path / "v", size=16, prediction_type="v_prediction")
+    other = models.loaded(tmp_path / "v", prediction_type="v_prediction")
     assert why_incomparable(other, teacher) == "the student predicts v_prediction, the teacher epsilon"
     schedule = replace(teacher, noise=replace(teacher.noise, alphas_cumprod=teacher.noise.alphas_cumprod**2))
     assert why_incomparable(schedule, teacher) == "student and teacher have different noise schedules"

@@ -39,7 +39,7 @@ class StopAfter(Progress):
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    return models.loaded(tmp_path_factory.mktemp("model"))
+    return models.loaded(tmp_path_factory.mktemp("model"), size=28)
 
 
 @pytest.fixture

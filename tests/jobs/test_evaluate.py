@@ -7,7 +7,6 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -20,17 +19,12 @@ from tests.evaluation import models
 FAST = {"num_samples": 128, "sampler_steps": 2, "device": "cpu"}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("pipelines")
-    models.save(root / "teacher")
-    models.save(root / "student" / "pipeline", scale=0.9)
-    models.save(root / "untrained", seed=5)
+    models.save(root / "teacher", size=28)
+    models.save(root / "student" / "pipeline", scale=0.9, size=28)
+    models.save(root / "untrained", seed=5, size=28)
     return root
 
 

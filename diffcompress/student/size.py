@@ -13,7 +13,7 @@ from torch import nn
 from diffcompress.families.base import Config, Family, TensorRules
 
 # What safetensors writes about a tensor besides its name: dtype, shape and offsets.
-HEADER_BYTES = 90
+HEADER_BYTES = 66
 
 
 @dataclass(frozen=True)

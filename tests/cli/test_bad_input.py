@@ -1,0 +1,91 @@
+"""Bad input: one sentence with the value, a hint, exit code 2, nothing on stdout and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.cli.command import run
+
+SHRINK = ("shrink", "demo")
+RATIO = ("--ratio", "0.05")
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([*SHRINK, "--ratio", "0"], "ratio 0 is not between 0 and 1"),
+        ([*SHRINK, "--ratio", "1"], "ratio 1 is not between 0 and 1"),
+        ([*SHRINK, "--ratio=-1"], "ratio -1 is not between 0 and 1"),
+        ([*SHRINK, "--ratio", "nan"], "ratio nan is not between 0 and 1"),
+        ([*SHRINK, "--ratio", "inf"], "ratio inf is not between 0 and 1"),
+        ([*SHRINK, "--ratio", "abc"], "--ratio 'abc' is not a number"),
+        ([*SHRINK, "--ratio", ""], "--ratio '' is not a number"),
+        ([*SHRINK, "--ratio", "0.1,0.05"], "one run makes one student"),
+        (["plan", "demo", "--ratio", "0.1,x"], "--ratio 'x' is not a number"),
+        (["plan", "demo", "--ratio", "0.1,2"], "ratio 2 is not between 0 and 1"),
+        (SHRINK, "nothing is given"),
+        ([*SHRINK, *RATIO, "--params", "1M"], "--ratio and --params are given"),
+        ([*SHRINK, "--params", "40X"], "--params '40X'"),
+        ([*SHRINK, "--params", "-4"], "--params '-4'"),
+        ([*SHRINK, "--size", "80 apples"], "--size '80 apples'"),
+        ([*SHRINK, "--size", "0"], "--size '0'"),
+        ([*SHRINK, *RATIO, "--max-time", "90"], "--max-time '90'"),
+        ([*SHRINK, *RATIO, "--max-time", "soon"], "--max-time 'soon'"),
+        ([*SHRINK, *RATIO, "--method", "lift-palce"], "did you mean 'lift-place'?"),
+        ([*SHRINK, *RATIO, "--dtype", "float8"], "unknown dtype 'float8'"),
+        ([*SHRINK, *RATIO, "--seed", "-1"], "'--seed'"),
+        ([*SHRINK, *RATIO, "--bogus"], "--bogus"),
+        ([*SHRINK, *RATIO, "--prompts", "p.txt"], "--prompts is not supported yet"),
+        ([*SHRINK, *RATIO, "--push-to-hub", "me/x"], "--push-to-hub is not supported yet"),
+        ([*SHRINK, *RATIO, "--public"], "--public is not supported yet"),
+        ([*SHRINK, *RATIO, "--data", "someone/images"], "Hub data sets are not supported yet"),
+        (["plan", "someone/model", *RATIO], "Hub ids are not supported yet"),
+        (["plan", "demo:nothing", *RATIO], "no embedded teacher 'demo:nothing'"),
+        (["plan", "demo", *RATIO, "--recipe", "defualt"], "did you mean 'default'?"),
+        (["recipes", "show", "nothing"], "no recipe 'nothing'"),
+        (["report", "nothing"], "nothing is not a run folder"),
+        (["evaluate", "nothing"], "nothing"),
+    ],
+)
+def test_a_clear_sentence_and_exit_code_2(arguments, said, tmp_path):
+    outcome = run(*arguments)
+    assert outcome.code == 2, outcome.stderr
+    assert said in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert outcome.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_bad_recipe_key_is_named_at_once():
+    bad = ["--set", "training.batchsize=3", "--set", "stages.9.num_steps=1", "--set", "training.learning_rate=fast"]
+    outcome = run("plan", "demo", *RATIO, *bad)
+    assert outcome.code == 2
+    for said in ("training.batchsize: unknown key", "no item '9'", "training.learning_rate"):
+        assert said in outcome.stderr
+
+
+def test_json_keeps_errors_on_stderr():
+    outcome = run("plan", "nowhere", *RATIO, "--json")
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert "error: no teacher at 'nowhere'" in outcome.stderr
+    assert "hint: " in outcome.stderr
+
+
+def test_a_config_of_an_unknown_class(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "MyUNet"}))
+    outcome = run("plan", tmp_path / "config.json", *RATIO)
+    assert outcome.code == 2
+    assert "'MyUNet'" in outcome.stderr
+
+
+def test_traceback_shows_where():
+    outcome = run("plan", "nowhere", *RATIO, "--traceback")
+    assert "Traceback" in outcome.stderr
+    assert "error: no teacher at 'nowhere'" in outcome.stderr

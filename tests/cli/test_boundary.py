@@ -1,0 +1,95 @@
+"""Any exception becomes one message and its exit code."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from diffcompress.cli.app import explain
+from diffcompress.errors import AccessError, DoesNotFitError, RunInterrupted, RunStopped, UsageError
+from tests.cli.command import run, spawn
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names its own."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("bad", "mend"), 2),
+        (AccessError("gated"), 4),
+        (DoesNotFitError("small"), 5),
+        (RunStopped("stop"), 75),
+        (RunInterrupted("ctrl-c"), 130),
+        (KeyboardInterrupt(), 130),
+        (MemoryError(), 5),
+        (OutOfMemoryError("CUDA out of memory"), 5),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 5),
+        (OSError(errno.ENOSPC, "No space left on device"), 75),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), 75),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 2),
+        (ValueError("surprise"), 1),
+    ],
+)
+def test_exit_codes(error, code):
+    message, _, status = explain(error)
+    assert int(status) == code
+    assert message
+
+
+def test_the_unexpected_names_its_type_and_the_way_to_more():
+    message, hint, _ = explain(KeyError("lost"))
+    assert "KeyError" in message
+    assert "lost" in message
+    assert "--traceback" in hint
+
+
+def test_a_bug_in_a_job_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffcompress.recipe.builtin_names", lambda: 1 / 0)
+    outcome = run("recipes", "list")
+    assert outcome.code == 1
+    assert outcome.stderr == "error: unexpected ZeroDivisionError: division by zero\nhint: --traceback shows more\n"
+    assert "builtin_names" in run("recipes", "list", "--traceback").stderr
+
+
+def test_true_exit_codes_of_the_process():
+    assert spawn("-m", "diffcompress", "recipes", "show", "nothing").returncode == 2
+    done = spawn("-m", "diffcompress", "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("diffcompress ")
+
+
+def test_what_a_library_prints_does_not_reach_stdout(monkeypatch):
+    from diffcompress import recipe
+
+    names = recipe.builtin_names()
+    monkeypatch.setattr("diffcompress.recipe.builtin_names", lambda: (print("chatter"), names)[1])
+    outcome = run("recipes", "list", "--json")
+    assert outcome.stdout.startswith("[")
+    assert "chatter" in outcome.stderr
+
+
+def test_a_launcher_that_starts_one_process_is_told_of(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert "torchrun" in run("shrink", "nowhere", "--ratio", "0.1").stderr
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "torchrun" not in run("shrink", "nowhere", "--ratio", "0.1").stderr
+
+
+def test_other_processes_of_a_launch_keep_silent(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    outcome = run("recipes", "list")
+    assert (outcome.code, outcome.stdout, outcome.stderr) == (0, "", "")
+    outcome = run("recipes", "show", "nothing")
+    assert (outcome.code, outcome.stdout, outcome.stderr) == (2, "", "")
+
+
+def test_offline_reaches_the_libraries(monkeypatch):
+    import json
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert json.loads(run("env", "--json").stdout)["offline"] is False
+    assert json.loads(run("env", "--json", "--offline").stdout)["offline"] is True

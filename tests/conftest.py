@@ -1,0 +1,22 @@
+"""Every test: one thread, no network, no colours, and no launcher's variables."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+# Before anything imports torch or huggingface_hub; subprocesses inherit them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["NO_COLOR"] = "1"
+for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "FORCE_COLOR"):
+    os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    # Tests that need no torch should not pay for it.
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)

@@ -1,0 +1,121 @@
+"""`plan`: sizes that come true, costs that agree with a counted model, and no weights read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffcompress.errors import DoesNotFitError, UsageError
+from diffcompress.jobs.plan import plan
+from tests import tiny
+from tests.cli.command import run
+
+KEYS = {
+    "teacher", "family", "ratio", "requested_ratio", "params", "size_bytes", "config", "macs", "pipeline_bytes",
+    "peak_memory_bytes", "seconds_per_step", "evidence", "notes",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return tiny.save_pipeline(tmp_path_factory.mktemp("teachers") / "ddpm", dtype=torch.float16, **tiny.DEMO)
+
+
+def _student(config):
+    return UNet2DModel.from_config({k: v for k, v in config.items() if not k.startswith("_")})
+
+
+def test_what_is_planned_comes_true(teacher, tmp_path):
+    planned = plan(str(teacher), ratio=0.05)
+    assert set(planned) == KEYS
+    student = _student(planned["config"])
+    params = sum(p.numel() for p in student.parameters())
+    whole = sum(p.numel() for p in UNet2DModel.from_pretrained(teacher / "unet").parameters())
+    assert planned["params"] == params
+    assert planned["ratio"] == pytest.approx(params / whole)
+    assert planned["ratio"] == pytest.approx(0.05, rel=0.01)
+    student.half().save_pretrained(tmp_path)
+    assert planned["size_bytes"] == (tmp_path / "diffusion_pytorch_model.safetensors").stat().st_size
+    assert planned["pipeline_bytes"] > planned["size_bytes"]
+    counter = FlopCounterMode(display=False)
+    # The fused attention of the CPU is not in torch's table of counted operations.
+    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        student.float()(torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.long))
+    assert planned["macs"] == counter.get_total_flops() // 2
+    assert planned["peak_memory_bytes"] > 20 * params + 4 * whole
+
+
+def test_no_weights_are_read(teacher, tmp_path):
+    """The same plan from files whose tensors are all gone: a hole of the same length stands in for them."""
+    hollow = shutil.copytree(teacher, tmp_path / "ddpm")
+    file = next((hollow / "unet").glob("*.safetensors"))
+    size = file.stat().st_size
+    with file.open("r+b") as stream:
+        header = 8 + int.from_bytes(stream.read(8), "little")
+        stream.truncate(header)
+        stream.truncate(size)
+    before, after = plan(str(teacher), ratio=0.1), plan(str(hollow), ratio=0.1)
+    assert {**before, "teacher": None} == {**after, "teacher": None}
+
+
+def test_targets_in_other_units_agree(teacher):
+    by_ratio = plan(str(teacher), ratio=0.05)
+    by_params = plan(str(teacher), params=by_ratio["params"])
+    assert by_params["params"] == pytest.approx(by_ratio["params"], rel=0.01)
+    by_size = plan(str(teacher), size=by_ratio["size_bytes"])
+    assert by_size["size_bytes"] == pytest.approx(by_ratio["size_bytes"], rel=0.01)
+
+
+def test_a_bare_config_is_enough(teacher):
+    planned = plan(str(teacher / "unet" / "config.json"), ratio=0.05)
+    assert planned["params"] == plan(str(teacher), ratio=0.05)["params"]
+    assert planned["pipeline_bytes"] is None
+
+
+def test_several_ratios_with_one_out_of_reach(teacher):
+    reached, missed = plan(str(teacher), ratio=[0.1, 1e-5])
+    assert reached["ratio"] == pytest.approx(0.1, rel=0.01)
+    assert (missed["ratio"], missed["requested_ratio"]) == (None, 1e-5)
+    assert set(missed) == KEYS
+    assert any("nearest" in note or "smallest" in note for note in missed["notes"])
+    with pytest.raises(DoesNotFitError):
+        plan(str(teacher), ratio=1e-5)
+
+
+def test_the_recipe_decides_the_norm_groups(teacher):
+    default, published = plan(str(teacher), ratio=0.05), plan(str(teacher), ratio=0.05, recipe="published")
+    assert published["config"]["norm_num_groups"] > default["config"]["norm_num_groups"]
+
+
+@pytest.mark.parametrize(
+    "targets", [{}, {"ratio": 0.1, "params": 3}, {"ratio": []}, {"params": 0}, {"ratio": [0.1, 2]}]
+)
+def test_exactly_one_target_that_makes_sense(teacher, targets):
+    with pytest.raises(UsageError):
+        plan(str(teacher), **targets)
+
+
+def test_a_truncated_file_is_found_from_its_header(teacher, tmp_path):
+    broken = shutil.copytree(teacher, tmp_path / "ddpm")
+    file = next((broken / "unet").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(UsageError, match="cannot be read as safetensors"):
+        plan(str(broken), ratio=0.1)
+
+
+def test_on_the_command_line(teacher):
+    one = run("plan", teacher, "--ratio", "0.05", "--json")
+    assert (one.code, one.stderr) == (0, "")
+    assert set(json.loads(one.stdout)) == KEYS
+    several = run("plan", teacher, "--ratio", "0.1,0.00001", "--json", "--quiet")
+    assert [row["ratio"] is None for row in json.loads(several.stdout)] == [False, True]
+    shown = run("plan", teacher, "--ratio", "0.1,0.00001", "--quiet").stdout
+    assert "asked" in shown.splitlines()[0]
+    assert len([line for line in shown.splitlines() if not line.startswith("- ")]) == 3
+    assert run("plan", teacher, "--ratio", "0.00001").code == 5

@@ -1,0 +1,110 @@
+"""Which teachers can be named, and what is said about those that cannot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from diffcompress.errors import UsageError
+from diffcompress.teacher import reference
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return tiny.save_pipeline(tmp_path_factory.mktemp("teachers") / "ddpm")
+
+
+@pytest.fixture
+def pipeline(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "ddpm")
+
+
+def test_a_pipeline_folder(pipeline):
+    found = reference.resolve(str(pipeline))
+    assert (found.name, found.class_name) == ("ddpm", "UNet2DModel")
+    assert found.denoiser == pipeline / "unet"
+    assert found.scheduler["_class_name"] == "DDPMScheduler"
+
+
+def test_a_denoiser_folder_takes_the_scheduler_beside_it(pipeline):
+    found = reference.resolve(str(pipeline / "unet"))
+    assert found.pipeline is None
+    assert found.scheduler["_class_name"] == "DDPMScheduler"
+    assert any("scheduler" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_denoiser_folder_with_a_scheduler_named(pipeline, tmp_path, as_file):
+    alone = tmp_path / "alone"
+    shutil.copytree(pipeline / "unet", alone)
+    with pytest.raises(UsageError, match="without a scheduler") as caught:
+        reference.resolve(str(alone))
+    assert "--scheduler" in caught.value.hint
+    config = pipeline / "scheduler" / "scheduler_config.json"
+    assert reference.resolve(str(alone), str(config if as_file else config.parent)).scheduler
+
+
+def _remove(path):
+    path.unlink()
+
+
+def _rewrite(text):
+    return lambda path: path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [
+        ("model_index.json", _rewrite("{"), "not valid JSON"),
+        ("model_index.json", _rewrite("[]"), "no JSON object"),
+        ("model_index.json", _rewrite('{"vae": ["diffusers", "AutoencoderKL"]}'), "no unet or transformer"),
+        ("unet/config.json", _remove, "cannot read"),
+        ("unet/config.json", _rewrite(""), "not valid JSON"),
+        ("scheduler/scheduler_config.json", _remove, "cannot read"),
+    ],
+)
+def test_a_damaged_pipeline_folder(pipeline, file, damage, said):
+    damage(pipeline / file)
+    with pytest.raises(UsageError, match=said) as caught:
+        reference.resolve(str(pipeline))
+    assert caught.value.hint
+
+
+def test_what_is_no_folder_of_a_model(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("x")
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    for name, said in {
+        "missing": "does not exist",
+        "empty": "is empty",
+        "other": "holds neither",
+        "weights.safetensors": "is a file",
+    }.items():
+        with pytest.raises(UsageError, match=said) as caught:
+            reference.resolve(str(tmp_path / name))
+        assert name in caught.value.message
+
+
+def test_an_unknown_demo():
+    with pytest.raises(UsageError, match="demo:nothing"):
+        reference.resolve("demo:nothing")
+
+
+def test_an_unknown_class_and_an_unknown_noise_process(pipeline):
+    from diffcompress.teacher.load import describe
+
+    for file, changes, said in (
+        ("unet/config.json", {"_class_name": "MyUNet"}, "MyUNet"),
+        ("scheduler/scheduler_config.json", {"_class_name": "EulerDiscreteScheduler"}, "EulerDiscreteScheduler"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "velocity"}, "velocity"),
+    ):
+        path = pipeline / file
+        before = path.read_text()
+        path.write_text(json.dumps({**json.loads(before), **changes}))
+        with pytest.raises(UsageError, match=said):
+            describe(reference.resolve(str(pipeline)))
+        path.write_text(before)

@@ -1,0 +1,111 @@
+"""Recipes: what ships, what may be written in one, and how its mistakes are told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from diffcompress import recipe as recipes
+from diffcompress.cli.tables import annotated
+from diffcompress.errors import UsageError
+from tests.cli.command import run
+
+
+@pytest.mark.parametrize("name", ["default", "published"])
+def test_what_is_shown_is_a_full_recipe_file(name, tmp_path):
+    loaded = recipes.load(name)
+    text = "\n".join(annotated(loaded))
+    assert recipes.parse(text, name) == loaded
+    assert recipes.parse(loaded.to_yaml(), name) == loaded
+    assert text.count("  # ") > 15
+    outcome = run("recipes", "show", name)
+    assert (outcome.code, outcome.stdout.rstrip("\n")) == (0, text)
+    assert recipes.parse(json.dumps(json.loads(run("recipes", "show", name, "--json").stdout)), name) == loaded
+
+
+def test_the_list_names_all_with_a_description():
+    listed = json.loads(run("recipes", "list", "--json").stdout)
+    assert {"default", "published"} <= {entry["name"] for entry in listed}
+    assert all(entry["description"] for entry in listed)
+
+
+def test_published_is_the_published_form():
+    published = recipes.load("published")
+    (stage,) = published.stages
+    assert (stage.weights.place, stage.weights.diffusion, stage.weights.feature_kd) == (1.0, 1.0, 1e-6)
+    assert (stage.group_size, stage.norm, stage.reduction, stage.fine, stage.gate) == (
+        16,
+        "l1",
+        "sum",
+        "squared",
+        "global",
+    )
+    assert (published.training.learning_rate, published.training.batch_size) == (2e-4, 96)
+    assert published.student.channels_per_group == 1
+    assert published.targets.reuse == 1
+
+
+def test_default_is_lift_then_place():
+    lift, place = recipes.load().stages
+    assert lift.weights.lift > 0
+    assert lift.weights.place == 0
+    assert place.weights.place > 0
+
+
+def test_a_file_holds_differences_from_its_base(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: published\ntraining:\n  batch_size: 8\n")
+    mine, published = recipes.load(str(file)), recipes.load("published")
+    assert mine.training.batch_size == 8
+    assert mine.training.learning_rate == published.training.learning_rate
+    assert mine.stages == published.stages
+
+
+def test_a_recipe_may_not_be_its_own_base(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"base: {file}\n")
+    with pytest.raises(UsageError, match="its own base"):
+        recipes.load(str(file))
+
+
+def test_set_reaches_lists_and_reads_numbers_as_people_write_them():
+    loaded = recipes.load("default", ("stages.0.num_steps=7", "training.learning_rate=1e-4", "targets.reuse=3"))
+    assert loaded.stages[0].num_steps == 7
+    assert loaded.training.learning_rate == 1e-4
+    assert loaded.targets.reuse == 3
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["nonsense", "=3", "training.nothing=1", "stages.5.num_steps=1", "stages.x.num_steps=1", "seed.deep=1", "seed=-1"],
+)
+def test_a_bad_override_is_named(override):
+    with pytest.raises(UsageError) as caught:
+        recipes.load("default", (override,))
+    assert override.partition("=")[0].split(".")[0] in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "just words"])
+def test_a_file_that_is_no_mapping(text, tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=r"bad\.yaml"):
+        recipes.load(str(file))
+
+
+@pytest.mark.parametrize("method", ["output-kd", "feature-kd", "none"])
+def test_a_baseline_has_the_same_budget_and_setting(method):
+    ours, baseline = recipes.load(), recipes.load(method=method)
+    assert baseline.num_steps == ours.num_steps
+    assert baseline.training == ours.training
+    assert baseline.student == ours.student
+    weights = [stage.weights for stage in baseline.stages]
+    assert all(w.lift == w.place == 0 for w in weights)
+
+
+def test_every_file_says_what_it_is_for():
+    for name in recipes.builtin_names():
+        data = yaml.safe_load((recipes.builtin_folder() / f"{name}.yaml").read_text())
+        assert data["description"]

@@ -1,0 +1,131 @@
+"""The run folder: all-or-nothing writes, the lock, and what is refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from diffcompress.errors import RunStopped, UsageError
+from diffcompress.run_folder import RunFolder, write_atomically, write_json
+
+IDENTITY = {"teacher": "demo", "ratio": 0.05}
+
+
+def _fails_half_way(error: BaseException):
+    def write(part):
+        part.write_text("half")
+        raise error
+
+    return write
+
+
+@pytest.mark.parametrize("error", [ValueError("bug"), KeyboardInterrupt(), PermissionError(errno.EACCES, "denied")])
+def test_a_failed_write_leaves_what_was_there(tmp_path, error):
+    path = tmp_path / "metrics.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(type(error)):
+        write_atomically(path, _fails_half_way(error))
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["metrics.json"]
+
+
+def test_a_full_disk_stops_the_run_resumably(tmp_path):
+    with pytest.raises(RunStopped, match="no space left") as caught:
+        write_atomically(tmp_path / "x", _fails_half_way(OSError(errno.ENOSPC, "No space left on device")))
+    assert caught.value.exit_status == 75
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    def fill(*names):
+        def write(part):
+            part.mkdir()
+            for name in names:
+                (part / name).write_text(name)
+
+        return write
+
+    write_atomically(tmp_path / "pipeline", fill("a", "b"))
+    write_atomically(tmp_path / "pipeline", fill("c"))
+    assert os.listdir(tmp_path / "pipeline") == ["c"]
+    assert os.listdir(tmp_path) == ["pipeline"]
+
+
+def test_claiming_makes_the_folder_and_the_same_run_may_claim_again(tmp_path):
+    run = RunFolder(tmp_path / "deep" / "run")
+    with run.claim(IDENTITY):
+        write_json(run.metrics, {})
+    with run.claim(IDENTITY):
+        assert run.metrics.exists()
+    assert run.identity == IDENTITY
+
+
+def test_another_run_in_the_folder_is_refused_and_told_apart(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    with run.claim(IDENTITY):
+        write_json(run.metrics, {})
+    with pytest.raises(UsageError, match=r"ratio was 0\.05, now 0\.1"), run.claim({**IDENTITY, "ratio": 0.1}):
+        pass
+    assert run.metrics.exists()
+    with run.claim({**IDENTITY, "ratio": 0.1}, overwrite=True):
+        assert not run.metrics.exists()
+
+
+def test_a_foreign_folder_is_refused_untouched(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="not empty and not this run") as caught, RunFolder(tmp_path).claim(IDENTITY):
+        pass
+    assert "--overwrite" in caught.value.hint
+    assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
+def test_a_file_in_place_of_the_folder(tmp_path):
+    (tmp_path / "run").write_text("x")
+    with pytest.raises(UsageError, match="is a file"), RunFolder(tmp_path / "run").claim(IDENTITY):
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_place(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UsageError, match="cannot write"), RunFolder(tmp_path / "run").claim(IDENTITY):
+        pass
+
+
+def test_a_place_where_no_folder_can_be(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="cannot write"), RunFolder(tmp_path / "file" / "run").claim(IDENTITY):
+        pass
+
+
+def test_a_second_process_is_locked_out_until_the_first_ends(tmp_path):
+    code = (
+        "import sys\n"
+        "from diffcompress.run_folder import RunFolder\n"
+        f"with RunFolder({str(tmp_path / 'run')!r}).claim({IDENTITY!r}):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        for overwrite in (False, True):
+            with pytest.raises(UsageError, match="another process"):
+                with RunFolder(tmp_path / "run").claim(IDENTITY, overwrite=overwrite):
+                    pass
+    finally:
+        holder.kill()
+        holder.communicate()
+    with RunFolder(tmp_path / "run").claim(IDENTITY):
+        pass
+
+
+def test_what_is_no_run_folder(tmp_path):
+    with pytest.raises(UsageError, match="is not a run folder"):
+        _ = RunFolder(tmp_path).identity

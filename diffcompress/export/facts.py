@@ -60,7 +60,7 @@ def collect(run: RunFolder) -> dict[str, Any]:
         "plan": {"choice": plan.get("choice"), "notes": plan.get("notes") or []},
         "protocol": evaluation.get("protocol") or {},
         "gates": evaluation.get("gates") or [],
-        "pipeline_bytes": _bytes(run.pipeline),
+        "weights_bytes": _weights_bytes(run.pipeline),
         "proof": proof,
         "timings": timings,
         "environment": environment,
@@ -174,8 +174,8 @@ def _state(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _bytes(folder: Path) -> int | None:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else None
+def _weights_bytes(folder: Path) -> int | None:
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors")) or None
 
 
 def _named(skipped: list[dict[str, str]] | None) -> list[str]:

@@ -72,7 +72,7 @@ def usage(provenance: Mapping[str, Any]) -> str:
         'pipeline = DiffusionPipeline.from_pretrained("path/to/pipeline")\n'
         "denoiser, scheduler = pipeline.unet, pipeline.scheduler\n"
         "scheduler.set_timesteps(100)\nlabels = torch.tensor([0])\n"
-        "image = torch.randn(1, denoiser.config.in_channels, denoiser.config.sample_size, denoiser.config.sample_size)\n"
+        "size = denoiser.config.sample_size\nimage = torch.randn(1, denoiser.config.in_channels, size, size)\n"
         "with torch.no_grad():\n    for timestep in scheduler.timesteps:\n"
         "        prediction = denoiser(image, timestep, class_labels=labels).sample\n"
         "        image = scheduler.step(prediction, timestep, image).prev_sample\n"

@@ -50,48 +50,32 @@ def train(images: torch.Tensor, labels: torch.Tensor) -> Extractor:
     return extractor.eval()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent.parent / "diffcompress" / "demo")
-    options = parser.parse_args()
-    os.nice(5)
-    torch.set_num_threads(1)
-
-    train_images, train_labels = fashion_mnist.load("train")
-    extractor = train(train_images, train_labels)
+def write(extractor: Extractor, folder: Path) -> dict[str, object]:
+    """Write both files; returns what is printed: test accuracy and distances of real images to real images."""
     test_images, test_labels = fashion_mnist.load("test")
     with torch.no_grad():
         predicted = torch.cat([extractor(part).argmax(1) for part in test_images.split(500)])
     accuracy = (predicted == test_labels).double().mean().item()
 
-    options.output.mkdir(parents=True, exist_ok=True)
-    file = options.output / "extractor.safetensors"
-    save_file(
-        extractor.state_dict(),
-        file,
-        metadata={"data": "Fashion-MNIST train, MIT licence", "test_accuracy": f"{accuracy:.4f}"},
-    )
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "extractor.safetensors"
+    about = {"data": "Fashion-MNIST train, MIT licence", "test_accuracy": f"{accuracy:.4f}"}
+    save_file(extractor.state_dict(), file, metadata=about)
     space = FeatureSpace("demo", sha256(file), extractor)
-    features = {"train": space.features(train_images), "test": space.features(test_images)}
+    features = {"train": space.features(fashion_mnist.load("train")[0]), "test": space.features(test_images)}
     tensors = {}
     for split, values in features.items():
         moments = Moments.of(values)
         kept = torch.randperm(len(values), generator=torch.Generator().manual_seed(SEED))[:NUM_FEATURES_KEPT]
-        tensors |= {
-            f"{split}_mean": moments.mean,
-            f"{split}_covariance": moments.covariance,
-            f"{split}_features": values[kept].half(),
-        }
-    save_file(
-        tensors,
-        options.output / "reference.safetensors",
-        metadata={"extractor_sha256": space.digest, "data": "Fashion-MNIST, MIT licence"},
-    )
+        tensors[f"{split}_mean"], tensors[f"{split}_covariance"] = moments.mean, moments.covariance
+        tensors[f"{split}_features"] = values[kept].half()
+    stamp = {"extractor_sha256": space.digest, "data": "Fashion-MNIST, MIT licence"}
+    save_file(tensors, folder / "reference.safetensors", metadata=stamp)
 
     train_moments, test = Moments.of(features["train"]), features["test"]
     shuffled = test[torch.randperm(len(test), generator=torch.Generator().manual_seed(SEED))]
     noise = space.features(torch.randn(2048, 1, 28, 28, generator=torch.Generator().manual_seed(SEED)))
-    row = {
+    return {
         "test_accuracy": accuracy,
         "extractor_bytes": file.stat().st_size,
         "fd_train_vs_test": frechet_distance(test, train_moments).value,
@@ -100,7 +84,15 @@ def main() -> None:
         "kd_2048_test_vs_2048_train": kernel_distance(shuffled[:2048], tensors["train_features"]),
         "fd_pure_noise": frechet_distance(noise, train_moments).value,
     }
-    print(json.dumps(row))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent.parent / "diffcompress" / "demo")
+    options = parser.parse_args()
+    os.nice(5)
+    torch.set_num_threads(1)
+    print(json.dumps(write(train(*fashion_mnist.load("train")), options.output)))
 
 
 if __name__ == "__main__":

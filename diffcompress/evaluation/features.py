@@ -24,25 +24,28 @@ IMAGE_SHAPE = (1, 28, 28)
 
 
 class Extractor(nn.Module):
-    """Classifier of 1x28x28 images in [-1, 1]; the `DIMENSION` activations before its last layer are the features."""
+    """Classifier of 1x28x28 images in [-1, 1]; the features are its last convolution's `DIMENSION` channels, averaged.
+
+    Averaged channels, as in the Inception network of the FID, because of three choices that were measured they had the
+    lowest distance between real images and real images, relative to that between samples and real images.
+    """
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for before, after in ((1, 24), (24, 48), (48, 64)):
+        for before, after in ((1, 24), (24, 48), (48, DIMENSION)):
             layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
             layers += [nn.MaxPool2d(2)]
-        # Averages at the end, not maxima: every pixel counts, so noise left in a sample shows.
-        layers[-1] = nn.AvgPool2d(2)
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(9 * 64, DIMENSION), nn.ReLU())
-        self.head = nn.Linear(DIMENSION, num_classes)
+        self.body = nn.Sequential(*layers[:-1])
+        pooled = [nn.AvgPool2d(2), nn.Flatten(), nn.Linear(9 * DIMENSION, 64), nn.ReLU()]
+        self.head = nn.Sequential(*pooled, nn.Linear(64, num_classes))
 
     def features(self, images: Tensor) -> Tensor:
-        """`[N, 64]` of images `[N, 1, 28, 28]` in [-1, 1] (clamped to it)."""
-        return self.body(images.clamp(-1, 1))
+        """`[N, DIMENSION]` of images `[N, 1, 28, 28]` in [-1, 1] (clamped to it)."""
+        return self.body(images.clamp(-1, 1)).mean((2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))
+        return self.head(self.body(images.clamp(-1, 1)))
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def read_extractor(path: Path) -> Extractor:
         raise UsageError(
             f"cannot read the feature extractor {path}: {error}", "name the extractor's .safetensors file"
         ) from error
-    extractor = Extractor(len(state["head.bias"]) if "head.bias" in state else 10)
+    extractor = Extractor(len(state["head.4.bias"]) if "head.4.bias" in state else 10)
     try:
         extractor.load_state_dict(
             {name: value if value.dtype == torch.int64 else value.float() for name, value in state.items()}

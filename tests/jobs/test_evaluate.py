@@ -49,7 +49,7 @@ def test_the_result_holds_every_metric_with_its_context(result):
     assert metrics["not_computed"] == []
     for name in set(metrics) - {"not_computed"}:
         assert {"value", "low", "high", "unit", "better", "teacher", "untrained", "real"} <= set(metrics[name])
-    assert metrics["agreement"]["value"] == pytest.approx(0.99, abs=0.003)
+    assert 0.95 < metrics["agreement"]["value"] <= 0.99
     assert len(metrics["agreement"]["levels"]) == 10
     assert metrics["fd_demo"]["untrained"] is not None
     assert 0 < metrics["fd_demo"]["real"]["value"] < 0.1 * metrics["fd_demo"]["value"]

@@ -36,7 +36,7 @@ from diffcompress.training.stage import Job, run_stage
 from diffcompress.training.state import TrainingState
 
 ARMS = yaml.safe_load((Path(__file__).parent / "arms.yaml").read_text(encoding="utf-8"))
-CURVE_POINTS = 4
+CURVE_POINTS = 2
 CURVE_SAMPLES = 512
 
 

@@ -16,7 +16,7 @@ from diffcompress.errors import RunStopped, UsageError
 _MARKER = "run.json"
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a neighbour of `path` (a file or a folder), then move it into place: all or nothing.
 
     Raises RunStopped when the disk is full; what was there before is still there.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def make_shards(
         index = first + runtime.index
         if index < len(ranges) and not shard_path(folder, index).exists():
             tensors = {name: value.contiguous() for name, value in make(ranges[index]).items()}
-            write_atomically(shard_path(folder, index), lambda part, t=tensors: save_file(t, part))
+            write_atomically(shard_path(folder, index), functools.partial(save_file, tensors))
         progress.update(task, ranges[min(first + runtime.count, len(ranges)) - 1].stop, total)
         if runtime.should_stop():
             runtime.wait()

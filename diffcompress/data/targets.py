@@ -39,10 +39,12 @@ class Batch:
     conditioning: dict[str, Tensor]
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(
-            *(t.to(device, non_blocking=True) for t in (self.noisy, self.timestep, self.prediction, self.diffusion_target)),
-            {name: value.to(device, non_blocking=True) for name, value in self.conditioning.items()},
-        )
+        def there(value: Tensor) -> Tensor:
+            return value.to(device, non_blocking=True)
+
+        conditioning = {name: there(value) for name, value in self.conditioning.items()}
+        tensors = (self.noisy, self.timestep, self.prediction, self.diffusion_target)
+        return Batch(*map(there, tensors), conditioning=conditioning)
 
 
 class Targets:

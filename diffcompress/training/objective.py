@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ def step_losses(
     prediction, features = trainee(batch.noisy, batch.timestep, batch.conditioning)
     weights = {name: weight for name, weight in stage.weights.model_dump().items() if weight > 0}
     terms: dict[str, LossTerms | Tensor] = {}
-    options = {
+    options: dict[str, Any] = {
         "norm": stage.norm,
         "reduction": stage.reduction,
         "fine": stage.fine,

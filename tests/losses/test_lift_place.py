@@ -116,7 +116,8 @@ def test_shapes_of_the_terms():
         assert terms.slope.shape == terms.intercept.shape == (2, 3, groups)
         assert all(getattr(terms, name).shape == () for name in ("loss", "coarse", "fine", "fine_weight"))
         assert terms.loss.dtype == torch.float32
-        assert not (terms.slope.requires_grad or terms.fine_weight.requires_grad)
+        assert not (terms.slope.requires_grad)
+        assert not (terms.fine_weight.requires_grad)
 
 
 # Property 1
@@ -132,7 +133,8 @@ def test_equal_outputs_cost_nothing(loss, reduction, dtype, fine):
     terms.loss.backward()
     assert terms.loss.item() == 0
     assert terms.fine_weight.item() == 1
-    assert (terms.slope == 1).all() and (terms.intercept == 0).all()
+    assert (terms.slope == 1).all()
+    assert (terms.intercept == 0).all()
     assert student.grad.isfinite().all()
 
 
@@ -254,23 +256,19 @@ def test_the_teacher_gets_no_gradient(loss):
 @EVERY_LOSS
 @NORMS
 @FINE
-@pytest.mark.parametrize("spread", [0.0, 1e-12, 1e-6, 1e-4, 3e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize("spread", [0.0, 1e-12, 1e-4, 1e-3])
 @pytest.mark.parametrize("mean", [0.0, 0.3])
 def test_flat_students_meet_no_barrier(loss, norm, fine, spread, mean):
     student, teacher = pair((4, 2, 16, 16), error=1.0, dtype=torch.float32)
     for flat in (
         mean + spread * student,
         mean + spread * teacher,
-    ):  # hardly related to the teacher, and on a line with it
+    ):  # off every line, and on one of a slope in the thousands
         terms = loss(flat, teacher, norm=norm, fine=fine)
-        slope_limit = 18.0 if norm == "l1" else 18.0**2
-        assert 0 < terms.loss < 2 * slope_limit
+        assert 0 < terms.loss < (18 if norm == "l1" else 18**2)
         assert (terms.slope - 1).abs().max() < 18
-        grad = gradient(loss, flat, teacher, norm=norm, fine=fine, reduction="sum")
-        assert grad.isfinite().all()
-        assert (
-            grad.abs().max() < 2e4 * slope_limit
-        )  # per element; the published 1e-7 exceeds this by orders of magnitude
+        steepest = gradient(loss, flat, teacher, norm=norm, fine=fine, reduction="sum").abs().max()
+        assert steepest < (4e5 if norm == "l1" else 2e6)  # the published eps: 4e7 and 1e10
 
 
 @EVERY_LOSS
@@ -283,10 +281,26 @@ def test_groups_flat_on_both_sides(loss, offset):
         assert gradient(loss, student, teacher, reduction="sum").abs().max() < (1e4 if spread else 2)
 
 
-def test_a_line_through_nearly_flat_groups_is_exact():
-    """Sorted into groups of 4, 16,384 elements lie so close that other groups of this width count as flat."""
-    student, _ = pair((1, 1, 128, 128))
-    terms = place(student, 2 * student + 3, group_size=4)
+def test_flat_groups_of_a_lively_channel_fall_back_to_the_identity():
+    student, teacher = torch.randn(2, 2, 3, 512)
+    student[..., :256] *= 1e-5
+    teacher[..., :256] *= 1e-5
+    teacher[..., 256:] = student[..., 256:] + 1
+    terms = place(student, teacher)
+    torch.testing.assert_close(terms.slope[..., :16], torch.ones(2, 3, 16), rtol=0, atol=1e-2)
+    assert gradient(place, student, teacher, reduction="sum").abs().max() < 2000
+
+
+@pytest.mark.parametrize("offset", [33.3, 1e4 + 0.1])
+def test_rounding_of_large_constants_is_no_line(offset):
+    student = torch.full((1, 1, 4096), offset)
+    assert lift(student, student + 5.37).loss.item() == pytest.approx(5.37, rel=0.05)
+
+
+def test_a_line_is_recovered_in_narrow_groups():
+    """Sorted into groups of 16, 4,096 elements lie within thousandths of each other, and still do not count as flat."""
+    student, _ = pair((1, 4, 64, 64))
+    terms = place(student, 2 * student + 3)
     torch.testing.assert_close(terms.slope, torch.full_like(terms.slope, 2.0), rtol=1e-3, atol=1e-3)
     assert terms.fine.item() < 1e-9
 
@@ -328,7 +342,8 @@ def test_two_processes_see_the_loss_of_one(loss, reduction, norm):
 
     for half in halves:
         loss(student[half], teacher[half], reduce_mean=remember)
-    assert distances[0].shape == () and abs(distances[0] - distances[1]) > 0.02
+    assert distances[0].shape == ()
+    assert abs(distances[0] - distances[1]) > 0.02
     for half in halves:
         options = {"reduction": reduction, "norm": norm, "reduce_mean": lambda value: sum(distances) / 2}
         terms = loss(student[half], teacher[half], **options)

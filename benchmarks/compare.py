@@ -54,7 +54,11 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
     start = initial_student(teacher, student_plan, recipe, bank)
     adapters = make_adapters(start, teacher) if any(s.weights.feature_kd for s in recipe.stages) else None
     trainee = Trainee(initial_student(teacher, student_plan, recipe, bank), teacher.family, adapters).train()
-    state = TrainingState(trainee, Ema(trainee, recipe.training.ema_half_life * recipe.num_steps), make_optimizer(trainee, recipe.training))
+    state = TrainingState(
+        trainee,
+        Ema(trainee, recipe.training.ema_half_life * recipe.num_steps),
+        make_optimizer(trainee, recipe.training),
+    )
     targets = Targets(
         work / f"targets-{options.bank_seed}-{seed}", teacher, bank, recipe.targets, seed=seed,
         batch_size=recipe.training.batch_size, num_steps=recipe.num_steps, runtime=runtime, progress=progress,
@@ -65,16 +69,37 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
         student = as_student(teacher, student_plan, averaged_student(student_plan, start, state))
         protocol = Protocol.make(space, num_samples=num_samples, sampler_steps=options.sampler_steps)
         folder = work / "scores" / f"{name}"
-        return evaluate_pipeline(student, teacher, protocol, space=space, cache_folder=folder, clean=bank.clean, conditioning=bank.conditioning)["metrics"]
+        return evaluate_pipeline(
+            student,
+            teacher,
+            protocol,
+            space=space,
+            cache_folder=folder,
+            clean=bank.clean,
+            conditioning=bank.conditioning,
+        )["metrics"]
 
     def preview(step: int) -> None:
         before = time.monotonic()
         values = score(CURVE_SAMPLES, "curve")
         paused[0] += time.monotonic() - before
-        curve.append({"step": step, "seconds": state.counters.seconds, "fd_demo": values["fd_demo"]["value"], "agreement": values["agreement"]["value"]})
+        curve.append(
+            {
+                "step": step,
+                "seconds": state.counters.seconds,
+                "fd_demo": values["fd_demo"]["value"],
+                "agreement": values["agreement"]["value"],
+            }
+        )
 
     every = max(1, recipe.num_steps // CURVE_POINTS)
-    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"preview_every_steps": every, "checkpoint_every_seconds": 1e9})})
+    recipe = recipe.model_copy(
+        update={
+            "training": recipe.training.model_copy(
+                update={"preview_every_steps": every, "checkpoint_every_seconds": 1e9}
+            )
+        }
+    )
     job = Job(recipe, teacher, trainee, state, targets, runtime, progress, preview)
     folder = work / "runs" / f"{os.getpid()}"
     started = time.monotonic()
@@ -117,9 +142,14 @@ def table(path: Path) -> None:
         groups.setdefault(key(row), []).append(row)
     print("| arm | settings | ratio | steps | seeds | fd_demo (each) | mean | held out | agreement | failed % | s |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
-    for (arm, extra, sets, ratio, steps, _), rows in sorted(groups.items(), key=lambda item: statistics.mean(r["metrics"]["fd_demo"] for r in item[1])):
+    for (arm, extra, sets, ratio, steps, _), rows in sorted(
+        groups.items(), key=lambda item: statistics.mean(r["metrics"]["fd_demo"] for r in item[1])
+    ):
         each = [r["metrics"]["fd_demo"] for r in rows]
-        mean = {n: statistics.mean(r["metrics"][n] for r in rows) for n in ("fd_demo_held_out", "agreement", "failed_samples")}
+        mean = {
+            n: statistics.mean(r["metrics"][n] for r in rows)
+            for n in ("fd_demo_held_out", "agreement", "failed_samples")
+        }
         print(
             f"| {arm} | {' '.join((*sets, *extra)) or '-'} | {ratio} | {steps} | {len(rows)} | {', '.join(f'{v:.1f}' for v in each)} | {statistics.mean(each):.2f} "
             f"| {mean['fd_demo_held_out']:.2f} | {mean['agreement']:.4f} | {100 * mean['failed_samples']:.1f} | {statistics.mean(r['seconds'] for r in rows):.0f} |"
@@ -136,7 +166,13 @@ def main() -> None:
     parser.add_argument("--bank-seed", type=int, default=0)
     parser.add_argument("--arm", action="append", choices=sorted(ARMS))
     parser.add_argument("--set", action="append", default=[], help="for every arm")
-    parser.add_argument("--try", action="append", default=[], dest="tries", help="a semicolon-separated group of settings; each group is one more run of every arm")
+    parser.add_argument(
+        "--try",
+        action="append",
+        default=[],
+        dest="tries",
+        help="a semicolon-separated group of settings; each group is one more run of every arm",
+    )
     parser.add_argument("--num-samples", type=int, default=2048)
     parser.add_argument("--sampler-steps", type=int, default=25)
     parser.add_argument("--work", type=Path, default=Path("build/bench"))
@@ -151,7 +187,11 @@ def main() -> None:
     for seed in options.seeds:
         for extra in [tuple(group.split(";")) for group in options.tries] or [()]:
             for arm in options.arm or sorted(ARMS):
-                done = {(*key(r), r["seed"]) for r in map(json.loads, results.read_text().splitlines())} if results.exists() else set()
+                done = (
+                    {(*key(r), r["seed"]) for r in map(json.loads, results.read_text().splitlines())}
+                    if results.exists()
+                    else set()
+                )
                 if (arm, extra, tuple(options.set), options.ratio, options.steps, fingerprint, seed) in done:
                     continue
                 row = run_once(options, arm, seed, extra, options.work)

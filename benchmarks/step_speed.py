@@ -37,7 +37,12 @@ def ten_times(teacher: LoadedPipeline) -> LoadedPipeline:
     config = dict(teacher.config) | {"block_out_channels": widths}
     torch.manual_seed(0)
     denoiser = diffusers.UNet2DModel.from_config(config).eval().requires_grad_(False)
-    return dataclasses.replace(teacher, reference=dataclasses.replace(teacher.reference, config=config), denoiser=denoiser, fingerprint="ten times")
+    return dataclasses.replace(
+        teacher,
+        reference=dataclasses.replace(teacher.reference, config=config),
+        denoiser=denoiser,
+        fingerprint="ten times",
+    )
 
 
 def median_seconds(actions: dict, repeats: int) -> dict[str, float]:
@@ -65,7 +70,14 @@ def measure(name: str, teacher: LoadedPipeline, ratio: float, repeats: int, bank
         steps = bank_samples * recipe.bank.sampler_steps * 8 // recipe.training.batch_size
         common = {"seed": 0, "batch_size": recipe.training.batch_size, "runtime": runtime, "progress": progress}
         reused = Targets(Path(scratch) / "t", teacher, bank, recipe.targets, num_steps=steps, **common)
-        fresh = Targets(Path(scratch) / "f", teacher, bank, recipe.targets.model_copy(update={"reuse": 1}), num_steps=steps, **common)
+        fresh = Targets(
+            Path(scratch) / "f",
+            teacher,
+            bank,
+            recipe.targets.model_copy(update={"reuse": 1}),
+            num_steps=steps,
+            **common,
+        )
         step = [0]
 
         def train(source: Targets, stage, batch=None) -> None:
@@ -104,7 +116,9 @@ def main() -> None:
     parser.add_argument("--bank-samples", type=int, default=64)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("| teacher | parameters | student | steps/s | gain over fresh | ceiling | of ceiling | bank cost per 1,000 samples, in student steps | PLACE over output KD, per step |")
+    print(
+        "| teacher | parameters | student | steps/s | gain over fresh | ceiling | of ceiling | bank cost per 1,000 samples, in student steps | PLACE over output KD, per step |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     demo = load(resolve("demo"))
     for name, teacher in (("demo", demo), ("ten times the demo", ten_times(demo))):

@@ -14,12 +14,11 @@ import os
 import time
 from pathlib import Path
 
+import fashion_mnist
 import torch
 from accelerate import Accelerator
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
-
-import fashion_mnist
 
 SEED = 0
 BATCH_SIZE = 32
@@ -138,7 +137,12 @@ def main() -> None:
         running += loss.item()
         if accelerator.is_main_process:
             if done % 100 == 0:
-                row = {"step": done, "epoch": done / steps_per_epoch, "loss": running / 100, "seconds": time.time() - started}
+                row = {
+                    "step": done,
+                    "epoch": done / steps_per_epoch,
+                    "loss": running / 100,
+                    "seconds": time.time() - started,
+                }
                 print(json.dumps(row), flush=True)
                 running = 0.0
             if time.time() - saved > 120 or done == num_steps:

@@ -30,7 +30,13 @@ class NoiseProcess:
         from diffusers import DDPMScheduler
 
         name = config.get("_class_name", "DDPMScheduler")
-        if name not in ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler"):
+        if name not in (
+            "DDPMScheduler",
+            "DDIMScheduler",
+            "PNDMScheduler",
+            "DDPMParallelScheduler",
+            "DDIMParallelScheduler",
+        ):
             raise ValueError(f"scheduler {name} is not a DDPM-type process")
         prediction_type = config.get("prediction_type", "epsilon")
         if prediction_type not in PREDICTION_TYPES:
@@ -85,13 +91,15 @@ class NoiseProcess:
         return signal * noisy - sigma * prediction, sigma * noisy + signal * prediction
 
     def grid(self, num_steps: int, offset: Tensor | None = None) -> Tensor:
-        """Descending timesteps `[num_steps, B]` evenly spread over 0..T-1; `offset` `[B]` in [0, 1) shifts each column."""
+        """Descending timesteps `[num_steps, B]` evenly spread over 0..T-1; `offset` `[B]` in [0, 1) shifts columns."""
         stride = self.num_timesteps / num_steps
         base = torch.arange(num_steps - 1, -1, -1, dtype=torch.float64)[:, None]
         position = base if offset is None else base + offset.to(torch.float64)[None, :]
         return (position * stride).long().clamp(max=self.num_timesteps - 1)
 
-    def step(self, prediction: Tensor, noisy: Tensor, timestep: Tensor, following: Tensor, eta: float, noise: Tensor) -> Tensor:
+    def step(
+        self, prediction: Tensor, noisy: Tensor, timestep: Tensor, following: Tensor, eta: float, noise: Tensor
+    ) -> Tensor:
         """One DDIM step (Song et al. 2021, eq. 12) from `timestep` to `following` (-1: the clean image), both `[B]`.
 
         Where the scheduler clips, it does so as diffusers does: at eta 0 (DDIMScheduler) the direction keeps the raw

@@ -24,22 +24,34 @@ class Section(BaseModel):
 
 
 class StudentSection(Section):
-    channels_per_group: int = Field(4, ge=1, description="fewest channels in a GroupNorm group; 1 blinds blocks to the timestep")
-    start: Literal["inherit", "random"] = Field("inherit", description="initial weights: the teacher's most important channels, or random")
-    importance: Literal["magnitude", "taylor"] = Field("magnitude", description="how channels are ranked when inheriting")
+    channels_per_group: int = Field(
+        4, ge=1, description="fewest channels in a GroupNorm group; 1 blinds blocks to the timestep"
+    )
+    start: Literal["inherit", "random"] = Field(
+        "inherit", description="initial weights: the teacher's most important channels, or random"
+    )
+    importance: Literal["magnitude", "taylor"] = Field(
+        "magnitude", description="how channels are ranked when inheriting"
+    )
 
 
 class BankSection(Section):
     num_samples: int = Field(2048, ge=1, description="clean samples drawn from the teacher")
     sampler_steps: int = Field(25, ge=1, description="denoiser evaluations per bank sample")
     eta: float = Field(1.0, ge=0.0, le=1.0, description="0: deterministic DDIM, 1: ancestral sampling")
-    jitter: bool = Field(True, description="shift every sample's timestep grid at random, so trajectories visit all timesteps")
+    jitter: bool = Field(
+        True, description="shift every sample's timestep grid at random, so trajectories visit all timesteps"
+    )
 
 
 class TargetsSection(Section):
-    reuse: int = Field(8, ge=1, description="times a stored teacher prediction is used; 1: a teacher forward each step, as published")
+    reuse: int = Field(
+        8, ge=1, description="times a stored teacher prediction is used; 1: a teacher forward each step, as published"
+    )
     pool_size: int = Field(8192, ge=1, description="teacher predictions kept at a time")
-    trajectory_share: float = Field(1.0, ge=0.0, le=1.0, description="most of a pool that may come from bank trajectories, at no teacher cost")
+    trajectory_share: float = Field(
+        1.0, ge=0.0, le=1.0, description="most of a pool that may come from bank trajectories, at no teacher cost"
+    )
     timesteps: Literal["uniform", "antithetic"] = Field("antithetic", description="how noise levels are drawn")
 
 
@@ -58,8 +70,12 @@ class StageSection(Section):
     group_size: int = Field(16, ge=1, description="elements per PLACE group")
     norm: Literal["l1", "squared"] = Field("l1", description="rho of the coarse term")
     reduction: Literal["mean", "sum"] = "mean"
-    fine: Literal["squared", "relative"] = Field("relative", description="fine term: squared residual (published) or per-sample root mean square")
-    gate: Literal["global", "per_sample"] = Field("global", description="fine weight from the whole batch (published) or per sample")
+    fine: Literal["squared", "relative"] = Field(
+        "relative", description="fine term: squared residual (published) or per-sample root mean square"
+    )
+    gate: Literal["global", "per_sample"] = Field(
+        "global", description="fine weight from the whole batch (published) or per sample"
+    )
     coarse_weight: float = Field(1.0, ge=0.0)
     output_norm: Literal["squared", "l1", "rms"] = Field("squared", description="norm of output_kd")
 
@@ -120,7 +136,9 @@ def builtin_names() -> list[str]:
     return sorted(path.stem for path in builtin_folder().glob("*.yaml"))
 
 
-def load(name_or_file: str = "default", overrides: tuple[str, ...] = (), method: str = "lift-place", **values: Any) -> Recipe:
+def load(
+    name_or_file: str = "default", overrides: tuple[str, ...] = (), method: str = "lift-place", **values: Any
+) -> Recipe:
     """The recipe `name_or_file` with `--set` overrides, a baseline's losses in place of ours, and top-level `values`.
 
     Raises UsageError for an unknown recipe or method, unreadable YAML, and for all bad keys and values at once.
@@ -151,13 +169,17 @@ def _as_baseline(recipe: Recipe, method: str) -> dict[str, Any]:
         "feature-kd": LossWeights(output_kd=1.0, feature_kd=1.0),
         "none": LossWeights(diffusion=1.0),
     }[method]
-    stage = recipe.stages[-1].model_copy(update={"name": method.replace("-", "_"), "weights": weights, "num_steps": recipe.num_steps})
+    stage = recipe.stages[-1].model_copy(
+        update={"name": method.replace("-", "_"), "weights": weights, "num_steps": recipe.num_steps}
+    )
     return recipe.model_copy(update={"stages": (stage,)}).model_dump(mode="json")
 
 
 def _with_base(name_or_file: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if name_or_file in seen:
-        raise UsageError(f"recipe '{name_or_file}' is its own base ({' > '.join((*seen, name_or_file))})", "break the circle")
+        raise UsageError(
+            f"recipe '{name_or_file}' is its own base ({' > '.join((*seen, name_or_file))})", "break the circle"
+        )
     data = _mapping(_read(name_or_file), name_or_file)
     base = data.pop("base", None)
     return _merged(_with_base(base, (*seen, name_or_file)), data) if base else data
@@ -180,11 +202,15 @@ def _mapping(text: str, source: str) -> dict[str, Any]:
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UsageError(f"recipe '{source}' is not valid YAML: {' '.join(str(error).split())}", "mend the file") from error
+        raise UsageError(
+            f"recipe '{source}' is not valid YAML: {' '.join(str(error).split())}", "mend the file"
+        ) from error
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise UsageError(f"recipe '{source}' holds a {type(data).__name__}, not sections", "see diffcompress recipes show default")
+        raise UsageError(
+            f"recipe '{source}' holds a {type(data).__name__}, not sections", "see diffcompress recipes show default"
+        )
     return data
 
 
@@ -244,10 +270,17 @@ def _validated(data: dict[str, Any], source: str, problems: list[str] | None = N
     except ValidationError as error:
         for item in error.errors():
             path = ".".join(str(part) for part in item["loc"])
-            problems.append(f"{path}: unknown key" if item["type"] == "extra_forbidden" else f"{path}: {item['msg']} (got {item['input']!r})")
+            problems.append(
+                f"{path}: unknown key"
+                if item["type"] == "extra_forbidden"
+                else f"{path}: {item['msg']} (got {item['input']!r})"
+            )
         recipe = None
     if recipe is None or problems:
-        raise UsageError(f"recipe '{source}' has {len(problems)} bad value(s): " + "; ".join(problems), "see diffcompress recipes show default")
+        raise UsageError(
+            f"recipe '{source}' has {len(problems)} bad value(s): " + "; ".join(problems),
+            "see diffcompress recipes show default",
+        )
     return recipe
 
 

@@ -37,7 +37,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         discard(part)
         if error.errno == 28:
-            raise RunStopped(f"no space left on the disk that holds {path.parent}", "free some space and run the same command again") from error
+            raise RunStopped(
+                f"no space left on the disk that holds {path.parent}", "free some space and run the same command again"
+            ) from error
         raise
     except BaseException:
         discard(part)
@@ -99,7 +101,9 @@ class RunFolder:
         try:
             return read_json(self.marker)
         except (OSError, ValueError) as error:
-            raise UsageError(f"{self.path} is not a run folder: no readable {_MARKER}", "name a folder that shrink made") from error
+            raise UsageError(
+                f"{self.path} is not a run folder: no readable {_MARKER}", "name a folder that shrink made"
+            ) from error
 
     @contextlib.contextmanager
     def claim(self, identity: dict[str, Any], *, overwrite: bool = False) -> Iterator[None]:
@@ -126,7 +130,9 @@ class RunFolder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise UsageError(f"another process is working on {self.path}", "wait for it, or choose another --output") from error
+                raise UsageError(
+                    f"another process is working on {self.path}", "wait for it, or choose another --output"
+                ) from error
             try:
                 if foreign:
                     for entry in self.path.iterdir():
@@ -146,4 +152,7 @@ class RunFolder:
         except (OSError, ValueError):
             return "it holds other files"
         keys = [k for k in identity if theirs.get(k) != identity[k]]
-        return "; ".join(f"{k} was {theirs.get(k)!r}, now {identity[k]!r}" for k in keys) or "it was made by another version"
+        return (
+            "; ".join(f"{k} was {theirs.get(k)!r}, now {identity[k]!r}" for k in keys)
+            or "it was made by another version"
+        )

@@ -120,7 +120,9 @@ def start(device: str | None = None) -> Runtime:
     kind = chosen.split(":")[0]
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(kind, False):
-        raise UsageError(f"device '{chosen}' is not available", f"choose one of {', '.join(k for k, v in available.items() if v)}")
+        raise UsageError(
+            f"device '{chosen}' is not available", f"choose one of {', '.join(k for k, v in available.items() if v)}"
+        )
     if kind == "cuda" and ":" in chosen:
         torch.cuda.set_device(chosen)
     accelerator = Accelerator(cpu=kind == "cpu")

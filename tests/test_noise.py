@@ -69,7 +69,8 @@ def test_the_v_target_is_that_of_diffusers():
 def test_jittered_grids_stay_in_range_and_antithetic_draws_pair_up():
     process = NoiseProcess.from_config(DDPMScheduler().config)
     grid = process.grid(25, torch.rand(64, generator=generator(1)))
-    assert grid.min() >= 0 and grid.max() <= 999
+    assert grid.min() >= 0
+    assert grid.max() <= 999
     assert (grid[:-1] > grid[1:]).all()
     assert len(grid.unique()) > 400
     pairs = process.draw_timesteps(10, generator(2), "antithetic").view(5, 2)
@@ -90,6 +91,8 @@ def test_what_cannot_be_distilled_is_refused_by_name(config, words):
 
 
 def test_generators_follow_from_their_integers_alone():
-    draws = {tuple(torch.randn(2, generator=generator(*key)).tolist()) for key in [(0, 1), (1, 0), (0, 1, 0), (0,), (1,)]}
+    draws = {
+        tuple(torch.randn(2, generator=generator(*key)).tolist()) for key in [(0, 1), (1, 0), (0, 1, 0), (0,), (1,)]
+    }
     assert len(draws) == 5
     assert torch.equal(torch.randn(3, generator=generator(5, 6)), torch.randn(3, generator=generator(5, 6)))

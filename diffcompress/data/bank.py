@@ -48,7 +48,13 @@ class Bank:
 
 
 def fill(
-    folder: Path, teacher: LoadedPipeline, section: BankSection, seed: int, data: str | None, runtime: Runtime, progress: Progress
+    folder: Path,
+    teacher: LoadedPipeline,
+    section: BankSection,
+    seed: int,
+    data: str | None,
+    runtime: Runtime,
+    progress: Progress,
 ) -> Bank:
     """The bank in `folder`, made or completed. Sample i follows from (seed, i) alone, whichever process draws it.
 
@@ -87,7 +93,9 @@ def _sample_batch(teacher: LoadedPipeline, section: BankSection, seed: int, indi
         conditioning=conditioning,
         record=lambda *call: calls.append(tuple(tensor.cpu() for tensor in call)),  # type: ignore[arg-type]
     )
-    positions = torch.stack([torch.randperm(len(calls), generator=generator(seed, KEEP_STREAM, i))[:keep] for i in indices])
+    positions = torch.stack(
+        [torch.randperm(len(calls), generator=generator(seed, KEEP_STREAM, i))[:keep] for i in indices]
+    )
     rows = torch.arange(len(indices))[:, None]
     stacked = [torch.stack(tensors, 1)[rows, positions] for tensors in zip(*calls, strict=True)]
     names = ("trajectory.noisy", "trajectory.timestep", "trajectory.prediction")
@@ -115,7 +123,10 @@ def _from_images(folder: Path, teacher: LoadedPipeline, data: str, runtime: Runt
         progress.warn(text)
     digest = hashlib.sha256(loaded.clean.numpy().tobytes()).hexdigest()
     if runtime.is_main:
-        write_json(folder / "bank.json", {"key": digest, "source": data, "num_samples": len(loaded.clean), "warnings": loaded.warnings})
+        write_json(
+            folder / "bank.json",
+            {"key": digest, "source": data, "num_samples": len(loaded.clean), "warnings": loaded.warnings},
+        )
     return Bank(loaded.clean, loaded.conditioning, {}, digest)
 
 

@@ -31,7 +31,9 @@ def read(folder: Path, shape: tuple[int, ...], num_classes: int | None) -> Image
     class-conditional teacher gets no class subfolders or more of them than it has classes.
     """
     if not folder.is_dir():
-        raise UsageError(f"no image folder at '{folder}'", "name a folder of images; Hub data sets are not supported yet")
+        raise UsageError(
+            f"no image folder at '{folder}'", "name a folder of images; Hub data sets are not supported yet"
+        )
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     classes = sorted({path.relative_to(folder).parts[0] for path in files if len(path.relative_to(folder).parts) > 1})
     if num_classes is not None and not 0 < len(classes) <= num_classes:
@@ -49,10 +51,14 @@ def read(folder: Path, shape: tuple[int, ...], num_classes: int | None) -> Image
         if num_classes is not None:
             parts = path.relative_to(folder).parts
             if len(parts) < 2:
-                raise UsageError(f"{path} lies in no class subfolder, and the teacher is class-conditional", "move it into one")
+                raise UsageError(
+                    f"{path} lies in no class subfolder, and the teacher is class-conditional", "move it into one"
+                )
             labels.append(classes.index(parts[0]))
     if not pixels:
-        raise UsageError(f"no readable image in '{folder}' ({len(broken)} broken)", f"known kinds: {', '.join(sorted(SUFFIXES))}")
+        raise UsageError(
+            f"no readable image in '{folder}' ({len(broken)} broken)", f"known kinds: {', '.join(sorted(SUFFIXES))}"
+        )
     warnings = [f"{len(broken)} of {len(files)} images could not be read, first {broken[0]}"] if broken else []
     conditioning = {"class_labels": torch.tensor(labels)} if num_classes is not None else {}
     return Images(torch.stack(pixels), conditioning, warnings)

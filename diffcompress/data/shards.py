@@ -20,7 +20,13 @@ def shard_path(folder: Path, index: int) -> Path:
 
 
 def make_shards(
-    folder: Path, total: int, shard_size: int, make: Callable[[range], Tensors], runtime: Runtime, progress: Progress, task: str
+    folder: Path,
+    total: int,
+    shard_size: int,
+    make: Callable[[range], Tensors],
+    runtime: Runtime,
+    progress: Progress,
+    task: str,
 ) -> None:
     """Make every missing shard of items 0..total-1; `make(range)` returns tensors with one row per item.
 

@@ -1,9 +1,9 @@
 """Teacher targets: a prediction of the teacher for (noisy input, timestep, conditioning), fresh or reused.
 
 Reused targets live in pools. Pool k holds `pool_size` predictions, each used `reuse` times in shuffled order, then the
-next pool takes its place: the teacher's share of a step's cost falls by the reuse factor. Up to `trajectory_share` of a
-pool comes from the bank's trajectories, which cost nothing, as far as these suffice. All draws follow from integers (seed, pool, entry), so any step of any
-process can be had at any time.
+next pool takes its place: the teacher's share of a step's cost falls by the reuse factor. Up to `trajectory_share` of
+a pool comes from the bank's trajectories, which cost nothing, as far as these suffice. All draws follow from integers
+(seed, pool, entry), so any step of any process can be had at any time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TAYLOR_BATCHES, TAYLOR_BATCH_SIZE = 8, 32
 
 @dataclass(frozen=True)
 class Batch:
-    """noisy, prediction (the teacher's), diffusion_target `[B, C, *spatial]`; timestep `[B]`; conditioning with B rows."""
+    """noisy, prediction (the teacher's), diffusion_target `[B, C, *spatial]`; timestep `[B]`; conditioning: B rows."""
 
     noisy: Tensor
     timestep: Tensor
@@ -88,7 +88,9 @@ class Targets:
         return self._assemble(pool, order[position * self.batch_size : (position + 1) * self.batch_size][share])
 
     def _assemble(self, entries: Tensors, rows: Tensor) -> Batch:
-        noisy, timestep, prediction, index = (entries[name][rows] for name in ("noisy", "timestep", "prediction", "index"))
+        noisy, timestep, prediction, index = (
+            entries[name][rows] for name in ("noisy", "timestep", "prediction", "index")
+        )
         clean = self.bank.clean[index]
         signal, sigma = self.teacher.noise.signal_and_noise(timestep, clean)
         target = self.teacher.noise.target(clean, (noisy - signal * clean) / sigma, timestep)
@@ -106,7 +108,13 @@ class Targets:
             parts = [self._from_trajectories(number)]
             if forward:
                 make_shards(
-                    folder, forward, SHARD_SIZE, lambda r: self._predicted(ENTRY_STREAM, number, r), self.runtime, self.progress, "targets"
+                    folder,
+                    forward,
+                    SHARD_SIZE,
+                    lambda r: self._predicted(ENTRY_STREAM, number, r),
+                    self.runtime,
+                    self.progress,
+                    "targets",
                 )
                 parts.append(read_shards(folder, forward, SHARD_SIZE))
             if self.runtime.is_main:
@@ -134,7 +142,9 @@ class Targets:
         for entry in entries:
             # Antithetic pairs share a draw: entries 2j and 2j+1 take timesteps t and T-1-t.
             pair = entry // 2 if self.section.timesteps == "antithetic" else entry
-            drawn = noise_process.draw_timesteps(2, generator(self.seed, stream, number, pair, 1), self.section.timesteps)
+            drawn = noise_process.draw_timesteps(
+                2, generator(self.seed, stream, number, pair, 1), self.section.timesteps
+            )
             own = generator(self.seed, stream, number, entry)
             timestep.append(drawn[entry % 2 if self.section.timesteps == "antithetic" else 0])
             index.append(torch.randint(self.bank.num_samples, (), generator=own))
@@ -147,7 +157,11 @@ class Targets:
         for start in range(0, len(entries), self._teacher_batch):
             part = slice(start, start + self._teacher_batch)
             given = {name: value[part].to(device) for name, value in conditioning.items()}
-            predictions.append(self.teacher.predict(rows["noisy"][part].to(device), rows["timestep"][part].to(device), given).float().cpu())
+            predictions.append(
+                self.teacher.predict(rows["noisy"][part].to(device), rows["timestep"][part].to(device), given)
+                .float()
+                .cpu()
+            )
         return rows | {"prediction": torch.cat(predictions)}
 
     @property
@@ -157,7 +171,9 @@ class Targets:
         return self._cached_teacher_batch
 
 
-def taylor_batches(teacher: LoadedPipeline, bank: Bank, seed: int) -> list[tuple[Tensor, Tensor, dict[str, Tensor], Tensor]]:
+def taylor_batches(
+    teacher: LoadedPipeline, bank: Bank, seed: int
+) -> list[tuple[Tensor, Tensor, dict[str, Tensor], Tensor]]:
     """A few batches (noisy, timestep, conditioning, diffusion target) of the bank, for ranking channels."""
     batches = []
     for number in range(TAYLOR_BATCHES):

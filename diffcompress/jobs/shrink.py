@@ -71,7 +71,9 @@ def shrink(
     reference = resolve(teacher, scheduler)
     family, _ = describe(reference)
     asked = recipes.load(recipe, tuple(overrides), method, seed=seed)
-    student_plan = plan(family, reference.config, ratio=ratio, params=params, size=size, dtype=dtype, section=asked.student)
+    student_plan = plan(
+        family, reference.config, ratio=ratio, params=params, size=size, dtype=dtype, section=asked.student
+    )
     run = RunFolder(output or f"./{reference.name}-{student_plan.requested_ratio:.4g}")
     runtime = runtimes.start(device)
     loaded = load(reference, runtime.device)
@@ -181,9 +183,7 @@ def _job(context: _Context, recipe: Recipe, trainee: Trainee, bank: banks.Bank) 
     return Job(recipe, context.teacher, wrapped, state, targets, context.runtime, context.progress, preview)
 
 
-def _resolved(
-    context: _Context, asked: Recipe, trainee: Trainee, bank: banks.Bank, max_time: float | None
-) -> Recipe:
+def _resolved(context: _Context, asked: Recipe, trainee: Trainee, bank: banks.Bank, max_time: float | None) -> Recipe:
     """The recipe of this run with its final step counts: what recipe.yaml says once it is written."""
     run, runtime = context.run, context.runtime
     runtime.wait()
@@ -194,7 +194,9 @@ def _resolved(
             return recipe
         last = Checkpoints(run.stage(len(recipe.stages) - 1, recipe.stages[-1].name))
         if not last.final.is_dir():
-            context.progress.note(f"the step count was fixed for {granted:g} s and stays; ask for more time once the run is finished")
+            context.progress.note(
+                f"the step count was fixed for {granted:g} s and stays; ask for more time once the run is finished"
+            )
             return recipe
         recipe = budget.extend(recipe, max_time, read_json(run.timings))
         runtime.wait()
@@ -223,7 +225,9 @@ def _conclude(context: _Context, recipe: Recipe, start: nn.Module, trained: nn.M
     if not run.metrics.exists():
         with context.timed("evaluation"):
             space = find_space(teacher)
-            wanted = recipe.evaluation.num_samples if space else min(recipe.evaluation.num_samples, SAMPLES_WITHOUT_SPACE)
+            wanted = (
+                recipe.evaluation.num_samples if space else min(recipe.evaluation.num_samples, SAMPLES_WITHOUT_SPACE)
+            )
             protocol = Protocol.make(space, num_samples=wanted, sampler_steps=recipe.evaluation.sampler_steps)
             scored = evaluate_pipeline(
                 student,
@@ -237,13 +241,23 @@ def _conclude(context: _Context, recipe: Recipe, start: nn.Module, trained: nn.M
                 progress=context.progress,
             )
             about = {"id": str(run.pipeline), "fingerprint": student.fingerprint}
-            result = {"student": about, "teacher": {"id": teacher.reference.id, "fingerprint": teacher.fingerprint}, **scored, "gates": []}
+            result = {
+                "student": about,
+                "teacher": {"id": teacher.reference.id, "fingerprint": teacher.fingerprint},
+                **scored,
+                "gates": [],
+            }
             write_json(run.metrics, result)
     write_json(run.warnings, _warnings(context, bank))
     if not run.proof.exists():
         with context.timed("export"):
             dtype = getattr(torch, identity["dtype"]) if identity["dtype"] else teacher.dtype
-            provenance = {"recipe": recipe.model_dump(mode="json"), "seed": recipe.seed, "bank": bank.key, "method": identity["method"]}
+            provenance = {
+                "recipe": recipe.model_dump(mode="json"),
+                "seed": recipe.seed,
+                "bank": bank.key,
+                "method": identity["method"],
+            }
             if identity["license"]:
                 provenance["license"] = identity["license"]
             export_pipeline(trained, teacher, run, dtype=dtype, provenance=provenance)
@@ -257,15 +271,23 @@ def _warnings(context: _Context, bank: banks.Bank) -> list[str]:
         counters = read_json(folder / "final" / "state.json")
         if counters["skipped"] or counters["rollbacks"]:
             found.append(
-                f"{folder.name}: {counters['skipped']} steps skipped for non-finite values, {counters['rollbacks']} rollbacks "
-                f"(learning rate x {counters['learning_rate_scale']:g})"
+                f"{folder.name}: {counters['skipped']} steps skipped for non-finite values, "
+                f"{counters['rollbacks']} rollbacks (learning rate x {counters['learning_rate_scale']:g})"
             )
     found += read_json(context.run.bank / "bank.json").get("warnings", [])
     metrics = read_json(context.run.metrics)["metrics"]
     for name in ("fd_demo", "kd_demo"):
         value, teacher = metrics.get(name), (metrics.get(name) or {}).get("teacher")
-        if value and teacher and value["value"] is not None and teacher["value"] is not None and value["value"] < teacher["value"]:
-            found.append(f"the student scores better than its teacher in {name}: look at the samples before believing it")
+        if (
+            value
+            and teacher
+            and value["value"] is not None
+            and teacher["value"] is not None
+            and value["value"] < teacher["value"]
+        ):
+            found.append(
+                f"the student scores better than its teacher in {name}: look at the samples before believing it"
+            )
     return found
 
 

@@ -57,7 +57,10 @@ def describe(reference: Reference) -> tuple[Family, NoiseProcess]:
     try:
         return family, NoiseProcess.from_config(reference.scheduler)
     except ValueError as error:
-        raise UsageError(f"'{reference.id}' cannot be distilled: {error}", "DDPM-type teachers with epsilon, sample or v prediction can") from error
+        raise UsageError(
+            f"'{reference.id}' cannot be distilled: {error}",
+            "DDPM-type teachers with epsilon, sample or v prediction can",
+        ) from error
 
 
 def load(reference: Reference, device: torch.device | str = "cpu") -> LoadedPipeline:
@@ -74,7 +77,9 @@ def load(reference: Reference, device: torch.device | str = "cpu") -> LoadedPipe
         with torch.device("meta"):
             denoiser = cls.from_config(config)
     except Exception as error:
-        raise UsageError(f"{reference.denoiser / 'config.json'} does not build a {family.class_name}: {error}", "check the config") from error
+        raise UsageError(
+            f"{reference.denoiser / 'config.json'} does not build a {family.class_name}: {error}", "check the config"
+        ) from error
     _check(state, denoiser, files[0])
     denoiser.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
     denoiser = denoiser.to(device).eval().requires_grad_(False)
@@ -82,7 +87,7 @@ def load(reference: Reference, device: torch.device | str = "cpu") -> LoadedPipe
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a diffusers model folder: safetensors first (shards, full precision, then a variant), then .bin."""
+    """The weight files of a diffusers model folder: safetensors (shards, full precision, a variant) before .bin."""
     indexes = sorted(folder.glob("*.safetensors.index*.json"))
     if indexes:
         names = sorted(set(json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"].values()))
@@ -94,7 +99,9 @@ def weight_files(folder: Path) -> list[Path]:
     found = [plain] if plain.is_file() else sorted(folder.glob("diffusion_pytorch_model.*.safetensors"))
     found = found or sorted(folder.glob("*.safetensors")) or sorted(folder.glob("diffusion_pytorch_model*.bin"))
     if not found:
-        raise UsageError(f"{folder} holds no weights (diffusion_pytorch_model.safetensors)", "check that the download is complete")
+        raise UsageError(
+            f"{folder} holds no weights (diffusion_pytorch_model.safetensors)", "check that the download is complete"
+        )
     return found[:1]
 
 
@@ -116,7 +123,9 @@ def _read_state(files: list[Path]) -> tuple[dict[str, Tensor], torch.dtype]:
                 with safe_open(file, framework="pt") as handle:
                     state |= {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a mapping)
             except (SafetensorError, OSError) as error:
-                raise UsageError(f"{file} cannot be read as safetensors: {error}", "check that the download is complete") from error
+                raise UsageError(
+                    f"{file} cannot be read as safetensors: {error}", "check that the download is complete"
+                ) from error
         else:
             state |= _read_pickle(file)
     floating = [v.dtype for v in state.values() if v.is_floating_point()]
@@ -127,11 +136,14 @@ def _read_state(files: list[Path]) -> tuple[dict[str, Tensor], torch.dtype]:
 
 def _read_pickle(file: Path) -> dict[str, Tensor]:
     """A bare pickled state dict; anything more could run code and is refused."""
-    advice = f"convert it where you trust it: python -c \"import torch, safetensors.torch as s; s.save_file(torch.load('{file.name}', weights_only=False), '{file.stem}.safetensors')\""
+    convert = f"s.save_file(torch.load('{file.name}', weights_only=False), '{file.stem}.safetensors')"
+    advice = f'convert it where you trust it: python -c "import torch, safetensors.torch as s; {convert}"'
     try:
         state = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:
-        raise UsageError(f"{file} is a pickle with more than a bare state dict, which could run code, or is damaged", advice) from error
+        raise UsageError(
+            f"{file} is a pickle with more than a bare state dict, which could run code, or is damaged", advice
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UsageError(f"{file} is a pickle, but not of a bare state dict", advice)
     return state
@@ -141,12 +153,19 @@ def _check(state: dict[str, Tensor], denoiser: nn.Module, file: Path) -> None:
     expected = denoiser.state_dict()
     missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     if missing or extra:
-        what = f"{len(missing)} missing tensor(s), first {missing[0]}" if missing else f"{len(extra)} unknown tensor(s), first {extra[0]}"
-        raise UsageError(f"{file} does not fit its config: {what}", "weights and config.json must come from the same model")
+        what = (
+            f"{len(missing)} missing tensor(s), first {missing[0]}"
+            if missing
+            else f"{len(extra)} unknown tensor(s), first {extra[0]}"
+        )
+        raise UsageError(
+            f"{file} does not fit its config: {what}", "weights and config.json must come from the same model"
+        )
     for name, value in state.items():
         if value.shape != expected[name].shape:
             raise UsageError(
-                f"{file} does not fit its config: {name} has shape {list(value.shape)}, the config says {list(expected[name].shape)}",
+                f"{file} does not fit its config: {name} has shape {list(value.shape)}, "
+                f"the config says {list(expected[name].shape)}",
                 "weights and config.json must come from the same model",
             )
         if not torch.isfinite(value).all():

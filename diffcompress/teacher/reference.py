@@ -46,16 +46,21 @@ def resolve(text: str, scheduler: str | None = None) -> Reference:
     if text == "demo" or text.startswith("demo:"):
         name = text.partition(":")[2] or "unet"
         if name not in demo_names():
-            raise UsageError(f"no embedded teacher '{text}'", f"choose demo or {', '.join('demo:' + n for n in demo_names())}")
+            raise UsageError(
+                f"no embedded teacher '{text}'", f"choose demo or {', '.join('demo:' + n for n in demo_names())}"
+            )
         return _from_pipeline(text, DEMO_FOLDER / name, "demo" if name == "unet" else f"demo-{name}")
     path = Path(text).expanduser()
     if not path.exists():
         raise UsageError(
             f"no teacher at '{text}': the folder does not exist",
-            "name a diffusers folder on this machine, or 'demo'; Hub ids are not supported yet, so download the model first",
+            "name a diffusers folder here, or 'demo'; Hub ids are not supported yet: download the model first",
         )
     if not path.is_dir():
-        raise UsageError(f"'{text}' is a file, not a diffusers folder", "single-file checkpoints are not supported yet; convert it with diffusers first")
+        raise UsageError(
+            f"'{text}' is a file, not a diffusers folder",
+            "single-file checkpoints are not supported yet; convert it with diffusers first",
+        )
     if (path / "model_index.json").is_file():
         return _from_pipeline(text, path, path.resolve().name)
     if (path / "config.json").is_file():
@@ -70,7 +75,10 @@ def _from_pipeline(text: str, path: Path, name: str) -> Reference:
         if subfolder in index:
             break
     else:
-        raise UsageError(f"the pipeline in '{text}' has no unet or transformer", f"its parts are {', '.join(k for k in index if not k.startswith('_'))}")
+        raise UsageError(
+            f"the pipeline in '{text}' has no unet or transformer",
+            f"its parts are {', '.join(k for k in index if not k.startswith('_'))}",
+        )
     config = _read(path / subfolder / "config.json")
     scheduler = _read(path / "scheduler" / "scheduler_config.json")
     return Reference(text, name, path / subfolder, path, config, scheduler)

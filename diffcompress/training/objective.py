@@ -23,7 +23,9 @@ class Trainee(nn.Module):
         super().__init__()
         self.student, self.family, self.adapters = student, family, adapters
 
-    def forward(self, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The prediction, and block outputs widened to the teacher's (empty without adapters)."""
         if self.adapters is None:
             return self.family.predict(self.student, noisy, timestep, conditioning), {}
@@ -41,7 +43,9 @@ class FeatureTap:
 
     def __enter__(self) -> FeatureTap:
         self._handles = [
-            self.model.get_submodule(name).register_forward_hook(lambda _m, _i, output, name=name: self._keep(name, output))
+            self.model.get_submodule(name).register_forward_hook(
+                lambda _m, _i, output, name=name: self._keep(name, output)
+            )
             for name in self.names
         ]
         return self
@@ -91,7 +95,9 @@ def step_losses(
     if "place" in weights:
         terms["place"] = losses.place(prediction, batch.prediction, group_size=stage.group_size, **options)
     if "output_kd" in weights:
-        terms["output_kd"] = losses.output_kd(prediction, batch.prediction, norm=stage.output_norm, reduction=stage.reduction)
+        terms["output_kd"] = losses.output_kd(
+            prediction, batch.prediction, norm=stage.output_norm, reduction=stage.reduction
+        )
     if "diffusion" in weights:
         terms["diffusion"] = losses.diffusion(prediction, batch.diffusion_target, reduction=stage.reduction)
     if features:

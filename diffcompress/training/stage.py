@@ -27,7 +27,7 @@ MOST_SKIPPED, WINDOW, MOST_ROLLBACKS = 5, 20, 6
 
 @dataclass
 class Job:
-    """All that stays the same over the stages of one run. `trainee` is wrapped for the process group, if there is one."""
+    """What stays the same over the stages of a run. `trainee` is wrapped for the process group, if there is one."""
 
     recipe: Recipe
     teacher: LoadedPipeline
@@ -122,7 +122,8 @@ def _roll_back(job: Job, checkpoints: Checkpoints) -> None:
     counters = job.state.counters
     if counters.rollbacks >= MOST_ROLLBACKS or checkpoints.latest is None:
         raise DiffCompressError(
-            f"training diverged: non-finite losses or gradients after {counters.rollbacks} rollbacks, at step {counters.step}",
+            f"training diverged: non-finite losses or gradients at step {counters.step}, "
+            f"after {counters.rollbacks} rollbacks",
             "lower training.learning_rate in the recipe, or check the teacher",
         )
     job.runtime.wait()
@@ -135,4 +136,7 @@ def _roll_back(job: Job, checkpoints: Checkpoints) -> None:
     if job.runtime.is_main:
         checkpoints.save(job.state)
     job.runtime.wait()
-    job.progress.warn(f"step {counters.step}: repeated non-finite values; back to step {job.state.counters.step} with half the learning rate")
+    job.progress.warn(
+        f"step {counters.step}: repeated non-finite values; "
+        f"back to step {job.state.counters.step} with half the learning rate"
+    )

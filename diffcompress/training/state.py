@@ -42,7 +42,9 @@ class TrainingState:
 
         def write(part: Path) -> None:
             part.mkdir()
-            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part / "state.safetensors")
+            save_file(
+                {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part / "state.safetensors"
+            )
             write_json(part / "state.json", asdict(self.counters))
 
         write_atomically(folder, write)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.jobs.tiny_teacher import save_teacher
 
 from diffcompress.data import bank as banks
 from diffcompress.data.targets import Targets
@@ -12,6 +11,7 @@ from diffcompress.runtime import Progress, start
 from diffcompress.sampling import sample
 from diffcompress.teacher.load import load
 from diffcompress.teacher.reference import resolve
+from tests.jobs.tiny_teacher import save_teacher
 
 SECTION = BankSection(num_samples=200, sampler_steps=4)
 
@@ -34,7 +34,17 @@ def bank(teacher, runtime, tmp_path_factory):
 
 def targets(folder, teacher, bank, runtime, **changes):
     values = {"reuse": 3, "pool_size": 32, "trajectory_share": 0.5} | changes
-    return Targets(folder, teacher, bank, TargetsSection(**values), seed=0, batch_size=8, num_steps=100, runtime=runtime, progress=Progress())
+    return Targets(
+        folder,
+        teacher,
+        bank,
+        TargetsSection(**values),
+        seed=0,
+        batch_size=8,
+        num_steps=100,
+        runtime=runtime,
+        progress=Progress(),
+    )
 
 
 def test_bank_samples_are_the_teachers_own(teacher, bank):
@@ -76,10 +86,13 @@ def test_a_pool_is_used_as_often_as_asked_and_then_replaced(tmp_path, teacher, b
     steps_per_pool = 32 // 8 * 3
     seen = torch.cat([source.batch(step).noisy.flatten(1)[:, 0] for step in range(steps_per_pool)])
     values, counts = seen.unique(return_counts=True)
-    assert len(values) == 32 and (counts == 3).all()
+    assert len(values) == 32
+    assert (counts == 3).all()
     first_epoch, second_epoch = seen[:32], seen[32:64]
     assert not torch.equal(first_epoch, second_epoch)
-    following = torch.cat([source.batch(step).noisy.flatten(1)[:, 0] for step in range(steps_per_pool, 2 * steps_per_pool)])
+    following = torch.cat(
+        [source.batch(step).noisy.flatten(1)[:, 0] for step in range(steps_per_pool, 2 * steps_per_pool)]
+    )
     assert not set(following.tolist()) & set(values.tolist())
     assert [path.name for path in tmp_path.iterdir()] == ["pool-00001"]
 
@@ -89,7 +102,8 @@ def test_any_step_can_be_had_at_any_time(tmp_path, teacher, bank, runtime):
     other = targets(tmp_path / "b", teacher, bank, runtime)
     other.batch(0)
     again = other.batch(17)
-    assert torch.equal(one.noisy, again.noisy) and torch.equal(one.prediction, again.prediction)
+    assert torch.equal(one.noisy, again.noisy)
+    assert torch.equal(one.prediction, again.prediction)
 
 
 def test_fresh_targets_are_new_every_step(tmp_path, teacher, bank, runtime):
@@ -99,7 +113,9 @@ def test_fresh_targets_are_new_every_step(tmp_path, teacher, bank, runtime):
     assert (one.timestep.view(4, 2).sum(1) == 49).all()  # antithetic pairs (t, T-1-t)
     assert not list(tmp_path.iterdir())
     with torch.no_grad():
-        torch.testing.assert_close(one.prediction, teacher.predict(one.noisy, one.timestep, one.conditioning), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            one.prediction, teacher.predict(one.noisy, one.timestep, one.conditioning), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_a_stop_while_the_bank_is_made_keeps_what_is_done(tmp_path, teacher, runtime, bank):
@@ -122,5 +138,15 @@ def test_stored_calls_are_used_before_the_teacher_is_asked_again(tmp_path, teach
     seen = torch.cat([source.batch(step).noisy.flatten(1)[:, 0] for step in range(100)])
     assert len(seen.unique()) == 800
     assert not list(tmp_path.iterdir())
-    many = Targets(tmp_path, teacher, bank, TargetsSection(reuse=2), seed=0, batch_size=8, num_steps=400, runtime=runtime, progress=Progress())
+    many = Targets(
+        tmp_path,
+        teacher,
+        bank,
+        TargetsSection(reuse=2),
+        seed=0,
+        batch_size=8,
+        num_steps=400,
+        runtime=runtime,
+        progress=Progress(),
+    )
     assert many.num_trajectory == many.pool_size // 2  # 1,600 predictions wanted, 800 stored

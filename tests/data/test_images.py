@@ -19,8 +19,10 @@ def test_images_are_scaled_to_minus_one_and_one(tmp_path):
     picture(tmp_path / "b.png", (20, 12), value=0, mode="RGB")
     found = images.read(tmp_path, (1, 8, 8), None)
     assert found.clean.shape == (2, 1, 8, 8)
-    assert found.clean[0].eq(1).all() and found.clean[1].eq(-1).all()
-    assert found.conditioning == {} and found.warnings == []
+    assert found.clean[0].eq(1).all()
+    assert found.clean[1].eq(-1).all()
+    assert found.conditioning == {}
+    assert found.warnings == []
 
 
 def test_class_subfolders_are_labels(tmp_path):
@@ -35,7 +37,8 @@ def test_broken_files_are_counted(tmp_path):
     picture(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
     found = images.read(tmp_path, (1, 8, 8), None)
-    assert len(found.clean) == 1 and "1 of 2 images could not be read" in found.warnings[0]
+    assert len(found.clean) == 1
+    assert "1 of 2 images could not be read" in found.warnings[0]
     (tmp_path / "a.png").unlink()
     with pytest.raises(UsageError, match="no readable image"):
         images.read(tmp_path, (1, 8, 8), None)

@@ -4,6 +4,7 @@ import json
 import signal
 
 import pytest
+
 from tests.jobs.tiny_teacher import command, run, same, save_teacher, stop_when, weights
 
 

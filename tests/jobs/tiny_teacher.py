@@ -44,7 +44,9 @@ def save_teacher(folder: Path, *, seed: int = 0, prediction_type: str = "epsilon
         "attention_head_dim": 8,
     }
     denoiser = UNet2DModel(**(values | config))
-    DDPMPipeline(denoiser, DDPMScheduler(num_train_timesteps=50, prediction_type=prediction_type)).save_pretrained(folder)
+    DDPMPipeline(denoiser, DDPMScheduler(num_train_timesteps=50, prediction_type=prediction_type)).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -55,7 +57,19 @@ def settings(**changes) -> list[str]:
 
 
 def command(teacher: Path, output: Path, *more: str, **changes) -> list[str]:
-    return [sys.executable, "-m", "diffcompress", "shrink", str(teacher), "--ratio", "0.3", "--output", str(output), *settings(**changes), *more]
+    return [
+        sys.executable,
+        "-m",
+        "diffcompress",
+        "shrink",
+        str(teacher),
+        "--ratio",
+        "0.3",
+        "--output",
+        str(output),
+        *settings(**changes),
+        *more,
+    ]
 
 
 def run(arguments: list[str], **env: str) -> subprocess.CompletedProcess[str]:
@@ -66,7 +80,9 @@ def environment(**env: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | env
 
 
-def stop_when(arguments: list[str], condition: Callable[[], bool], number: int = signal.SIGKILL) -> subprocess.Popen[str]:
+def stop_when(
+    arguments: list[str], condition: Callable[[], bool], number: int = signal.SIGKILL
+) -> subprocess.Popen[str]:
     """Start a process and send it a signal as soon as `condition` holds; fails when it ends before."""
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
     deadline = time.monotonic() + 240

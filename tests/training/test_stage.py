@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.jobs.tiny_teacher import save_teacher
 
 from diffcompress.data import bank as banks
 from diffcompress.data.targets import Targets
@@ -21,6 +20,7 @@ from diffcompress.training.objective import Trainee, make_adapters
 from diffcompress.training.optim import learning_rate, make_optimizer
 from diffcompress.training.stage import Job, run_stage
 from diffcompress.training.state import TrainingState
+from tests.jobs.tiny_teacher import save_teacher
 
 
 class Poisoned(Targets):
@@ -42,7 +42,13 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     teacher = load(resolve(str(save_teacher(folder / "teacher"))))
     runtime = start("cpu")
-    return teacher, runtime, banks.fill(folder / "bank", teacher, BankSection(num_samples=64, sampler_steps=4), 0, None, runtime, Progress())
+    return (
+        teacher,
+        runtime,
+        banks.fill(
+            folder / "bank", teacher, BankSection(num_samples=64, sampler_steps=4), 0, None, runtime, Progress()
+        ),
+    )
 
 
 def job(world, folder, steps=20, weights=None, **training):
@@ -57,7 +63,17 @@ def job(world, folder, steps=20, weights=None, **training):
     adapters = make_adapters(student, teacher) if weights and "feature_kd" in weights else None
     trainee = Trainee(student, teacher.family, adapters).train()
     state = TrainingState(trainee, Ema(trainee, 5), make_optimizer(trainee, recipe.training))
-    targets = Poisoned(folder / "targets", teacher, bank, recipe.targets, seed=0, batch_size=8, num_steps=steps, runtime=runtime, progress=Progress())
+    targets = Poisoned(
+        folder / "targets",
+        teacher,
+        bank,
+        recipe.targets,
+        seed=0,
+        batch_size=8,
+        num_steps=steps,
+        runtime=runtime,
+        progress=Progress(),
+    )
     return Job(recipe, teacher, trainee, state, targets, runtime, Progress(), lambda step: None)
 
 
@@ -65,7 +81,10 @@ def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("weights", [{"place": 1.0}, {"lift": 1.0}, {"output_kd": 1.0}, {"diffusion": 1.0}, {"output_kd": 1.0, "feature_kd": 0.1}])
+@pytest.mark.parametrize(
+    "weights",
+    [{"place": 1.0}, {"lift": 1.0}, {"output_kd": 1.0}, {"diffusion": 1.0}, {"output_kd": 1.0, "feature_kd": 0.1}],
+)
 def test_every_loss_falls(world, tmp_path, weights):
     run_stage(job(world, tmp_path, steps=60, weights=weights), 0, tmp_path / "stage")
     losses = [row["loss"] for row in rows(tmp_path / "stage")]
@@ -113,7 +132,9 @@ def test_stopped_anywhere_and_resumed_is_bit_equal(world, tmp_path):
     run_stage(resumed, 0, tmp_path / "parts" / "stage")
     for name, value in whole.state.ema.tensors.items():
         assert torch.equal(value, resumed.state.ema.tensors[name]), name
-    assert [(r["step"], r["loss"]) for r in rows(tmp_path / "whole" / "stage")] == [(r["step"], r["loss"]) for r in rows(tmp_path / "parts" / "stage")]
+    assert [(r["step"], r["loss"]) for r in rows(tmp_path / "whole" / "stage")] == [
+        (r["step"], r["loss"]) for r in rows(tmp_path / "parts" / "stage")
+    ]
 
 
 class StopAfter(Progress):
@@ -143,6 +164,8 @@ def test_the_average_forgets_its_start_and_has_its_half_life():
 def test_the_rate_warms_up_and_falls_to_zero():
     section = TrainingSection(learning_rate=1.0, warmup_steps=10)
     rates = [learning_rate(section, step, 100) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) and rates[-1] < 0.01
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[-1] < 0.01
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert learning_rate(section.model_copy(update={"schedule": "constant"}), 99, 100) == 1.0

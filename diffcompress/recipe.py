@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from diffcompress.errors import UsageError
 
@@ -78,6 +78,15 @@ class StageSection(Section):
     )
     coarse_weight: float = Field(1.0, ge=0.0)
     output_norm: Literal["squared", "l1", "rms"] = Field("squared", description="norm of output_kd")
+
+    @model_validator(mode="after")
+    def _one_objective(self) -> StageSection:
+        """Refuse what no step could compute."""
+        if self.weights.lift and self.weights.place:
+            raise ValueError("a stage is either lift or place, and both have a weight")
+        if not any(self.weights.model_dump().values()):
+            raise ValueError("all loss weights are 0")
+        return self
 
 
 class TrainingSection(Section):

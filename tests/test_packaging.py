@@ -60,12 +60,12 @@ def test_an_unpacked_wheel_works_on_its_own(wheel, tmp_path):
         "from diffcompress.teacher.reference import demo_names\n"
         "print(json.dumps([diffcompress.__file__, str(builtin_folder()), builtin_names(), demo_names()]))\n"
     )
-    done = spawn("-c", code, PYTHONPATH=str(tmp_path))
+    done = spawn("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     file, folder, names, demos = json.loads(done.stdout)
     assert Path(file).is_relative_to(tmp_path)
     assert Path(folder) == tmp_path / "diffcompress" / "recipes"
     assert {"default", "published"} <= set(names)
     assert "unet" in demos
-    shown = spawn("-m", "diffcompress", "recipes", "show", "published", PYTHONPATH=str(tmp_path))
+    shown = spawn("-m", "diffcompress", "recipes", "show", "published", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert shown.stdout.startswith("description: ")

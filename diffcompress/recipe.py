@@ -277,13 +277,7 @@ def _validated(data: dict[str, Any], source: str, problems: list[str] | None = N
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        for item in error.errors():
-            path = ".".join(str(part) for part in item["loc"])
-            problems.append(
-                f"{path}: unknown key"
-                if item["type"] == "extra_forbidden"
-                else f"{path}: {item['msg']} (got {item['input']!r})"
-            )
+        problems += [_problem(item) for item in error.errors() if item["type"] != "too_short" or item["input"] == []]
         recipe = None
     if recipe is None or problems:
         raise UsageError(

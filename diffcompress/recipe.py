@@ -290,3 +290,11 @@ def _validated(data: dict[str, Any], source: str, problems: list[str] | None = N
 def nearest(word: str, known: Any) -> str:
     match = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def _problem(item: Any) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{path}: unknown key"
+    got = "" if isinstance(item["input"], (dict, list)) else f" (got {item['input']!r})"
+    return f"{path}: {item['msg'].removeprefix('Value error, ')}{got}"

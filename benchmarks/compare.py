@@ -44,7 +44,7 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
     """Train one student and score it; a line for results.jsonl."""
     settings = ARMS[arm]
     sets = (*options.set, *settings.get("set", []), *extra)
-    recipe = recipes.load(settings.get("recipe", "default"), sets, settings.get("method", "lift-place"), seed=seed)
+    recipe = recipes.load(settings.get("recipe", "demo"), sets, settings.get("method", "lift-place"), seed=seed)
     recipe = with_steps(recipe, options.steps)
     runtime, progress = runtimes.start("cpu"), Progress()
     teacher = load(resolve(options.teacher))
@@ -80,6 +80,8 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
         )["metrics"]
 
     def preview(step: int) -> None:
+        if step >= recipe.num_steps:
+            return
         before = time.monotonic()
         values = score(CURVE_SAMPLES, "curve")
         paused[0] += time.monotonic() - before

@@ -145,6 +145,11 @@ def builtin_names() -> list[str]:
     return sorted(path.stem for path in builtin_folder().glob("*.yaml"))
 
 
+def default_for(teacher: str) -> str:
+    """The built-in recipe for a teacher, by its id as the user wrote it."""
+    return "demo" if teacher.partition(":")[0] == "demo" else "default"
+
+
 def load(
     name_or_file: str = "default", overrides: tuple[str, ...] = (), method: str = "lift-place", **values: Any
 ) -> Recipe:

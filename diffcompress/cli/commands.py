@@ -21,7 +21,10 @@ Prompts = Annotated[str | None, typer.Option(metavar="FILE", help="One prompt a 
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same machine, same result.")]
 Device = Annotated[str | None, typer.Option(help="Default: cuda, else mps, else cpu.")]
 Scheduler = Annotated[str | None, typer.Option(metavar="PATH", help="Scheduler config of a denoiser folder.")]
-RecipeName = Annotated[str, typer.Option(metavar="NAME_OR_FILE", help="A built-in recipe or a YAML file.")]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(metavar="NAME_OR_FILE", help="A built-in recipe or a YAML file.", show_default="fits the teacher"),
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One recipe value; repeatable.")
 ]
@@ -40,7 +43,7 @@ def shrink(
     prompts: Prompts = None,
     method: Annotated[str, typer.Option(metavar="M", help="lift-place, output-kd, feature-kd or none.")] = "lift-place",
     max_time: Annotated[str | None, typer.Option(metavar="T", help="Training time: 90s, 30m, 8h.")] = None,
-    recipe: RecipeName = "default",
+    recipe: RecipeName = None,
     set_: Overrides = None,
     seed: Seed = 0,
     device: Device = None,
@@ -82,7 +85,7 @@ def plan(
     ratio: Annotated[str | None, typer.Option(metavar="R[,R2,...]", help="Shares of the teacher's parameters.")] = None,
     params: Params = None,
     size: Size = None,
-    recipe: RecipeName = "default",
+    recipe: RecipeName = None,
     set_: Overrides = None,
     dtype: Dtype = None,
     scheduler: Scheduler = None,

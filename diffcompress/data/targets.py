@@ -43,8 +43,9 @@ class Batch:
             return value.to(device, non_blocking=True)
 
         conditioning = {name: there(value) for name, value in self.conditioning.items()}
-        tensors = (self.noisy, self.timestep, self.prediction, self.diffusion_target)
-        return Batch(*map(there, tensors), conditioning=conditioning)
+        return Batch(
+            there(self.noisy), there(self.timestep), there(self.prediction), there(self.diffusion_target), conditioning
+        )
 
 
 class Targets:

@@ -15,4 +15,4 @@ def find(class_name: str | None) -> Family:
         if family.class_name == class_name:
             return family
     known = ", ".join(family.class_name for family in FAMILIES)
-    raise UsageError(f"denoiser class '{class_name}' is not one that diffcompress can shrink", f"known classes: {known}")
+    raise UsageError(f"diffcompress cannot shrink denoisers of class '{class_name}'", f"known classes: {known}")

@@ -46,7 +46,7 @@ def plan(
     ratio: float | Sequence[float] | None = None,
     params: int | None = None,
     size: int | None = None,
-    recipe: str = "default",
+    recipe: str | None = None,
     overrides: tuple[str, ...] = (),
     scheduler: str | None = None,
     dtype: str | None = None,
@@ -60,7 +60,7 @@ def plan(
     """
     progress = progress or Progress()
     target.check(ratio, params, size)
-    settings = recipes.load(recipe, tuple(overrides))
+    settings = recipes.load(recipe or recipes.default_for(teacher), tuple(overrides))
     found = _find(teacher, scheduler)
     stored = dtype or found.dtype or "float32"
 

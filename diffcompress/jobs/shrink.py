@@ -40,6 +40,10 @@ from diffcompress.training.state import Checkpoints, TrainingState
 PREVIEW_SAMPLES = 16
 # Without a feature space no distance is estimated, and fewer samples tell the rest.
 SAMPLES_WITHOUT_SPACE = 256
+ALONE = (
+    "this launch asked for several processes but started one: `accelerate launch --cpu` needs MPI for more; "
+    "`torchrun --nproc_per_node 2 -m diffcompress ...` starts two"
+)
 RESULT_FIELDS = ("run", "pipeline", "report", "teacher", "student", "stages", "metrics", "warnings", "seconds")
 
 
@@ -54,7 +58,7 @@ def shrink(
     data: str | None = None,
     method: str = "lift-place",
     max_time: float | None = None,
-    recipe: str = "default",
+    recipe: str | None = None,
     overrides: tuple[str, ...] = (),
     seed: int = 0,
     device: str | None = None,
@@ -70,6 +74,7 @@ def shrink(
     """
     reference = resolve(teacher, scheduler)
     family, _ = describe(reference)
+    recipe = recipe or recipes.default_for(reference.id)
     asked = recipes.load(recipe, tuple(overrides), method, seed=seed)
     student_plan = plan(
         family, reference.config, ratio=ratio, params=params, size=size, dtype=dtype, section=asked.student
@@ -94,6 +99,8 @@ def shrink(
         with claim:
             runtime.wait()
             context = _Context(run, loaded, student_plan, runtime, progress or Progress())
+            if runtime.launched_alone:
+                context.progress.warn(ALONE)
             for note in (*reference.notes, *student_plan.notes):
                 context.progress.note(note)
             _run(context, asked, data, max_time)

@@ -34,6 +34,6 @@ def check_ratio(ratio: float) -> None:
     """Raise UsageError unless 0 < ratio < 1."""
     if not (math.isfinite(ratio) and 0 < ratio < 1):
         raise UsageError(
-            f"ratio {ratio:g} is not between 0 and 1: it is the share of the teacher's parameters that the student keeps",
+            f"ratio {ratio:g} is not between 0 and 1: it is the share of the teacher's parameters that is kept",
             "for example 0.05 for a student of 5 %",
         )

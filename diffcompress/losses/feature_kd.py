@@ -1,7 +1,7 @@
 """Distillation of block outputs, through learned adapters where the student is narrower than the teacher."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,8 @@ class Adapters(nn.Module):
         if len(blocks) != len(self.maps):
             raise ValueError(f"{len(blocks)} block outputs for {len(self.maps)} adapters")
         wide = [self._widen(block, adapter) for block, adapter in zip(blocks, self.maps, strict=True)]
-        return dict(zip(features, wide, strict=True)) if isinstance(features, Mapping) else wide
+        named = dict(zip(features, wide, strict=True)) if isinstance(features, Mapping) else wide
+        return cast(Features, named)
 
     def _widen(self, block: Tensor, adapter: nn.Module) -> Tensor:
         if isinstance(adapter, nn.Identity):
@@ -79,7 +80,7 @@ def _block(student: Tensor, teacher: Tensor, reduction: Reduction, mask_beyond: 
 def _pairs(student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
     if len(student) == 0:
         raise ValueError("feature_kd needs at least one block output")
-    if isinstance(student, Mapping):
+    if isinstance(student, Mapping) and isinstance(teacher, Mapping):
         if student.keys() != teacher.keys():
             raise ValueError(f"student blocks {sorted(student)} differ from teacher blocks {sorted(teacher)}")
         return [(student[name], teacher[name]) for name in student]

@@ -41,5 +41,13 @@ def lift(
     factor = size_factor(reduction, student)
     s, t = flat_outputs(student, teacher)
     line = fit_line(s.unsqueeze(2), t.unsqueeze(2), t.var(-1, correction=0))
-    options = {"norm": norm, "fine": fine, "gate": gate, "coarse_weight": coarse_weight, "reduce_mean": reduce_mean}
-    return weigh(line, s.new_ones(1), factor, **options)
+    return weigh(
+        line,
+        s.new_ones(1),
+        factor,
+        norm=norm,
+        fine=fine,
+        gate=gate,
+        coarse_weight=coarse_weight,
+        reduce_mean=reduce_mean,
+    )

@@ -50,5 +50,6 @@ def place(
     line = Line(*(torch.cat(parts, -1) for parts in zip(*lines, strict=True)))
     share = s.new_full((num_groups,), group_size / num_elements)
     share[-1] = 1 - head / num_elements
-    options = {"norm": norm, "fine": fine, "gate": gate, "coarse_weight": coarse_weight, "reduce_mean": reduce_mean}
-    return weigh(line, share, factor, **options)
+    return weigh(
+        line, share, factor, norm=norm, fine=fine, gate=gate, coarse_weight=coarse_weight, reduce_mean=reduce_mean
+    )

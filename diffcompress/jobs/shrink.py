@@ -15,7 +15,7 @@ from diffcompress import recipe as recipes
 from diffcompress import runtime as runtimes
 from diffcompress.data import bank as banks
 from diffcompress.data.targets import Targets, taylor_batches
-from diffcompress.evaluation.features import find_space
+from diffcompress.evaluation.features import FeatureSpace, find_space
 from diffcompress.evaluation.protocol import Protocol
 from diffcompress.evaluation.score import evaluate_pipeline
 from diffcompress.export.proof import prove
@@ -25,7 +25,7 @@ from diffcompress.export.weights import export_pipeline
 from diffcompress.recipe import Recipe
 from diffcompress.run_folder import RunFolder, discard, read_json, write_json, write_text
 from diffcompress.runtime import Progress, Runtime
-from diffcompress.sampling import sample
+from diffcompress.sampling import automatic_batch_size, sample
 from diffcompress.student.inherit import start_student, taylor_scores
 from diffcompress.student.plan import StudentPlan, plan
 from diffcompress.teacher.load import LoadedPipeline, describe, load, state_fingerprint
@@ -140,6 +140,8 @@ def _run(context: _Context, asked: Recipe, data: str | None, max_time: float | N
     run, runtime = context.run, context.runtime
     context.write_json(run.plan, context.plan.to_json())
     context.write_json(run.environment, runtimes.environment(runtime))
+    if max_time is not None and runtime.is_main and not run.recipe.exists():
+        context.progress.note(_estimate(context, asked, own_images=data is not None))
     with context.timed("bank"):
         bank = banks.fill(run.bank, context.teacher, asked.bank, asked.seed, data, runtime, context.progress)
     with context.timed("student-init"):
@@ -147,6 +149,27 @@ def _run(context: _Context, asked: Recipe, data: str | None, max_time: float | N
     recipe, trained = _train(context, asked, start, bank, max_time)
     if runtime.is_main:
         _conclude(context, recipe, start, trained, bank)
+
+
+def _estimate(context: _Context, recipe: Recipe, *, own_images: bool) -> str:
+    """What bank and evaluation add to --max-time, from the time of one teacher call."""
+    teacher = context.teacher
+    indices = range(automatic_batch_size(teacher))
+    started = time.monotonic()
+    sample(teacher, indices, seed=recipe.seed, num_steps=1)
+    seconds = (time.monotonic() - started) / len(indices)
+    bank = 0.0 if own_images else seconds * recipe.bank.num_samples * recipe.bank.sampler_steps / context.runtime.count
+    _, samples = _judged(teacher, recipe)
+    # Student and untrained student are small beside the teacher, but not free: count the two as one teacher.
+    evaluation = 2 * seconds * samples * recipe.evaluation.sampler_steps
+    return f"besides training: bank about {bank:.0f} s, evaluation at most about {evaluation:.0f} s, export about 30 s"
+
+
+def _judged(teacher: LoadedPipeline, recipe: Recipe) -> tuple[FeatureSpace | None, int]:
+    """Where distances are measured, and with how many samples."""
+    space = find_space(teacher)
+    wanted = recipe.evaluation.num_samples
+    return space, wanted if space else min(wanted, SAMPLES_WITHOUT_SPACE)
 
 
 def _train(
@@ -231,10 +254,7 @@ def _conclude(context: _Context, recipe: Recipe, start: nn.Module, trained: nn.M
     student = as_student(teacher, context.plan, trained)
     if not run.metrics.exists():
         with context.timed("evaluation"):
-            space = find_space(teacher)
-            wanted = (
-                recipe.evaluation.num_samples if space else min(recipe.evaluation.num_samples, SAMPLES_WITHOUT_SPACE)
-            )
+            space, wanted = _judged(teacher, recipe)
             protocol = Protocol.make(space, num_samples=wanted, sampler_steps=recipe.evaluation.sampler_steps)
             scored = evaluate_pipeline(
                 student,

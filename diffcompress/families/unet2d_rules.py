@@ -15,6 +15,7 @@ import numpy as np
 from diffcompress.families.base import Config, IndexSet, TensorRule, TensorRules
 
 Axis = tuple[str, ...]
+Sizes = tuple[int, int]
 # Sinusoids are matched over this many timesteps, the usual length of a noise schedule.
 NUM_TIMESTEPS = 1000
 
@@ -114,14 +115,14 @@ class _Walk:
         kind = self.student.get("time_embedding_type", "positional")
         same = self.wide[0] == self.narrow[0]
         mixture = None if same or kind != "positional" else _sinusoid_map(self.teacher, self.student)
-        source = self.new("time_proj", self.wide[0], self.narrow[0], mixture=mixture)
+        source = self.new("time_proj", (self.wide[0], self.narrow[0]), mixture=mixture)
         if kind == "fourier":
             self.rule("time_proj.weight", "time_proj.weight", (source,))
             source = source + source
         elif kind == "learned":
             self.rule("time_proj.weight", "time_proj.weight", (self.student["num_train_timesteps"], source))
         sizes = (time_dim(self.teacher), time_dim(self.student))
-        inner, self.embedding = self.new("time_embedding.hidden", *sizes), self.new("time_embedding", *sizes)
+        inner, self.embedding = self.new("time_embedding.hidden", sizes), self.new("time_embedding", sizes)
         self.layer("time_embedding.linear_1", inner, source)
         self.layer("time_embedding.linear_2", self.embedding, inner)
         if self.student.get("num_class_embeds") is not None:
@@ -183,12 +184,12 @@ class _Walk:
         return out
 
     def attention(self, name: str, source: str, hidden: Axis, level: int, normed: bool = True) -> None:
-        sizes, heads, dims = [], [], []
-        for config, widths in ((self.teacher, self.wide), (self.student, self.narrow)):
-            dims.append(config.get("attention_head_dim", 8) or widths[level])
-            heads.append(widths[level] // dims[-1])
-            sizes.append(heads[-1] * dims[-1])
-        inner = self.new(f"{name}.heads", *sizes, *heads)
+        dims = tuple(
+            config.get("attention_head_dim", 8) or widths[level]
+            for config, widths in ((self.teacher, self.wide), (self.student, self.narrow))
+        )
+        heads = (self.wide[level] // dims[0], self.narrow[level] // dims[1])
+        inner = self.new(f"{name}.heads", (heads[0] * dims[0], heads[1] * dims[1]), heads)
         if normed:
             self.norm(f"{name}.group_norm", f"{source}.group_norm", hidden)
         # Attention divides by sqrt(head size): what is left of a head must weigh as it did.
@@ -198,11 +199,11 @@ class _Walk:
         self.layer(f"{name}.to_out.0", hidden, inner, f"{source}.to_out.0")
 
     def stream(self, name: str, level: int) -> Axis:
-        return self.new(name, self.wide[level], self.narrow[level], *self.groups)
+        return self.new(name, (self.wide[level], self.narrow[level]), self.groups)
 
-    def new(self, name: str, wide: int, narrow: int, *groups: int, mixture: np.ndarray | None = None) -> Axis:
-        """A new index set; `groups` are the teacher's and the student's norm groups or heads, if it has any."""
-        self.sets[name] = IndexSet(name, wide, narrow, *groups, mixture=mixture)
+    def new(self, name: str, sizes: Sizes, groups: Sizes = (1, 1), mixture: np.ndarray | None = None) -> Axis:
+        """A new index set; sizes and groups (norm groups or heads) are the teacher's and the student's."""
+        self.sets[name] = IndexSet(name, *sizes, *groups, mixture)
         return (name,)
 
     def norm(self, name: str, source: str, axis: Axis) -> None:

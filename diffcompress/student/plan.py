@@ -62,8 +62,9 @@ def plan(
 ) -> StudentPlan:
     """The student of `config` with `ratio` of its parameters, `params` parameters, or `size` bytes stored as `dtype`.
 
-    dtype: a torch name, "float32" if None; channels per norm group come from `section` (default: the recipe's). Raises UsageError unless exactly one target is given and lies below the teacher; DoesNotFitError, naming the
-    nearest ratio that can be reached, when no student comes within 1 %.
+    dtype: a torch name, "float32" if None; section: for its channels per norm group. Raises UsageError unless exactly
+    one target is given and lies below the teacher; DoesNotFitError, naming the nearest ratio that can be reached,
+    when no student comes within 1 %.
     """
     section = section or StudentSection()
     teacher_params = num_parameters(build(family, config, "meta"))
@@ -121,20 +122,29 @@ def _verified(
     params = num_parameters(model)
     if abs(params / (asked * teacher_params) - 1) > TOLERANCE:
         return None
-    check_forward(family, model, config)
+    try:
+        check_forward(family, model, config)
+    except (RuntimeError, ValueError) as error:
+        raise DoesNotFitError(
+            f"a student of ratio {asked:.4g} with {candidate.choice} does not run on the teacher's input: {error}",
+            "ask for another ratio, or more student.channels_per_group",
+        ) from error
     rules = family.tensor_rules(config, student)
-    plain = {key: value for key, value in config.items() if not key.startswith("_")}
+    plain = {key: _plain(value) for key, value in config.items() if not key.startswith("_")}
+    student = {key: _plain(value) for key, value in student.items()}
     notes = (*_notes(config, student), *rules.notes)
     return StudentPlan(family.class_name, plain, student, params, teacher_params, asked, candidate.choice, notes)
 
 
 def _notes(config: Config, student: Config) -> list[str]:
-    changed = [key for key in student if not key.startswith("_") and config.get(key) != student[key]]
-    return [f"{key}: {_plain(config.get(key))} -> {_plain(student[key])}" for key in changed]
+    old = {key: _plain(config.get(key)) for key in student}
+    changed = [key for key in student if not key.startswith("_") and old[key] != student[key]]
+    return [f"{key}: {'default' if old[key] is None else old[key]} -> {student[key]}" for key in changed]
 
 
-def _plain(value: Any) -> str:
-    return "default" if value is None else str(list(value) if isinstance(value, tuple) else value)
+def _plain(value: Any) -> Any:
+    """As JSON holds it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _does_not_fit(

@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 from diffusers import UNet2DModel
+from safetensors.torch import save_file
 from torch import nn
 
 from diffcompress.errors import DoesNotFitError, UsageError
@@ -66,7 +67,7 @@ def test_demo_students_are_within_one_percent_and_see_the_timestep(ratio):
 
 @pytest.mark.parametrize("teacher", BIG.values(), ids=BIG.keys())
 def test_big_students_are_within_one_percent_and_balanced(teacher):
-    for ratio in (0.5, 0.02, 0.01):
+    for ratio in (0.5, 0.01):
         found = plan(FAMILY, teacher, ratio=ratio)
         assert found.ratio == pytest.approx(ratio, rel=0.01)
         widths = [s / t for s, t in zip(found.config["block_out_channels"], teacher["block_out_channels"], strict=True)]
@@ -77,6 +78,12 @@ def test_big_students_are_within_one_percent_and_balanced(teacher):
         assert found.config["layers_per_block"] == (1 if ratio == 0.5 or too_narrow else 2)
 
 
+def test_a_student_that_cannot_run_is_refused():
+    """At 16 pixels the lowest level is one pixel: with one channel a group, GroupNorm has nothing to normalise."""
+    with pytest.raises(DoesNotFitError, match="does not run"):
+        plan(FAMILY, {**BIG["celeba-64"], "sample_size": 16}, ratio=0.0183, section=PUBLISHED)
+
+
 def test_every_residual_block_of_a_large_teachers_student_sees_the_timestep():
     found = plan(FAMILY, {**BIG["celeba-64"], "sample_size": 16}, ratio=0.016)
     assert min(_time_effects(_random(UNet2DModel.from_config(found.config)), after="")) > 1e-3
@@ -84,13 +91,13 @@ def test_every_residual_block_of_a_large_teachers_student_sees_the_timestep():
 
 def test_one_channel_per_group_is_blind_after_the_second_norm():
     """The published shape: the test above must fail on it, or it tests nothing."""
-    found = plan(FAMILY, {**BIG["celeba-64"], "sample_size": 16}, ratio=0.0183, section=PUBLISHED)
+    found = plan(FAMILY, {**BIG["celeba-64"], "sample_size": 32}, ratio=0.0183, section=PUBLISHED)
     assert found.config["block_out_channels"] == [32, 32, 32, 32, 64]
     assert found.config["norm_num_groups"] == 32
     effects = _time_effects(_random(UNet2DModel.from_config(found.config)), after=".norm2", hold_input=True)
     widths = found.config["block_out_channels"]
     assert sum(effect < 1e-4 for effect in effects) >= 2 * len(widths[:-1])
-    wider = plan(FAMILY, {**BIG["celeba-64"], "sample_size": 16}, ratio=0.0183)
+    wider = plan(FAMILY, {**BIG["celeba-64"], "sample_size": 32}, ratio=0.0183)
     assert min(_time_effects(_random(UNet2DModel.from_config(wider.config)), after=".norm2", hold_input=True)) > 1e-2
 
 
@@ -100,12 +107,13 @@ def test_the_published_shape_has_its_published_size():
     assert found.config["time_embedding_dim"] == 128
 
 
-def test_targets_in_parameters_and_bytes():
+def test_targets_in_parameters_and_bytes(tmp_path):
     by_count = plan(FAMILY, tiny.DEMO, params=77_000)
     assert by_count.params == pytest.approx(77_000, rel=0.01)
     stored = plan(FAMILY, tiny.DEMO, size=200_000, dtype="float16")
-    assert stored.params * 2 == pytest.approx(200_000, rel=0.06)
-    assert stored.params * 2 < 200_000
+    student = UNet2DModel.from_config(stored.config).half()
+    save_file(student.state_dict(), tmp_path / "student.safetensors")
+    assert (tmp_path / "student.safetensors").stat().st_size == pytest.approx(200_000, rel=0.01)
 
 
 def test_the_same_question_has_the_same_answer_and_survives_json():
@@ -155,7 +163,7 @@ def _time_effects(model: nn.Module, after: str, hold_input: bool = False) -> lis
     seen: list[dict[str, torch.Tensor]] = [{}, {}]
     held: dict[str, torch.Tensor] = {}
     torch.manual_seed(1)
-    noisy = torch.randn(2, model.config.in_channels, 16, 16)
+    noisy = torch.randn(2, model.config.in_channels, 32, 32)
     for run, timestep in enumerate((10, 900)):
         handles = []
         for name in names:

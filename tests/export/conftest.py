@@ -20,7 +20,7 @@ def one_thread() -> None:
 def teacher_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "teacher"
     scheduler = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False)
-    diffusers.DDPMPipeline(make_model(), scheduler).to(torch.float16).save_pretrained(folder)
+    diffusers.DDPMPipeline(make_model().half(), scheduler).save_pretrained(folder)
     return folder
 
 

@@ -92,14 +92,22 @@ class Output(Progress):
         if self.as_json:
             print(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False), file=self.stdout)
         else:
-            from rich.console import Console
-
-            # Off a terminal nothing may be cut or folded to a width that nobody has.
-            width = None if self.stdout.isatty() else 10_000
-            console = Console(file=self.stdout, width=width, highlight=False, markup=False, emoji=False)
-            for item in human:
-                console.print(item, soft_wrap=isinstance(item, str))
+            self._print(human)
         self.stdout.flush()
+
+    def _print(self, items: tuple[Any, ...]) -> None:
+        from rich.console import Console
+
+        # Off a terminal nothing may be cut or folded to a width that nobody has.
+        terminal = self.stdout.isatty()
+        console = Console(
+            file=self.stdout, width=None if terminal else 10_000, highlight=False, markup=False, emoji=False
+        )
+        with console.capture() as captured:
+            for item in items:
+                console.print(item, soft_wrap=isinstance(item, str))
+        lines = captured.get().splitlines()
+        print("\n".join(lines if terminal else map(str.rstrip, lines)), file=self.stdout)
 
     def close(self) -> None:
         """Leave the live display, if there is one."""

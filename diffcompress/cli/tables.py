@@ -13,8 +13,10 @@ from diffcompress.cli.console import count, duration
 
 
 def number(value: Any) -> str:
-    """A measured number in four digits; "-" where nothing was measured."""
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    """A measured number in four digits, whole ones in full; "-" where nothing was measured."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def planned(rows: Sequence[dict[str, Any]]) -> Table:
@@ -54,7 +56,7 @@ def evaluated(result: dict[str, Any]) -> list[Any]:
     """Metrics, protocol and gates of one evaluation."""
     protocol = {name: value for name, value in result["protocol"].items() if isinstance(value, (str, int, float))}
     shown: list[Any] = [_metrics(result["metrics"]), "", _facts(protocol)]
-    shown += [f"not computed: {line}" for line in result["metrics"].get("not_computed", [])]
+    shown += [f"not computed: {entry['metric']}, {entry['why']}" for entry in result["metrics"].get("not_computed", [])]
     for gate in result["gates"]:
         shown.append(f"{'passed' if gate['passed'] else 'MISSED'}  {gate['expr']}  (value {number(gate['value'])})")
     return shown
@@ -103,7 +105,7 @@ def _metrics(metrics: dict[str, Any]) -> Table:
             continue
         low, high = told.get("low"), told.get("high")
         interval = "" if low is None or high is None else f"{number(low)} .. {number(high)}"
-        beside = [number(told.get(other)) for other in others]
+        beside = [number((told.get(other) or {}).get("value")) for other in others]
         table.add_row(name, number(told["value"]), interval, *beside, str(told.get("unit") or ""))
     return table
 

@@ -66,7 +66,8 @@ class _Axis:
             inside = [10.0**e for e in decades if self.low <= 10.0**e <= self.high]
             if len(inside) < 3:
                 inside = [f * 10.0**e for e in decades for f in (1, 2, 5) if self.low <= f * 10.0**e <= self.high]
-            return inside[:: math.ceil(len(inside) / (count + 2)) or 1]
+            if len(inside) >= 2:
+                return inside[:: math.ceil(len(inside) / (count + 2))]
         rough = (self.high - self.low) / count
         power = 10 ** math.floor(math.log10(rough))
         step = next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= rough * 0.999)

@@ -61,7 +61,7 @@ def test_binning_keeps_means_and_extremes() -> None:
 
 @pytest.mark.parametrize(
     ("low", "high", "log"),
-    [(0.2, 2.4, True), (0.02, 240, True), (0, 1, False), (-0.013, 0.02, False), (1e-9, 1e9, True)],
+    [(0.2, 2.4, True), (0.02, 240, True), (0, 1, False), (-0.013, 0.02, False), (1e-9, 1e9, True), (0.55, 0.63, True)],
 )
 def test_ticks_are_few_and_inside(low: float, high: float, log: bool) -> None:
     ticks = _Axis(low, high, 0, 100, log).ticks()

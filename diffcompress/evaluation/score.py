@@ -122,7 +122,7 @@ def evaluate_pipeline(
         _add_agreement(metrics, models, inputs, protocol)
         _add_sample_checks(metrics, drawn, protocol.seed)
     if samples_folder is not None:
-        for role in ("teacher", "student"):
+        for role in ROLES:
             if role in drawn:
                 _save_images(samples_folder / f"{role}.safetensors", drawn[role].images[:NUM_SAVED])
     return {"protocol": protocol.to_json(), "metrics": metrics.to_json()}

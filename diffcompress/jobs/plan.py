@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from diffcompress import recipe as recipes
 from diffcompress.errors import DoesNotFitError, UsageError
@@ -21,10 +18,8 @@ from diffcompress.recipe import Recipe
 from diffcompress.runtime import Progress
 from diffcompress.student import plan as planning
 from diffcompress.student.plan import StudentPlan
-from diffcompress.teacher.load import describe, weight_files
+from diffcompress.teacher.load import describe, stored_dtype
 from diffcompress.teacher.reference import Reference, resolve
-
-_SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -137,7 +132,7 @@ def _find(text: str, scheduler: str | None) -> _Teacher:
         return _from_config(text, path)
     reference = resolve(text, scheduler)
     family, _ = describe(reference)
-    dtype = _stored_dtype(reference)
+    dtype = stored_dtype(reference)
     return _Teacher(text, family, reference.config, dtype, _other_bytes(reference), reference.notes)
 
 
@@ -152,21 +147,6 @@ def _from_config(text: str, path: Path) -> _Teacher:
     return _Teacher(
         text, registry.find(config["_class_name"]), config, None, None, ("sizes in float32: a config alone",)
     )
-
-
-def _stored_dtype(reference: Reference) -> str | None:
-    """The dtype of most tensors, from safetensors headers; None for pickles, whose headers cannot be read alone."""
-    found: Counter[str] = Counter()
-    for file in weight_files(reference.denoiser):
-        if file.suffix != ".safetensors":
-            continue
-        try:
-            with safe_open(file, framework="pt") as handle:
-                found.update(handle.get_slice(key).get_dtype() for key in handle.keys())  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            advice = "check that the download is complete"
-            raise UsageError(f"{file} cannot be read as safetensors: {error}", advice) from error
-    return _SAFETENSORS_DTYPES.get(found.most_common(1)[0][0]) if found else None
 
 
 def _other_bytes(reference: Reference) -> int | None:

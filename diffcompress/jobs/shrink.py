@@ -28,7 +28,7 @@ from diffcompress.runtime import Progress, Runtime
 from diffcompress.sampling import automatic_batch_size, sample
 from diffcompress.student.inherit import start_student, taylor_scores
 from diffcompress.student.plan import StudentPlan, plan
-from diffcompress.teacher.load import LoadedPipeline, describe, load, state_fingerprint
+from diffcompress.teacher.load import LoadedPipeline, describe, load, state_fingerprint, stored_dtype
 from diffcompress.teacher.reference import resolve
 from diffcompress.training import budget
 from diffcompress.training.ema import Ema
@@ -77,7 +77,13 @@ def shrink(
     recipe = recipe or recipes.default_for(reference.id)
     asked = recipes.load(recipe, tuple(overrides), method, seed=seed)
     student_plan = plan(
-        family, reference.config, ratio=ratio, params=params, size=size, dtype=dtype, section=asked.student
+        family,
+        reference.config,
+        ratio=ratio,
+        params=params,
+        size=size,
+        dtype=dtype or stored_dtype(reference),
+        section=asked.student,
     )
     run = RunFolder(output or f"./{reference.name}-{student_plan.requested_ratio:.4g}")
     runtime = runtimes.start(device)
@@ -90,6 +96,7 @@ def shrink(
         "data": data,
         "dtype": dtype,
         "license": license,
+        "scheduler": scheduler,
         "recipe_name": recipe,
         "recipe": asked.model_dump(mode="json"),
     }
@@ -276,7 +283,7 @@ def _conclude(context: _Context, recipe: Recipe, start: nn.Module, trained: nn.M
             }
             write_json(run.metrics, result)
     write_json(run.warnings, _warnings(context, bank))
-    if not run.proof.exists():
+    if not (run.proof.exists() and read_json(run.proof)["passed"]):
         with context.timed("export"):
             dtype = getattr(torch, identity["dtype"]) if identity["dtype"] else teacher.dtype
             provenance = {
@@ -294,11 +301,11 @@ def _conclude(context: _Context, recipe: Recipe, start: nn.Module, trained: nn.M
 
 def _warnings(context: _Context, bank: banks.Bank) -> list[str]:
     found = []
-    for folder in context.run.stages():
+    for folder in context.run.stages()[-1:]:  # counters run on over the stages
         counters = read_json(folder / "final" / "state.json")
         if counters["skipped"] or counters["rollbacks"]:
             found.append(
-                f"{folder.name}: {counters['skipped']} steps skipped for non-finite values, "
+                f"training: {counters['skipped']} steps skipped for non-finite values, "
                 f"{counters['rollbacks']} rollbacks (learning rate x {counters['learning_rate_scale']:g})"
             )
     found += read_json(context.run.bank / "bank.json").get("warnings", [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from diffcompress.families import registry
 from diffcompress.families.base import Family
 from diffcompress.noise import NoiseProcess
 from diffcompress.teacher.reference import Reference
+
+_SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,21 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder} holds no weights (diffusion_pytorch_model.safetensors)", "check that the download is complete"
         )
     return found[:1]
+
+
+def stored_dtype(reference: Reference) -> str | None:
+    """The dtype of most tensors, from safetensors headers; None for pickles, whose headers cannot be read alone."""
+    found: Counter[str] = Counter()
+    for file in weight_files(reference.denoiser):
+        if file.suffix != ".safetensors":
+            continue
+        try:
+            with safe_open(file, framework="pt") as handle:
+                found.update(handle.get_slice(key).get_dtype() for key in handle.keys())  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            advice = "check that the download is complete"
+            raise UsageError(f"{file} cannot be read as safetensors: {error}", advice) from error
+    return _SAFETENSORS_DTYPES.get(found.most_common(1)[0][0]) if found else None
 
 
 def fingerprint(reference: Reference, files: list[Path]) -> str:

@@ -30,9 +30,7 @@ class StudentSection(Section):
     start: Literal["inherit", "random"] = Field(
         "inherit", description="initial weights: the teacher's most important channels, or random"
     )
-    importance: Literal["magnitude", "taylor"] = Field(
-        "magnitude", description="how channels are ranked when inheriting"
-    )
+    importance: Literal["magnitude", "taylor"] = Field("taylor", description="how channels are ranked when inheriting")
 
 
 class BankSection(Section):

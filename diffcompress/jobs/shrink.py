@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diffcompress import recipe as recipes
@@ -23,7 +25,7 @@ from diffcompress.export.report import write_report
 from diffcompress.export.sheets import write_sheet
 from diffcompress.export.weights import export_pipeline
 from diffcompress.recipe import Recipe
-from diffcompress.run_folder import RunFolder, discard, read_json, write_json, write_text
+from diffcompress.run_folder import RunFolder, discard, read_json, write_atomically, write_json, write_text
 from diffcompress.runtime import Progress, Runtime
 from diffcompress.sampling import automatic_batch_size, sample
 from diffcompress.student.inherit import start_student, taylor_scores
@@ -152,10 +154,22 @@ def _run(context: _Context, asked: Recipe, data: str | None, max_time: float | N
     with context.timed("bank"):
         bank = banks.fill(run.bank, context.teacher, asked.bank, asked.seed, data, runtime, context.progress)
     with context.timed("student-init"):
-        start = initial_student(context.teacher, context.plan, asked, bank).to(runtime.device)
+        start = _start(context, asked, bank)
     recipe, trained = _train(context, asked, start, bank, max_time)
     if runtime.is_main:
         _conclude(context, recipe, start, trained, bank)
+
+
+def _start(context: _Context, recipe: Recipe, bank: banks.Bank) -> nn.Module:
+    """The student before training, kept in the run folder so that a resumed run starts from the same."""
+    file = context.run.student_init / "student.safetensors"
+    student = initial_student(context.teacher, context.plan, recipe, bank, ranked=not file.exists())
+    if file.exists():
+        student.load_state_dict(load_file(file))
+    elif context.runtime.is_main:
+        write_atomically(file, functools.partial(save_file, student.state_dict()))
+    context.runtime.wait()
+    return student.to(context.runtime.device)
 
 
 def _estimate(context: _Context, recipe: Recipe, *, own_images: bool) -> str:
@@ -325,10 +339,15 @@ def _warnings(context: _Context, bank: banks.Bank) -> list[str]:
     return found
 
 
-def initial_student(teacher: LoadedPipeline, student_plan: StudentPlan, recipe: Recipe, bank: banks.Bank) -> nn.Module:
-    """The student before training: inherited from the teacher or random, as the recipe says; on the CPU."""
+def initial_student(
+    teacher: LoadedPipeline, student_plan: StudentPlan, recipe: Recipe, bank: banks.Bank, *, ranked: bool = True
+) -> nn.Module:
+    """The student before training: inherited from the teacher or random, as the recipe says; on the CPU.
+
+    Without `ranked` the Taylor pass is left out: for a student whose weights are about to be replaced.
+    """
     scores = None
-    if recipe.student.start == "inherit" and recipe.student.importance == "taylor":
+    if ranked and recipe.student.start == "inherit" and recipe.student.importance == "taylor":
         scores = taylor_scores(teacher.family, teacher.denoiser, taylor_batches(teacher, bank, recipe.seed))
     state = {name: value.cpu() for name, value in teacher.denoiser.state_dict().items()}
     return start_student(teacher.family, student_plan, recipe.student, state, scores=scores, seed=recipe.seed)

@@ -10,6 +10,7 @@ the curve of `fd_demo` against steps and seconds, so equal-time figures are read
 import argparse
 import json
 import os
+import shutil
 import statistics
 import time
 from pathlib import Path
@@ -104,6 +105,7 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
     )
     job = Job(recipe, teacher, trainee, state, targets, runtime, progress, preview)
     folder = work / "runs" / f"{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
     started = time.monotonic()
     for index in range(len(recipe.stages)):
         run_stage(job, index, folder / f"{index}")

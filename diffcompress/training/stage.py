@@ -77,7 +77,8 @@ def run_stage(job: Job, index: int, folder: Path) -> None:
                 recent.clear()
                 continue
         elif step % recipe.training.log_every_steps == 0 or step + 1 == last:
-            row = {name: round(float(value), 7) for name, value in terms.items()}
+            # Means over all processes: what one process with the whole batch would log.
+            row = {name: round(float(job.runtime.mean(value)), 7) for name, value in terms.items()}
             log.write({"step": step, "stage": stage.name, **row, "seconds": round(state.counters.seconds, 3)})
             job.progress.update(stage.name, step + 1 - (last - stage.num_steps), stage.num_steps, **row)
         state.counters.step += 1
@@ -114,7 +115,7 @@ def _update(job: Job, stage: StageSection, step: int) -> dict[str, Tensor] | Non
     if not finite:
         return None
     state.ema.update(state.model, step)
-    return {**terms, "grad_norm": norm, "learning_rate": torch.tensor(rate)}
+    return {**terms, "grad_norm": norm, "learning_rate": torch.tensor(rate, device=norm.device)}
 
 
 def _roll_back(job: Job, checkpoints: Checkpoints) -> None:

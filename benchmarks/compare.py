@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--teacher", default="demo")
     parser.add_argument("--feature-weights")
     parser.add_argument("--ratio", type=float, default=0.02)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--bank-seed", type=int, default=0)
     parser.add_argument("--arm", action="append", choices=sorted(ARMS))
@@ -177,7 +177,7 @@ def main() -> None:
         dest="tries",
         help="a semicolon-separated group of settings; each group is one more run of every arm",
     )
-    parser.add_argument("--num-samples", type=int, default=2048)
+    parser.add_argument("--num-samples", type=int, default=1024)
     parser.add_argument("--sampler-steps", type=int, default=25)
     parser.add_argument("--work", type=Path, default=Path("build/bench"))
     parser.add_argument("--table", action="store_true", help="print the results so far and leave")

@@ -111,7 +111,8 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
         run_stage(job, index, folder / f"{index}")
     seconds = time.monotonic() - started - paused[0]
     values = score(options.num_samples, "final")
-    last = (folder / f"{len(recipe.stages) - 1}" / "metrics.jsonl").read_text().splitlines()[-1]
+    logs = [path for path in sorted(folder.glob("*/metrics.jsonl")) if path.stat().st_size]
+    last = logs[-1].read_text().splitlines()[-1]
     names = ("params", "fd_demo", "kd_demo", "fd_demo_held_out", "agreement", "failed_samples")
     levels = [{k: round(v, 5) for k, v in level.items()} for level in values["agreement"]["levels"]]
     return {

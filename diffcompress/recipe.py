@@ -74,7 +74,7 @@ class StageSection(Section):
     gate: Literal["global", "per_sample"] = Field(
         "global", description="fine weight from the whole batch (published) or per sample"
     )
-    coarse_weight: float = Field(1.0, ge=0.0)
+    coarse_weight: float = Field(0.3, ge=0.0, description="factor on the coarse term; 1 as published")
     output_norm: Literal["squared", "l1", "rms"] = Field("squared", description="norm of output_kd")
 
     @model_validator(mode="after")
@@ -108,8 +108,8 @@ class EvaluationSection(Section):
 
 def _default_stages() -> tuple[StageSection, ...]:
     return (
-        StageSection(name="lift", num_steps=500, weights=LossWeights(lift=1.0)),
-        StageSection(name="place", num_steps=1500, weights=LossWeights(place=1.0)),
+        StageSection(name="lift", num_steps=1600, weights=LossWeights(lift=1.0)),
+        StageSection(name="place", num_steps=400, weights=LossWeights(place=1.0)),
     )
 
 

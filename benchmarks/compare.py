@@ -117,6 +117,7 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
     levels = [{k: round(v, 5) for k, v in level.items()} for level in values["agreement"]["levels"]]
     return {
         "arm": arm, "seed": seed, "extra": list(extra), "set": list(options.set), "ratio": options.ratio, "steps": recipe.num_steps,
+        "stages": [stage.model_dump(mode="json") for stage in recipe.stages],
         "seconds": round(seconds, 1), "metrics": {n: values[n]["value"] for n in names if n in values}, "levels": levels,
         "teacher": {n: (values[n]["teacher"] or {}).get("value") for n in names if n in values},
         "curve": curve, "last": json.loads(last), "skipped": state.counters.skipped, "num_samples": options.num_samples, "sampler_steps": options.sampler_steps,

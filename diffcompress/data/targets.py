@@ -8,6 +8,7 @@ a pool comes from the bank's trajectories, which cost nothing, as far as these s
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,9 +67,9 @@ class Targets:
     ) -> None:
         self.folder, self.teacher, self.bank, self.section = folder, teacher, bank, section
         self.seed, self.batch_size, self.runtime, self.progress = seed, batch_size, runtime, progress
-        uses = num_steps * batch_size
+        uses = max(1, num_steps * batch_size)  # a run of no steps has no use for targets, but is no error
         unique = -(-uses // section.reuse)
-        share = min(section.trajectory_share, bank.num_trajectory / max(1, unique))
+        share = min(section.trajectory_share, bank.num_trajectory / unique)
         # Stored calls cost nothing: where they suffice, all of them are used rather than few of them often.
         self.reuse = -(-uses // bank.num_trajectory) if share == 1 else section.reuse
         wanted = min(section.pool_size, -(-uses // self.reuse))
@@ -165,11 +166,9 @@ class Targets:
             )
         return rows | {"prediction": torch.cat(predictions)}
 
-    @property
+    @functools.cached_property
     def _teacher_batch(self) -> int:
-        if not hasattr(self, "_cached_teacher_batch"):
-            self._cached_teacher_batch = automatic_batch_size(self.teacher)
-        return self._cached_teacher_batch
+        return automatic_batch_size(self.teacher)
 
 
 def taylor_batches(

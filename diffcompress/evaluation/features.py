@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from diffcompress.errors import UsageError
 from diffcompress.evaluation.frechet import Moments
-from diffcompress.teacher.load import LoadedPipeline, fingerprint, weight_files
+from diffcompress.teacher.load import LoadedPipeline
 from diffcompress.teacher.reference import DEMO_FOLDER, demo_names, resolve
+from diffcompress.teacher.weights import fingerprint, weight_files
 
 EXTRACTOR_FILE = DEMO_FOLDER / "extractor.safetensors"
 REFERENCE_FILE = DEMO_FOLDER / "reference.safetensors"

@@ -18,8 +18,9 @@ from diffcompress.recipe import Recipe
 from diffcompress.runtime import Progress
 from diffcompress.student import plan as planning
 from diffcompress.student.plan import StudentPlan
-from diffcompress.teacher.load import describe, stored_dtype
+from diffcompress.teacher.load import describe
 from diffcompress.teacher.reference import Reference, resolve
+from diffcompress.teacher.weights import stored_dtype
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ from diffcompress.runtime import Progress, Runtime
 from diffcompress.sampling import automatic_batch_size, sample
 from diffcompress.student.inherit import start_student, taylor_scores
 from diffcompress.student.plan import StudentPlan, plan
-from diffcompress.teacher.load import LoadedPipeline, describe, load, state_fingerprint, stored_dtype
+from diffcompress.teacher.load import LoadedPipeline, describe, load, state_fingerprint
 from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.weights import stored_dtype
 from diffcompress.training import budget
 from diffcompress.training.ema import Ema
 from diffcompress.training.objective import Trainee, make_adapters

@@ -47,7 +47,8 @@ class TensorRule:
 
     Each axis is a tuple of set names whose picks are laid end to end (a skip concatenation has two); an empty tuple
     copies the axis whole. teacher None: the teacher has no such tensor because it passes its input through; the
-    student's is the identity, cut the same way (zeros for a bias). scale multiplies the values.
+    student's is the identity, cut the same way (zeros for a bias). scale multiplies the values. scored: whether the
+    tensor has a say in which channels are important (a buffer has none).
     """
 
     student: str
@@ -55,6 +56,7 @@ class TensorRule:
     axes: tuple[tuple[str, ...], ...]
     shape: tuple[int, ...]
     scale: float = 1.0
+    scored: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,9 @@ class IndexSet:
 
     teacher_groups: norm groups (or heads) of the teacher's axis; 1: none. mixture `[teacher_size, size]`: the family's
     own linear map in place of picks, for axes that mean something by position (a sinusoid's frequencies).
+    positions: what is kept inside every kept group, ascending, where channels mean something by position (the
+    frequencies of a rotary or sinusoidal embedding); None: the best by score. follows: another set whose groups this
+    one keeps (the key heads of grouped query heads).
     """
 
     name: str
@@ -71,6 +76,8 @@ class IndexSet:
     teacher_groups: int = 1
     groups: int = 1
     mixture: np.ndarray | None = field(default=None, compare=False)
+    positions: tuple[int, ...] | None = None
+    follows: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,20 +92,36 @@ class TensorRules:
     notes: tuple[str, ...] = ()
 
     @property
-    def num_parameters(self) -> int:
+    def num_elements(self) -> int:
+        """Of all tensors, buffers too."""
         return sum(math.prod(rule.shape) for rule in self.rules)
 
 
 class Family(Protocol):
-    """Data and small functions about one diffusers denoiser class."""
+    """Data and small functions about one diffusers denoiser class.
 
-    class_name: str
-    subfolder: str
+    kind: how its students are searched: a U-Net has a width for each of its levels, a transformer one for all blocks.
+    recipe: the built-in recipe it starts from. num_calls: predictions that classifier-free guidance combines, 2, or 1
+    where the denoiser knows no null conditioning.
+    """
+
+    @property
+    def class_name(self) -> str: ...
+
+    @property
+    def subfolder(self) -> str: ...
+
+    @property
+    def kind(self) -> Literal["unet", "transformer"]: ...
+
+    @property
+    def recipe(self) -> str: ...
 
     def variants(self, config: Config, *, channels_per_group: int) -> tuple[Variant, ...]:
         """All ways to shrink `config`: the same knobs each, with their own values; the last variant is the freest.
 
-        channels_per_group: fewest channels in a student's GroupNorm group. Raises UsageError for what cannot shrink.
+        The first variant of a transformer keeps the teacher's head size. channels_per_group: fewest channels in a
+        student's GroupNorm group. Raises UsageError for what cannot shrink.
         """
         ...
 
@@ -107,10 +130,11 @@ class Family(Protocol):
         ...
 
     def blocks(self, model: nn.Module) -> tuple[str, ...]:
-        """Names of the modules whose outputs `[B, C, *spatial]` are features, in order.
+        """Names of the modules whose outputs are features, in order: as many in a student as in its teacher."""
+        ...
 
-        As many in a student as in its teacher, at the same resolutions.
-        """
+    def feature(self, output: Any) -> Tensor:
+        """The image features `[B, C, *positions]` in what one of `blocks` returned."""
         ...
 
     def tensor_rules(self, teacher: Config, student: Config) -> TensorRules:
@@ -118,15 +142,31 @@ class Family(Protocol):
         ...
 
     def predict(self, model: nn.Module, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
-        """The prediction in latent shape `[B, C, *spatial]`."""
+        """The prediction in latent shape `[B, C, *spatial]`, or `[B, 2C, *spatial]` with the learned variance behind.
+
+        In the scheduler's own convention: whatever the class packs, scales, negates or counts backwards is undone.
+        timestep `[B]`: the scheduler's, integers or (flow matching) floats in (0, num_train_timesteps].
+        """
         ...
 
     def sample_shape(self, config: Config) -> tuple[int, ...]:
-        """Shape of one clean sample, without the batch axis."""
+        """Shape of one clean sample, without the batch axis: what its pipeline makes unless told otherwise."""
+        ...
+
+    def num_tokens(self, config: Config, shape: tuple[int, ...]) -> int:
+        """Positions that the denoiser sees of a sample of `shape`; shifts the noise schedule of some flow models."""
         ...
 
     def num_classes(self, config: Config) -> int | None:
-        """Number of class labels, None when unconditional."""
+        """Number of class labels, None when not class-conditional."""
+        ...
+
+    def null_class(self, config: Config) -> int | None:
+        """The label that stands for no label, None where there is none."""
+        ...
+
+    def text_conditioning(self, config: Config) -> tuple[str, ...]:
+        """Keyword tensors of the denoiser that come from a prompt, nested ones with a dot; empty without text."""
         ...
 
     def tiny_config(self) -> dict[str, Any]:
@@ -136,3 +176,9 @@ class Family(Protocol):
     def example_inputs(self, config: Config, batch: int = 1) -> dict[str, Tensor]:
         """noisy, timestep and conditioning tensors of the teacher's own interface (on the current default device)."""
         ...
+
+
+def plain_config(class_name: str, config: Config, **changes: Any) -> dict[str, Any]:
+    """`config` with `changes`, without diffusers' private keys and how its weights were quantized."""
+    kept = {k: v for k, v in config.items() if not k.startswith("_") and k != "quantization_config"}
+    return {"_class_name": class_name, **kept, **changes}

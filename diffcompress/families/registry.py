@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from diffcompress.errors import UsageError
-from diffcompress.families import unet2d
+from diffcompress.families import dit, unet2d
 from diffcompress.families.base import Family
 
-FAMILIES: tuple[Family, ...] = (unet2d.FAMILY,)
+FAMILIES: tuple[Family, ...] = (unet2d.FAMILY, dit.FAMILY)
 
 
 def find(class_name: str | None) -> Family:

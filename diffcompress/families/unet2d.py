@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from diffcompress.errors import UsageError
-from diffcompress.families.base import Config, Knob, TensorRules, Variant
+from diffcompress.families.base import Config, Knob, TensorRules, Variant, plain_config
 from diffcompress.families.unet2d_rules import attention_levels, runs, tensor_rules, time_dim
 
 BLOCK_TYPES = frozenset(
@@ -27,6 +27,8 @@ class UNet2D:
 
     class_name = "UNet2DModel"
     subfolder = "unet"
+    kind: Literal["unet", "transformer"] = "unet"
+    recipe = "default"
 
     def variants(self, config: Config, *, channels_per_group: int) -> tuple[Variant, ...]:
         """One variant for each number of norm groups and attention head size that a student may have."""
@@ -66,8 +68,7 @@ class UNet2D:
             own = config["attn_norm_num_groups"]
             fitting = [g for g in _divisors(own) if widths[-1] % g == 0 and widths[-1] // g >= min(fewest, 4)]
             changes["attn_norm_num_groups"] = fitting[0]
-        kept = {k: v for k, v in config.items() if not k.startswith("_") and k != "quantization_config"}
-        return {"_class_name": self.class_name, **kept, **changes}
+        return plain_config(self.class_name, config, **changes)
 
     def blocks(self, model: nn.Module) -> tuple[str, ...]:
         """The last residual or attention layer of every block, before its down- or upsampler."""
@@ -82,6 +83,9 @@ class UNet2D:
                 layers = block.attentions if attends else block.resnets
                 names.append(f"{name}.{'attentions' if attends else 'resnets'}.{len(layers) - 1}")
         return tuple(names)
+
+    def feature(self, output: Any) -> Tensor:
+        return output if isinstance(output, Tensor) else output[0]
 
     def tensor_rules(self, teacher: Config, student: Config) -> TensorRules:
         return tensor_rules(teacher, student)
@@ -98,6 +102,15 @@ class UNet2D:
 
     def num_classes(self, config: Config) -> int | None:
         return config.get("num_class_embeds") if config.get("class_embed_type") is None else None
+
+    def null_class(self, config: Config) -> int | None:
+        return None
+
+    def text_conditioning(self, config: Config) -> tuple[str, ...]:
+        return ()
+
+    def num_tokens(self, config: Config, shape: tuple[int, ...]) -> int:
+        return shape[-2] * shape[-1]
 
     def tiny_config(self) -> dict[str, Any]:
         return {

@@ -83,7 +83,7 @@ def pick(rules: TensorRules, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """For each index set the teacher channels to keep, ascending, by the summed scores of all tensors it cuts."""
     totals = {name: torch.zeros(index.teacher_size, dtype=torch.float64) for name, index in rules.sets.items()}
     for rule in rules.rules:
-        if rule.teacher is None:
+        if rule.teacher is None or not rule.scored:
             continue
         score = scores[rule.teacher].double().cpu()
         for axis, names in enumerate(rule.axes):
@@ -93,7 +93,20 @@ def pick(rules: TensorRules, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
             parts = along.split([rules.sets[name].teacher_size for name in names])
             for name, part in zip(names, parts, strict=True):
                 totals[name] += part
-    return {name: _best(index, totals[name]) for name, index in rules.sets.items()}
+    kept = {name: _best(index, totals[name]) for name, index in rules.sets.items() if index.follows is None}
+    for name, index in rules.sets.items():
+        if index.follows is not None:
+            leader = rules.sets[index.follows]
+            groups = (kept[index.follows] // (leader.teacher_size // index.teacher_groups)).unique()
+            kept[name] = _inside(index, groups)
+    return kept
+
+
+def _inside(index: IndexSet, groups: Tensor) -> Tensor:
+    """The channels at the set's positions (all, if it names none) of teacher `groups`."""
+    wide = index.teacher_size // index.teacher_groups
+    positions = torch.arange(wide) if index.positions is None else torch.tensor(index.positions)
+    return (groups[:, None] * wide + positions).flatten()
 
 
 def _best(index: IndexSet, score: Tensor) -> Tensor:
@@ -104,6 +117,10 @@ def _best(index: IndexSet, score: Tensor) -> Tensor:
     if index.size == index.teacher_size:
         return torch.arange(index.size)
     own, wide = index.size // index.groups, index.teacher_size // index.teacher_groups
+    if index.positions is not None:
+        best = _inside(index, torch.arange(index.teacher_groups))
+        totals = score[best].view(index.teacher_groups, -1).sum(1)
+        return _inside(index, totals.topk(index.groups).indices.sort().values)
     sources = math.ceil(own / wide)
     if sources * index.groups > index.teacher_groups:
         return score.topk(index.size).indices.sort().values

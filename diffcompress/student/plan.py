@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from diffcompress.errors import DoesNotFitError, UsageError
-from diffcompress.families.base import Config, Family, TensorRules
+from diffcompress.families.base import Config, Family, TensorRules, Variant
+from diffcompress.families.shapes import shapes
 from diffcompress.recipe import StudentSection
 from diffcompress.student.search import TOLERANCE, Candidate, Search
 from diffcompress.student.size import build, check_forward, file_bytes, num_parameters
+from diffcompress.student.stack_search import KEPT_TOLERANCE, StackSearch
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,15 @@ def plan(
 
     dtype: a torch name, "float32" if None; section: for its channels per norm group. Raises UsageError unless exactly
     one target is given and lies below the teacher; DoesNotFitError, naming the nearest ratio that can be reached,
-    when no student comes within 1 %.
+    when no student comes within 1 % (a transformer that keeps its teacher's head size: 5 %).
     """
     section = section or StudentSection()
-    teacher_params = num_parameters(build(family, config, "meta"))
+    teacher_params = shapes(family.class_name, config).num_parameters
     target = _target(family, config, teacher_params, ratio, params, size, dtype)
     asked = target / teacher_params
     variants = family.variants(config, channels_per_group=section.channels_per_group)
+    if family.kind == "transformer":
+        return _plan_stack(family, config, variants, target, teacher_params)
     found: list[Candidate] = []
     for candidates in Search(family, config, variants, target, asked).candidates():
         found.extend(candidates)
@@ -79,7 +83,25 @@ def plan(
             if student is not None:
                 return student
     nearest = min(found, key=lambda candidate: abs(candidate.error))
-    raise _does_not_fit(asked, target, nearest, teacher_params, section)
+    limit = f"at least {section.channels_per_group} channel(s) per norm group"
+    raise _does_not_fit(asked, target, nearest, teacher_params, limit)
+
+
+def _plan_stack(
+    family: Family, config: Config, variants: tuple[Variant, ...], target: float, teacher_params: int
+) -> StudentPlan:
+    asked = target / teacher_params
+    search = StackSearch(family, config, variants, target, lambda choice: _count(family, config, choice))
+    best = search.best()
+    student = best and _verified(family, config, best, teacher_params, asked, KEPT_TOLERANCE)
+    if student is None:
+        assert search.nearest is not None
+        raise _does_not_fit(asked, target, search.nearest, teacher_params, "whole heads and layers")
+    return student
+
+
+def _count(family: Family, config: Config, choice: Mapping[str, int]) -> int:
+    return shapes(family.class_name, family.shrunk_config(config, choice)).num_parameters
 
 
 def _target(
@@ -98,14 +120,14 @@ def _target(
         if not (math.isfinite(ratio) and 0 < ratio < 1):
             raise UsageError(f"ratio {ratio:g} is not between 0 and 1", "for example 0.05 for a student of 5 %")
         return ratio * teacher
-    rules = family.tensor_rules(config, config)
     stored: torch.dtype = getattr(torch, dtype or "float32")
     if params is not None:
         target, told = float(params), f"{params:,} parameters"
     else:
         assert size is not None
         # The header of the teacher's file, which has at least as many tensors.
-        header = file_bytes(rules, stored) - rules.num_parameters * stored.itemsize
+        rules = family.tensor_rules(config, config)
+        header = file_bytes(rules, stored) - rules.num_elements * stored.itemsize
         target, told = (size - header) / stored.itemsize, f"{size:,} bytes"
     if not 0 < target < teacher:
         where = "are not less than the teacher's" if target >= teacher else "hold no student of the teacher's"
@@ -114,13 +136,18 @@ def _target(
 
 
 def _verified(
-    family: Family, config: Config, candidate: Candidate, teacher_params: int, asked: float
+    family: Family,
+    config: Config,
+    candidate: Candidate,
+    teacher_params: int,
+    asked: float,
+    tolerance: float = TOLERANCE,
 ) -> StudentPlan | None:
     """Build the student and run it, both without weights, before anyone relies on it; None if its size is off."""
     student = family.shrunk_config(config, candidate.choice)
     model = build(family, student, "meta")
     params = num_parameters(model)
-    if abs(params / (asked * teacher_params) - 1) > TOLERANCE:
+    if abs(params / (asked * teacher_params) - 1) > tolerance:
         return None
     try:
         check_forward(family, model, config)
@@ -147,14 +174,11 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _does_not_fit(
-    asked: float, target: float, nearest: Candidate, teacher_params: int, section: StudentSection
-) -> DoesNotFitError:
+def _does_not_fit(asked: float, target: float, nearest: Candidate, teacher_params: int, limit: str) -> DoesNotFitError:
     reached = round((1 + nearest.error) * target)
     why = "the smallest student" if nearest.error > 0 else "the nearest student"
-    least = section.channels_per_group
     return DoesNotFitError(
         f"ratio {asked:.4g} cannot be reached within {TOLERANCE:.0%}: it means {target:,.0f} parameters, and {why} "
-        f"with at least {least} channel(s) per norm group has {reached:,}",
+        f"with {limit} has {reached:,}",
         f"ask for ratio {reached / teacher_params:.4g}",
     )

@@ -78,7 +78,7 @@ class Search:
             def count(values: Sequence[int]) -> int:
                 choice = {**variant.fixed, **dict(depth), **_named(knobs, values)}
                 student = self.family.shrunk_config(self.config, choice)
-                return self.family.tensor_rules(student, student).num_parameters
+                return self.family.tensor_rules(student, student).num_elements
 
             # Far apart: two equal neighbouring widths would change which tensors exist.
             centre = [64 * (number + 1) * step for number, step in enumerate(steps)]

@@ -89,4 +89,4 @@ def check_forward(family: Family, model: nn.Module, teacher: Config) -> None:
 def file_bytes(rules: TensorRules, dtype: torch.dtype) -> int:
     """Bytes of the safetensors file of a model with these tensors, within a few hundred."""
     header = sum(len(rule.student) + HEADER_BYTES for rule in rules.rules)
-    return rules.num_parameters * dtype.itemsize + header
+    return rules.num_elements * dtype.itemsize + header

@@ -1,0 +1,161 @@
+"""The search for transformers: one width and the depth of each stack, shrunk alike.
+
+Parameters are a quadratic of the width and linear in each depth, nearly or exactly: a few shallow builds on the meta
+device give that polynomial, and the best candidates by it are built and counted for certain, best first.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffcompress.families.base import Config, Family, Knob, Variant
+from diffcompress.student.search import TOLERANCE, Candidate
+
+# With the teacher's head size and a width that is a multiple of 16 a student may be this far off.
+KEPT_TOLERANCE, KEPT_MULTIPLE = 0.05, 16
+# Width and depth shrink by shares that differ by at most this factor, where that is possible.
+BALANCED = math.log(1.8)
+# Builds at most, for one target.
+MOST_BUILDS = 30
+
+
+@dataclass
+class StackSearch:
+    """Students of `config` with `target` parameters. count: the exact parameters of a choice, from a build."""
+
+    family: Family
+    config: Config
+    variants: tuple[Variant, ...]
+    target: float
+    count: Callable[[Mapping[str, int]], int]
+
+    def best(self) -> Candidate | None:
+        """The most balanced student within tolerance; None if none was found. See `nearest`."""
+        self.nearest: Candidate | None = None
+        kept, *others = self.variants
+        for variants, tolerance, multiple in (
+            ((kept,), KEPT_TOLERANCE, KEPT_MULTIPLE),
+            (self.variants, TOLERANCE, 1),
+        ):
+            for limit in (BALANCED, math.inf):
+                found = self._first(variants, tolerance, multiple, limit)
+                if found is not None:
+                    return found
+                if tolerance == KEPT_TOLERANCE:
+                    break  # a smaller head is better than an unbalanced student
+        del others
+        return None
+
+    def _first(self, variants: tuple[Variant, ...], tolerance: float, multiple: int, limit: float) -> Candidate | None:
+        """Build candidates by what the polynomial says, best first, until one is as it should be."""
+        ranked = sorted(self._candidates(variants, multiple, limit, 2 * tolerance + 0.02), key=lambda c: c.cost)
+        correction = 1.0
+        builds = 0
+        for candidate in ranked:
+            predicted = (1 + candidate.error) * correction - 1
+            if abs(predicted) > tolerance:
+                continue
+            exact = self.count(candidate.choice) / self.target
+            builds += 1
+            correction = exact / (1 + candidate.error)
+            true = Candidate(candidate.choice, exact - 1, candidate.cost)
+            if self.nearest is None or abs(true.error) < abs(self.nearest.error):
+                self.nearest = true
+            if abs(true.error) <= tolerance:
+                return true
+            if builds == MOST_BUILDS:
+                break
+        return None
+
+    def _candidates(
+        self, variants: tuple[Variant, ...], multiple: int, limit: float, reach: float
+    ) -> Iterator[Candidate]:
+        polynomial = self._polynomial()
+        for variant in variants:
+            width, depths = _knobs(variant)
+            head_dim = variant.fixed["head_dim"]
+            heads = np.array([h for h in width.values if h * head_dim % multiple == 0], dtype=float)
+            if not len(heads):
+                continue
+            grid = np.array(list(itertools.product(heads, *(knob.values for knob in depths))), dtype=float)
+            channels = grid[:, 0] * head_dim
+            error = polynomial(channels, grid[:, 1:]) / self.target - 1
+            off = _imbalance(channels / self._width(), grid[:, 1:], depths)
+            if np.abs(error).min() > reach:
+                self._note_nearest(variant, grid, error)
+            for index in np.flatnonzero((np.abs(error) <= reach) & (off <= limit)):
+                cost = variant.cost + off[index] + 4 * abs(error[index]) + (0.1 if channels[index] % 16 else 0.0)
+                yield Candidate(_choice(variant, grid[index]), float(error[index]), float(cost))
+
+    def _note_nearest(self, variant: Variant, grid: np.ndarray, error: np.ndarray) -> None:
+        index = int(np.abs(error).argmin())
+        if self.nearest is None or abs(error[index]) < abs(self.nearest.error):
+            choice = _choice(variant, grid[index])
+            self.nearest = Candidate(choice, self.count(choice) / self.target - 1, 0.0)
+
+    def _width(self) -> int:
+        width, _ = _knobs(self.variants[0])
+        return width.teacher * self.variants[0].fixed["head_dim"]
+
+    def _polynomial(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+        """Parameters `[N]` of widths `[N]` and depths `[N, stacks]`, least squares over some builds."""
+        variant = self.variants[0]
+        width, depths = _knobs(variant)
+        head_dim = variant.fixed["head_dim"]
+        heads = sorted({_near(width, share) for share in (0.15, 0.45, 0.9)})
+        if len(heads) < 3:
+            heads = list(width.values)[:3]
+        shallow = [sorted({_near(knob, 0.1), _near(knob, 0.3)} | set(list(knob.values)[:1])) for knob in depths]
+        base = [values[-1] for values in shallow]
+        settings = [base] + [
+            [*base[:i], value, *base[i + 1 :]] for i, values in enumerate(shallow) for value in values[:-1]
+        ]
+        points = [(h * head_dim, *setting) for h in heads for setting in settings]
+        counts = [self.count({**variant.fixed, "heads": p[0] // head_dim, **_named(depths, p[1:])}) for p in points]
+        grid = np.array(points, dtype=float)
+        unit = self._width()
+
+        def basis(channels: np.ndarray, layers: np.ndarray) -> np.ndarray:
+            x = channels / unit
+            powers = np.stack([np.ones_like(x), x, x * x][: len(heads)], 1)
+            deep = np.concatenate([np.ones((len(layers), 1)), layers], 1)
+            return (powers[:, :, None] * deep[:, None, :]).reshape(len(x), -1)
+
+        values = np.array(counts, dtype=float)
+        # Relative errors matter: weigh each build by its size.
+        solution = np.linalg.lstsq(basis(grid[:, 0], grid[:, 1:]) / values[:, None], np.ones(len(values)), rcond=None)[
+            0
+        ]
+        return lambda channels, layers: basis(channels, layers) @ solution
+
+
+def _knobs(variant: Variant) -> tuple[Knob, list[Knob]]:
+    (width,) = (knob for knob in variant.knobs if knob.kind == "width")
+    return width, [knob for knob in variant.knobs if knob.kind == "depth"]
+
+
+def _near(knob: Knob, share: float) -> int:
+    return min(knob.values, key=lambda value: abs(value - share * knob.teacher))
+
+
+def _named(depths: list[Knob], values: tuple[int, ...] | np.ndarray) -> dict[str, int]:
+    return {knob.name: int(value) for knob, value in zip(depths, values, strict=True)}
+
+
+def _choice(variant: Variant, row: np.ndarray) -> dict[str, int]:
+    width, depths = _knobs(variant)
+    return {**variant.fixed, width.name: int(row[0]), **_named(depths, row[1:])}
+
+
+def _imbalance(width: np.ndarray, layers: np.ndarray, depths: list[Knob]) -> np.ndarray:
+    """The largest distance, in log, between the share of width `[N]` and of each depth; half a layer is no distance."""
+    off = np.zeros_like(width)
+    for column, knob in enumerate(depths):
+        ideal = np.maximum(width * knob.teacher, 1.0)
+        off = np.maximum(off, np.abs(np.log((layers[:, column] + 0.5) / (ideal + 0.5))))
+    return off

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types demo-teacher bench
+.PHONY: help demo test lint types demo-teacher demo-teachers bench
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 15
@@ -30,6 +30,11 @@ types: $(STAMP) ## mypy
 demo-teacher: $(STAMP) ## train the embedded teacher again; resumable, hours on a CPU
 	@test -d /usr/share/datasets/fashion-mnist || { echo "Fashion-MNIST is missing: apt install dataset-fashion-mnist (Debian)"; exit 1; }
 	$(BIN)/torchrun --nproc_per_node 2 benchmarks/train_demo.py
+
+demo-teachers: $(STAMP) ## train demo:dit and demo:mmdit again; resumable, an hour each on a CPU
+	@test -d /usr/share/datasets/fashion-mnist || { echo "Fashion-MNIST is missing: apt install dataset-fashion-mnist (Debian)"; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/train_demo_latent.py --teacher dit
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/train_demo_latent.py --teacher mmdit
 
 bench: $(STAMP) ## compare the methods over seeds; resumable, one JSON line for each finished run
 	$(BIN)/python benchmarks/compare.py

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from diffcompress.export import evidence
 from diffcompress.run_folder import RunFolder
 
 CURVES = (
@@ -58,9 +59,11 @@ def collect(run: RunFolder) -> dict[str, Any]:
         "asked": asked,
         "command": command(asked, run.path),
         "plan": {"choice": plan.get("choice"), "notes": plan.get("notes") or []},
+        "evidence": evidence.lookup((plan.get("config") or {}).get("_class_name", ""), plan.get("ratio")),
         "protocol": evaluation.get("protocol") or {},
         "gates": evaluation.get("gates") or [],
         "weights_bytes": _weights_bytes(run.pipeline),
+        "parts": _parts(run.pipeline),
         "proof": proof,
         "timings": timings,
         "environment": environment,
@@ -176,6 +179,20 @@ def _state(folder: Path) -> dict[str, Any]:
 
 def _weights_bytes(folder: Path) -> int | None:
     return sum(file.stat().st_size for file in folder.rglob("*.safetensors")) or None
+
+
+def _parts(folder: Path) -> list[dict[str, Any]]:
+    """Bytes on disk of every part of the exported pipeline, the denoiser first; linked files count in full."""
+    sizes = [
+        {
+            "name": part.name,
+            "bytes": sum(file.stat().st_size for file in part.rglob("*") if file.is_file()),
+            "denoiser": part.name in ("unet", "transformer"),
+        }
+        for part in sorted(folder.glob("*/"))
+        if part.is_dir()
+    ]
+    return sorted(sizes, key=lambda part: (not part["denoiser"], -part["bytes"]))
 
 
 def _named(skipped: list[dict[str, str]] | None) -> list[str]:

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from diffcompress.export import facts, figures, model_card, words
+from diffcompress.export import facts, figures, model_card, trust, words
 from diffcompress.export.sheets import grid
 from diffcompress.run_folder import RunFolder, write_json, write_text
 
@@ -44,7 +44,7 @@ def html(run: RunFolder, collected: dict[str, Any], pictures: dict[str, str]) ->
         lstrip_blocks=True,
     )
     page = environment.get_template("report.html.j2")
-    metrics = collected["metrics"]
+    metrics, seed = collected["metrics"], facts.seed_of(collected["asked"])
     return page.render(
         f=collected,
         w=words,
@@ -53,7 +53,9 @@ def html(run: RunFolder, collected: dict[str, Any], pictures: dict[str, str]) ->
         training=figures.training(run, collected),
         levels=figures.agreement(metrics),
         quality=figures.quality(metrics),
-        seed=facts.seed_of(collected["asked"]),
+        remarks=trust.remarks(collected, seed),
+        counts=trust.counts(metrics),
+        seed=seed,
         use=model_card.usage(collected["provenance"]),
     )
 

@@ -27,6 +27,7 @@ class Page(HTMLParser):
         super().__init__()
         self.words: list[str] = []
         self.references: list[str] = []
+        self.links: list[str] = []
         self.open: list[str] = []
         self.count: dict[str, int] = {}
         self.feed(html)
@@ -35,8 +36,11 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.count[tag] = self.count.get(tag, 0) + 1
         self.references += [
-            value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action", "xlink:href")
+            value or ""
+            for name, value in attrs
+            if name in ("src", "srcset", "data", "action", "xlink:href") or (name == "href" and tag != "a")
         ]
+        self.links += [value or "" for name, value in attrs if name == "href" and tag == "a"]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -71,11 +75,14 @@ def test_the_page_is_whole_and_stands_alone(finished: Path) -> None:
     html = (finished / "report.html").read_text()
     page = Page(html)
     assert not page.open
-    assert all(ref.startswith(("data:image/png;base64,", "#")) for ref in page.references)
+    assert page.references
+    assert all(ref.startswith("data:image/png;base64,") for ref in page.references)
+    assert all(link.startswith(("#", "https://arxiv.org/")) for link in page.links)
     assert "@import" not in html
     assert "url(" not in html
     assert "http://" not in html
-    assert "https://" not in html
+    assert '<div class="controls" hidden' in html  # without scripts: side by side
+    assert 'class="sheets" data-mode="side"' in html
     assert page.count["svg"] >= 3 + 3 + 8
     assert page.count["img"] == 3 + 6
 

@@ -1,0 +1,53 @@
+"""What a reader should know before believing a figure of the report; only what the run's own files say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffcompress.export import words
+
+# What a distance in features is called; "_demo" and "_held_out" are variants.
+_DISTANCES = ("fd", "kd", "fid", "kid")
+
+
+def remarks(collected: Mapping[str, Any], seed: int | None) -> list[str]:
+    """Plain sentences, the most limiting first."""
+    metrics: Mapping[str, Any] = collected["metrics"]
+    protocol: Mapping[str, Any] = collected["protocol"]
+    found = [] if collected["finished"] else ["The run is not finished: figures may be missing or change."]
+    if not any(name.partition("_")[0] in _DISTANCES for name in metrics):
+        found.append("No perceptual metric was computed: nothing here says how good the images look.")
+    elif protocol.get("feature_space") == "demo":
+        found.append(
+            "Distances are in the features of a small Fashion-MNIST classifier: not FID, and of no use elsewhere."
+        )
+    if metrics and not any((metric.get("teacher") or {}).get("value") is not None for metric in _quality(metrics)):
+        found.append("The teacher was not scored under the same protocol, so nothing says how much was lost.")
+    found.append(
+        f"One student of one seed ({'not recorded' if seed is None else seed}) was trained. Intervals are over samples "
+        "(95 %); how far another seed would land is not in them."
+    )
+    found.append("No baseline was trained at equal budget, so nothing says how much the method itself gained.")
+    if str(protocol.get("agreement_clean", "")).startswith("teacher"):
+        found.append("Agreement is measured on the teacher's own samples, not on real images.")
+    passed = [gate["passed"] for gate in collected["gates"]]
+    found.append(f"{sum(passed)} of {len(passed)} quality gates passed." if passed else "No quality gate was set.")
+    return found
+
+
+def counts(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of each quality figure: name, samples, and the interval's width relative to its value, None where unknown."""
+    rows = []
+    for name, metric in metrics.items():
+        if words.is_cost(metric):
+            continue
+        value, low, high = (metric.get(key) for key in ("value", "low", "high"))
+        known = all(words.is_number(v) for v in (value, low, high)) and value
+        width = (high - low) / abs(value) if known else None
+        rows.append({"name": name, "samples": metric.get("samples"), "width": width})
+    return rows
+
+
+def _quality(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [metric for metric in metrics.values() if not words.is_cost(metric)]

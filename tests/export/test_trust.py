@@ -1,0 +1,82 @@
+"""How far a report says it can be trusted: the evidence table and what limits the run's own figures."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+import diffusers
+import pytest
+
+from diffcompress.export import evidence, facts, trust
+from tests.export.synthetic_run import write_run
+
+TABLE = json.loads((resources.files("diffcompress.export") / "evidence.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "row", TABLE["rows"], ids=lambda row: f"{row['class_name']}-{row['ratio']}-{row['method'][:12]}"
+)
+def test_a_row_is_whole_and_its_class_exists(row: dict) -> None:
+    assert hasattr(diffusers, row["class_name"])
+    assert row["kind"] in ("measured", "published", "trained alone")
+    assert 0 < row["ratio"] < 1
+    if row["student_params"] is not None:
+        assert row["student_params"] / row["teacher_params"] == pytest.approx(row["ratio"], rel=0.01)
+    assert row["source"]
+    assert row["url"] is None or row["url"].startswith("https://arxiv.org/")
+    if row["kind"] == "measured":
+        assert row["source"] == "docs/benchmarks.md"
+
+
+@pytest.mark.parametrize(
+    ("class_name", "ratio", "verdict"),
+    [
+        ("UNet2DModel", 0.05, "inside"),
+        ("UNet2DModel", 0.015, "inside"),
+        ("UNet2DModel", 0.005, "below"),
+        ("UNet2DConditionModel", 0.02, "below"),
+        ("DiTTransformer2DModel", 0.3, "inside"),
+        ("DiTTransformer2DModel", 0.05, "below"),  # DiT-S was trained alone
+        ("SD3Transformer2DModel", 0.25, "unknown"),
+    ],
+)
+def test_verdicts(class_name: str, ratio: float, verdict: str) -> None:
+    found = evidence.lookup(class_name, ratio)
+    assert found["verdict"] == verdict
+    assert all(row["class_name"] == class_name for row in found["nearest"])
+
+
+def test_the_nearest_row_comes_first_and_nothing_known_is_none() -> None:
+    assert evidence.lookup("UNet2DModel", 0.021)["nearest"][0]["student_params"] == 30745
+    assert evidence.lookup("FluxTransformer2DModel", 0.1) is None
+    assert evidence.lookup("UNet2DModel", None) is None
+
+
+def test_measured_rows_repeat_what_the_benchmarks_say() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8").replace("**", "")
+    assert "0.619 [0.587, 0.650]" in text
+    assert "| 2.76 |" in text
+    told = [row["told"] for row in TABLE["rows"] if row["kind"] == "measured"]
+    assert [line.split(",")[0].split(" (")[0] for line in told] == ["fd_demo 0.62", "fd_demo 2.76"]
+
+
+def test_remarks_follow_from_the_files(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    collected = facts.collect(run)
+    told = " ".join(trust.remarks(collected, 7))
+    assert "not finished" in told
+    assert "not FID" in told
+    assert "one seed (7)" in told
+    assert "No quality gate" in told
+    assert "teacher was not scored" not in told
+    bare = collected | {"metrics": {}, "protocol": {}, "finished": True, "gates": [{"passed": True}, {"passed": False}]}
+    told = " ".join(trust.remarks(bare, None))
+    assert "No perceptual metric" in told
+    assert "1 of 2 quality gates" in told
+    assert "not finished" not in told
+    counted = {row["name"]: row for row in trust.counts(collected["metrics"])}
+    assert counted["fd_demo"]["samples"] == 2048
+    assert counted["fd_demo"]["width"] == pytest.approx((9.76 - 8.87) / 9.31)
+    assert "params" not in counted

@@ -101,8 +101,8 @@ class Family(Protocol):
     """Data and small functions about one diffusers denoiser class.
 
     kind: how its students are searched: a U-Net has a width for each of its levels, a transformer one for all blocks.
-    recipe: the built-in recipe it starts from. num_calls: predictions that classifier-free guidance combines, 2, or 1
-    where the denoiser knows no null conditioning.
+    recipe: the built-in recipe it starts from. call_options: what its pipelines must be called with, beyond a prompt,
+    to use the guidance that they are meant to be used with.
     """
 
     @property
@@ -116,6 +116,9 @@ class Family(Protocol):
 
     @property
     def recipe(self) -> str: ...
+
+    @property
+    def call_options(self) -> Mapping[str, Any]: ...
 
     def variants(self, config: Config, *, channels_per_group: int) -> tuple[Variant, ...]:
         """All ways to shrink `config`: the same knobs each, with their own values; the last variant is the freest.

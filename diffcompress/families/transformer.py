@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -71,6 +71,7 @@ class Transformer:
     check: Callable[[Config], None] = lambda _config: None
     patch: Callable[[Config], int] = lambda config: int(config.get("patch_size", 2))
     feature_output: int = 0
+    call_options: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = "mmdit"
     subfolder: str = "transformer"
     kind: Literal["unet", "transformer"] = "transformer"

@@ -29,6 +29,7 @@ class UNet2D:
     subfolder = "unet"
     kind: Literal["unet", "transformer"] = "unet"
     recipe = "default"
+    call_options: Mapping[str, Any] = {}
 
     def variants(self, config: Config, *, channels_per_group: int) -> tuple[Variant, ...]:
         """One variant for each number of norm groups and attention head size that a student may have."""

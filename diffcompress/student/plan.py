@@ -93,10 +93,9 @@ def _plan_stack(
     asked = target / teacher_params
     search = StackSearch(family, config, variants, target, lambda choice: _count(family, config, choice))
     best = search.best()
-    student = best and _verified(family, config, best, teacher_params, asked, KEPT_TOLERANCE)
+    student = _verified(family, config, best, teacher_params, asked, KEPT_TOLERANCE) if best else None
     if student is None:
-        assert search.nearest is not None
-        raise _does_not_fit(asked, target, search.nearest, teacher_params, "whole heads and layers")
+        raise _does_not_fit(asked, target, search.nearest(), teacher_params, "whole heads and layers")
     return student
 
 

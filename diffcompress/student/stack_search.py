@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -35,39 +36,38 @@ class StackSearch:
     count: Callable[[Mapping[str, int]], int]
 
     def best(self) -> Candidate | None:
-        """The most balanced student within tolerance; None if none was found. See `nearest`."""
-        self.nearest: Candidate | None = None
-        kept, *others = self.variants
-        for variants, tolerance, multiple in (
-            ((kept,), KEPT_TOLERANCE, KEPT_MULTIPLE),
-            (self.variants, TOLERANCE, 1),
+        """The most balanced student within tolerance, None if there is none; its error is exact."""
+        for variants, tolerance, multiple, limit in (
+            (self.variants[:1], KEPT_TOLERANCE, KEPT_MULTIPLE, BALANCED),
+            (self.variants, TOLERANCE, 1, BALANCED),
+            (self.variants[:1], KEPT_TOLERANCE, KEPT_MULTIPLE, math.inf),
+            (self.variants, TOLERANCE, 1, math.inf),
         ):
-            for limit in (BALANCED, math.inf):
-                found = self._first(variants, tolerance, multiple, limit)
-                if found is not None:
-                    return found
-                if tolerance == KEPT_TOLERANCE:
-                    break  # a smaller head is better than an unbalanced student
-        del others
+            found = self._first(variants, tolerance, multiple, limit)
+            if found is not None:
+                return found
         return None
+
+    def nearest(self) -> Candidate:
+        """The student nearest in size, whatever its balance; its error is exact."""
+        ranked = sorted(self._candidates(self.variants, 1, math.inf, math.inf), key=lambda c: abs(c.error))
+        return min((self._exact(c) for c in ranked[:MOST_BUILDS]), key=lambda c: abs(c.error))
+
+    def _exact(self, candidate: Candidate) -> Candidate:
+        return replace(candidate, error=self.count(candidate.choice) / self.target - 1)
 
     def _first(self, variants: tuple[Variant, ...], tolerance: float, multiple: int, limit: float) -> Candidate | None:
         """Build candidates by what the polynomial says, best first, until one is as it should be."""
         ranked = sorted(self._candidates(variants, multiple, limit, 2 * tolerance + 0.02), key=lambda c: c.cost)
-        correction = 1.0
-        builds = 0
+        correction, builds = 1.0, 0
         for candidate in ranked:
-            predicted = (1 + candidate.error) * correction - 1
-            if abs(predicted) > tolerance:
+            # Where the polynomial is off, it is off alike for students of like size.
+            if abs((1 + candidate.error) * correction - 1) > tolerance:
                 continue
-            exact = self.count(candidate.choice) / self.target
-            builds += 1
-            correction = exact / (1 + candidate.error)
-            true = Candidate(candidate.choice, exact - 1, candidate.cost)
-            if self.nearest is None or abs(true.error) < abs(self.nearest.error):
-                self.nearest = true
-            if abs(true.error) <= tolerance:
-                return true
+            exact = self._exact(candidate)
+            if abs(exact.error) <= tolerance:
+                return exact
+            correction, builds = (1 + exact.error) / (1 + candidate.error), builds + 1
             if builds == MOST_BUILDS:
                 break
         return None
@@ -75,7 +75,7 @@ class StackSearch:
     def _candidates(
         self, variants: tuple[Variant, ...], multiple: int, limit: float, reach: float
     ) -> Iterator[Candidate]:
-        polynomial = self._polynomial()
+        polynomial = self._polynomial
         for variant in variants:
             width, depths = _knobs(variant)
             head_dim = variant.fixed["head_dim"]
@@ -86,22 +86,15 @@ class StackSearch:
             channels = grid[:, 0] * head_dim
             error = polynomial(channels, grid[:, 1:]) / self.target - 1
             off = _imbalance(channels / self._width(), grid[:, 1:], depths)
-            if np.abs(error).min() > reach:
-                self._note_nearest(variant, grid, error)
             for index in np.flatnonzero((np.abs(error) <= reach) & (off <= limit)):
                 cost = variant.cost + off[index] + 4 * abs(error[index]) + (0.1 if channels[index] % 16 else 0.0)
                 yield Candidate(_choice(variant, grid[index]), float(error[index]), float(cost))
-
-    def _note_nearest(self, variant: Variant, grid: np.ndarray, error: np.ndarray) -> None:
-        index = int(np.abs(error).argmin())
-        if self.nearest is None or abs(error[index]) < abs(self.nearest.error):
-            choice = _choice(variant, grid[index])
-            self.nearest = Candidate(choice, self.count(choice) / self.target - 1, 0.0)
 
     def _width(self) -> int:
         width, _ = _knobs(self.variants[0])
         return width.teacher * self.variants[0].fixed["head_dim"]
 
+    @cached_property
     def _polynomial(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         """Parameters `[N]` of widths `[N]` and depths `[N, stacks]`, least squares over some builds."""
         variant = self.variants[0]
@@ -110,7 +103,7 @@ class StackSearch:
         heads = sorted({_near(width, share) for share in (0.15, 0.45, 0.9)})
         if len(heads) < 3:
             heads = list(width.values)[:3]
-        shallow = [sorted({_near(knob, 0.1), _near(knob, 0.3)} | set(list(knob.values)[:1])) for knob in depths]
+        shallow = [sorted({knob.values[0], max(_near(knob, 0.3), *knob.values[:2])}) for knob in depths]
         base = [values[-1] for values in shallow]
         settings = [base] + [
             [*base[:i], value, *base[i + 1 :]] for i, values in enumerate(shallow) for value in values[:-1]

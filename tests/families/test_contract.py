@@ -1,0 +1,91 @@
+"""What every family must do, on tiny real classes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffcompress.errors import DoesNotFitError
+from diffcompress.families import registry
+from diffcompress.families.base import Family
+from diffcompress.student.inherit import inherit
+from diffcompress.student.plan import plan
+from diffcompress.student.size import build
+
+FAMILIES = pytest.mark.parametrize("family", registry.FAMILIES, ids=lambda family: family.class_name)
+
+
+def lively(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """No zero-initialised gates or constant norms: every tensor has a say."""
+    generator = torch.Generator().manual_seed(seed)
+    for value in model.parameters():
+        value.data = torch.randn(value.shape, generator=generator) * (0.3 / max(1, value[0].numel()) ** 0.5 + 0.05)
+    return model.eval()
+
+
+def predictions(family: Family, model: torch.nn.Module, config: dict, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = family.example_inputs(config, 2)
+    for name, value in inputs.items():
+        if value.is_floating_point() and name != "timestep" and "mask" not in name:
+            inputs[name] = torch.randn(value.shape, generator=generator)
+    with torch.no_grad():
+        return family.predict(model, inputs.pop("noisy"), inputs.pop("timestep"), inputs)
+
+
+@FAMILIES
+def test_the_same_config_reproduces_the_teacher_exactly(family: Family) -> None:
+    config = family.tiny_config()
+    teacher, student = lively(build(family, config, "cpu")), build(family, config, "cpu").eval()
+    state = inherit(family.tensor_rules(config, config), teacher.state_dict())
+    student.load_state_dict(state)
+    ours, theirs = (predictions(family, model, config) for model in (student, teacher))
+    assert theirs.std() > 0 and torch.isfinite(theirs).all()
+    assert torch.equal(ours, theirs)
+
+
+@FAMILIES
+@pytest.mark.parametrize("ratio", [0.6, 0.35])
+def test_a_student_has_one_rule_for_each_tensor_and_runs_on_the_teachers_inputs(family: Family, ratio: float) -> None:
+    config = family.tiny_config()
+    try:
+        student = plan(family, config, ratio=ratio)
+    except DoesNotFitError as error:  # tiny classes have few sizes: take the nearest
+        student = plan(family, config, ratio=float(error.hint.rpartition(" ")[2]))
+    assert student.params < student.teacher_params
+    rules = family.tensor_rules(config, student.config)
+    model = build(family, student.config, "cpu")
+    names = [rule.student for rule in rules.rules]
+    assert sorted(names) == sorted(model.state_dict()) and len(set(names)) == len(names)
+    teacher = lively(build(family, config, "cpu"))
+    model.load_state_dict(inherit(rules, teacher.state_dict()))
+    prediction = predictions(family, model.eval(), config)
+    assert prediction.shape == predictions(family, teacher, config).shape
+    assert torch.isfinite(prediction).all() and prediction.std() > 0
+
+
+@FAMILIES
+def test_conditioning_and_time_change_the_prediction(family: Family) -> None:
+    config = family.tiny_config()
+    teacher = lively(build(family, config, "cpu"))
+    inputs = family.example_inputs(config, 1)
+    generator = torch.Generator().manual_seed(0)
+    noisy = torch.randn(inputs.pop("noisy").shape, generator=generator)
+    time = inputs.pop("timestep")
+    with torch.no_grad():
+        base = family.predict(teacher, noisy, time, inputs)
+        assert not torch.allclose(base, family.predict(teacher, noisy, time + 500, inputs))
+        for name in (*family.text_conditioning(config), *(["class_labels"] if family.num_classes(config) else [])):
+            if name not in inputs or "mask" in name or name.endswith(".length"):
+                continue
+            value = inputs[name]
+            other = value + 1 if not value.is_floating_point() else torch.randn(value.shape, generator=generator)
+            assert not torch.allclose(base, family.predict(teacher, noisy, time, inputs | {name: other})), name
+
+
+@FAMILIES
+def test_features_of_teacher_and_student_pair_up(family: Family) -> None:
+    config = family.tiny_config()
+    model = build(family, config, "cpu")
+    for name in family.blocks(model):
+        assert model.get_submodule(name) is not None

@@ -24,6 +24,7 @@ CURVES = (
     "grad_norm",
     "learning_rate",
 )
+DENOISERS = ("unet", "transformer")
 SUMMARY = ("run", "pipeline", "report", "teacher", "student", "stages", "metrics", "seconds")
 
 
@@ -178,7 +179,9 @@ def _state(folder: Path) -> dict[str, Any]:
 
 
 def _weights_bytes(folder: Path) -> int | None:
-    return sum(file.stat().st_size for file in folder.rglob("*.safetensors")) or None
+    """Of the denoiser alone."""
+    denoisers = (folder / name for name in DENOISERS)
+    return sum(file.stat().st_size for part in denoisers for file in part.glob("*.safetensors")) or None
 
 
 def _parts(folder: Path) -> list[dict[str, Any]]:
@@ -187,7 +190,7 @@ def _parts(folder: Path) -> list[dict[str, Any]]:
         {
             "name": part.name,
             "bytes": sum(file.stat().st_size for file in part.rglob("*") if file.is_file()),
-            "denoiser": part.name in ("unet", "transformer"),
+            "denoiser": part.name in DENOISERS,
         }
         for part in sorted(folder.glob("*/"))
         if part.is_dir()

@@ -10,6 +10,7 @@ from typing import Any
 
 from diffcompress import recipe as recipes
 from diffcompress.errors import DoesNotFitError, UsageError
+from diffcompress.export import evidence
 from diffcompress.families import registry
 from diffcompress.families.base import Family
 from diffcompress.jobs import costs, target
@@ -86,6 +87,7 @@ def _row(teacher: _Teacher, student: StudentPlan, recipe: Recipe, dtype: str) ->
         f"peak memory is an estimate: {TRAINING_BYTES_PER_PARAMETER} bytes per student parameter (weights, gradients, "
         f"Adam, EMA), activations of a batch of {batch}, 4 bytes per teacher parameter; stored targets come on top"
     )
+    known = evidence.lookup(teacher.family.class_name, student.ratio)
     return {
         "teacher": teacher.id,
         "family": teacher.family.class_name,
@@ -98,8 +100,8 @@ def _row(teacher: _Teacher, student: StudentPlan, recipe: Recipe, dtype: str) ->
         "pipeline_bytes": None if teacher.other_bytes is None else teacher.other_bytes + size,
         "peak_memory_bytes": cost.training_bytes(batch) + 4 * student.teacher_params,
         "seconds_per_step": None,
-        "evidence": None,
-        "notes": [*teacher.notes, *student.notes, memory],
+        "evidence": known,
+        "notes": [*teacher.notes, *student.notes, memory, known["told"] if known else evidence.NOTHING_KNOWN],
     }
 
 

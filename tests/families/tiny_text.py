@@ -1,0 +1,86 @@
+"""Tiny text encoders and tokenizers of the kinds that pipelines use, from configs alone: nothing is downloaded."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+LETTERS = string.ascii_letters + string.digits + string.punctuation
+
+
+def seeded(build: Callable[[], torch.nn.Module], seed: int = 0) -> Any:
+    """What `build()` returns, in eval mode, its random weights drawn from `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build().eval()
+
+
+def clip_tokenizer(length: int = 12) -> CLIPTokenizer:
+    """Letter by letter, at most `length` tokens."""
+    tokens = [*LETTERS, *(letter + "</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=length)
+
+
+def clip_text(
+    dim: int = 8, *, projection: int | None = None, length: int = 12, seed: int = 0
+) -> CLIPTextModel | CLIPTextModelWithProjection:
+    """Hidden states of `dim` channels; with `projection` the class whose pooled output has that many."""
+    tokens = len(clip_tokenizer())
+    config = CLIPTextConfig(
+        vocab_size=tokens,
+        hidden_size=dim,
+        intermediate_size=2 * dim,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=length,
+        projection_dim=projection or dim,
+        hidden_act="quick_gelu",
+        bos_token_id=tokens - 2,
+        eos_token_id=tokens - 1,
+        pad_token_id=tokens - 1,
+    )
+    return seeded(lambda: (CLIPTextModelWithProjection if projection else CLIPTextModel)(config), seed)
+
+
+def t5_tokenizer(length: int = 16) -> T5TokenizerFast:
+    """Letter by letter, at most `length` tokens unless a pipeline asks for more."""
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0), *((letter, -2.0) for letter in LETTERS)]
+    return T5TokenizerFast(vocab=vocab, extra_ids=0, model_max_length=length)
+
+
+def t5_encoder(dim: int = 8, *, seed: int = 0) -> T5EncoderModel:
+    """Hidden states of `dim` channels."""
+    return seeded(lambda: T5EncoderModel(T5Config(**_t5(dim))), seed)
+
+
+def umt5_encoder(dim: int = 8, *, seed: int = 0) -> UMT5EncoderModel:
+    """As `t5_encoder`, of the multilingual kind; it takes the same tokenizer."""
+    return seeded(lambda: UMT5EncoderModel(UMT5Config(**_t5(dim))), seed)
+
+
+def _t5(dim: int) -> dict[str, Any]:
+    tokens = len(t5_tokenizer())
+    return {
+        "vocab_size": tokens,
+        "d_model": dim,
+        "d_kv": 4,
+        "d_ff": 2 * dim,
+        "num_layers": 2,
+        "num_heads": 2,
+        "dropout_rate": 0.0,
+    }

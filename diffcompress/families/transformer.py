@@ -50,7 +50,8 @@ class Transformer:
     `simple_rules`. forward: `predict` of the Family. shape: of one sample. inputs: example conditioning of (config,
     batch). tiny: the test config. channels: the width is a multiple of this (positions embeddings, group norms).
     heads_step: heads are a multiple of it. head_sizes: what a head may have in place of the teacher's channels,
-    descending; None: any even number.
+    descending; None: any even number. rotary: channels of a head mean something by position, so that a student's
+    heads are the teacher's and never more.
     """
 
     class_name: str
@@ -68,6 +69,7 @@ class Transformer:
     channels: Callable[[Config], int] = _everything
     heads_step: Callable[[Config], int] = _everything
     head_sizes: Callable[[Config], Sequence[int]] | None = None
+    rotary: bool = False
     check: Callable[[Config], None] = lambda _config: None
     patch: Callable[[Config], int] = lambda config: int(config.get("patch_size", 2))
     feature_output: int = 0
@@ -86,7 +88,7 @@ class Transformer:
         for size in (head_dim, *self._other_sizes(config, head_dim)):
             step = math.lcm(self.heads_step(config), self.channels(config) // math.gcd(self.channels(config), size))
             values = range(step, heads + 1, step)
-            if size != head_dim:  # smaller heads may be more
+            if size != head_dim and not self.rotary:  # smaller heads may be more
                 values = range(step, heads * head_dim // size + 1, step)
             if values:
                 cost = 0.15 * abs(math.log2(head_dim / size))
@@ -95,10 +97,9 @@ class Transformer:
         return tuple(found)
 
     def _other_sizes(self, config: Config, head_dim: int) -> Sequence[int]:
-        if self.head_sizes is not None:
-            return [size for size in self.head_sizes(config) if size != head_dim]
         least = max(FEWEST_HEAD_CHANNELS, math.ceil(LEAST_HEAD * head_dim))
-        return [size for size in range(head_dim - 1, least - 1, -1) if size % 2 == 0]
+        sizes = range(head_dim - 1, 0, -1) if self.head_sizes is None else self.head_sizes(config)
+        return [size for size in sizes if least <= size < head_dim and size % 2 == 0]
 
     def _depth(self, stack: Stack, config: Config) -> Knob:
         number = config.get(stack.key, stack.default)
@@ -189,8 +190,8 @@ def simple_rules(
         # Attention divides by the root of the head size: what is left of a head must weigh as it did.
         factor = math.sqrt(new_dim / old_dim)
         scaled = (
-            Role(r"(?P<at>.*attn\d?)\.(to_q|add_q_proj)\.weight", ("{at}.heads", None), factor),
-            Role(r"(?P<at>.*attn\d?)\.(to_q|add_q_proj)\.bias", ("{at}.heads",), factor),
+            Role(r"(?P<at>.*(attn\d?|attention))\.(to_q|add_q_proj)\.weight", ("{at}.heads", None), factor),
+            Role(r"(?P<at>.*(attn\d?|attention))\.(to_q|add_q_proj)\.bias", ("{at}.heads",), factor),
         )
     depths = {
         stack.module: spread(student.get(stack.key, stack.default), teacher.get(stack.key, stack.default))

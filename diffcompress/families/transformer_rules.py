@@ -7,6 +7,7 @@ copied whole; one that is k times its role's width in both is k cuts of that rol
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,13 +45,15 @@ class Role:
 RESIDUAL = "residual"
 # The names that diffusers' attention and feed-forward layers share over its transformers.
 USUAL = (
-    Role(r"(?P<at>.*attn\d?)\.(to_[qkv]|add_[qkv]_proj)\.weight", ("{at}.heads", None)),
-    Role(r"(?P<at>.*attn\d?)\.(to_[qkv]|add_[qkv]_proj)\.bias", ("{at}.heads",)),
-    Role(r"(?P<at>.*attn\d?)\.(to_out\.0|to_out|to_add_out)\.weight", (None, "{at}.heads")),
-    Role(r"(?P<at>.*attn\d?)\.norm_(added_)?[qk]\.(weight|bias)", ("head",)),
+    Role(r"(?P<at>.*(attn\d?|attention))\.(to_[qkv]|add_[qkv]_proj)\.weight", ("{at}.heads", None)),
+    Role(r"(?P<at>.*(attn\d?|attention))\.(to_[qkv]|add_[qkv]_proj)\.bias", ("{at}.heads",)),
+    Role(r"(?P<at>.*(attn\d?|attention))\.(to_out\.0|to_out|to_add_out)\.weight", (None, "{at}.heads")),
+    Role(r"(?P<at>.*(attn\d?|attention))\.norm_(added_)?[qk]\.(weight|bias)", ("head",)),
     Role(r"(?P<at>.*(ff|ff_context|ffn))\.net\.0\.proj\.weight", ("{at}.ffn", None)),
     Role(r"(?P<at>.*(ff|ff_context|ffn))\.net\.0\.proj\.bias", ("{at}.ffn",)),
     Role(r"(?P<at>.*(ff|ff_context|ffn))\.net\.2\.weight", (None, "{at}.ffn")),
+    Role(r"(?P<at>.*feed_forward)\.(w|linear_)[13]\.weight", ("{at}.ffn", None)),
+    Role(r"(?P<at>.*feed_forward)\.(w|linear_)2\.weight", (None, "{at}.ffn")),
 )
 
 
@@ -89,6 +92,17 @@ def nearest_positions(teacher: Sequence[int], student: Sequence[int], pair: int 
         kept += [start + pick * pair + k for pick in picks for k in range(pair)]
         start += wide
     return tuple(kept)
+
+
+def rotary_sizes(axes: Sequence[int]) -> list[int]:
+    """Even head sizes, descending, that rotary axes of these sizes can shrink to without changing their proportions."""
+    unit = math.gcd(*axes) // 2  # pairs of channels
+    return [sum(axes) * part // unit for part in range(unit, 0, -1)]
+
+
+def rotary_axes(axes: Sequence[int], head_dim: int) -> list[int]:
+    """Rotary axes of a head of `head_dim` channels, one of `rotary_sizes`, in the proportions of `axes`."""
+    return [axis * head_dim // sum(axes) for axis in axes]
 
 
 def tensor_rules(class_name: str, teacher: Config, student: Config, rules: Rules) -> TensorRules:

@@ -17,6 +17,7 @@ import hashlib
 import json
 import shutil
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -64,6 +65,7 @@ class HubServer:
         self.moved: dict[str, str] = {}
         self.failures: list[Failure] = []
         self.requests: list[str] = []
+        self.bytes_sent: Counter[str] = Counter()  # of the bodies, by path
         self.blobs: dict[str, Path] = {}
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -334,6 +336,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
+            self.hub.bytes_sent[unquote(urlsplit(self.path).path)] += len(content[:sent])
             self.wfile.write(content[:sent])
             if sent is not None and sent < len(content):
                 self.close_connection = True

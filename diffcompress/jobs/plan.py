@@ -20,7 +20,7 @@ from diffcompress.runtime import Progress
 from diffcompress.student import plan as planning
 from diffcompress.student.plan import StudentPlan
 from diffcompress.teacher.load import describe
-from diffcompress.teacher.reference import Reference, resolve
+from diffcompress.teacher.reference import resolve
 from diffcompress.teacher.weights import stored_dtype
 
 
@@ -136,7 +136,7 @@ def _find(text: str, scheduler: str | None) -> _Teacher:
     reference = resolve(text, scheduler)
     family, _ = describe(reference)
     dtype = stored_dtype(reference)
-    return _Teacher(text, family, reference.config, dtype, _other_bytes(reference), reference.notes)
+    return _Teacher(text, family, reference.config, dtype, reference.other_bytes(), reference.notes)
 
 
 def _from_config(text: str, path: Path) -> _Teacher:
@@ -150,12 +150,3 @@ def _from_config(text: str, path: Path) -> _Teacher:
     return _Teacher(
         text, registry.find(config["_class_name"]), config, None, None, ("sizes in float32: a config alone",)
     )
-
-
-def _other_bytes(reference: Reference) -> int | None:
-    if reference.pipeline is None:
-        return None
-    parts = {p.name for p in reference.pipeline.iterdir() if p.is_dir()} - {reference.denoiser.name}
-    listed = json.loads((reference.pipeline / "model_index.json").read_text(encoding="utf-8"))
-    files = [f for name in parts & set(listed) for f in (reference.pipeline / name).rglob("*") if f.is_file()]
-    return sum(f.stat().st_size for f in files)

@@ -16,7 +16,7 @@ from diffcompress.families import registry
 from diffcompress.families.base import Family
 from diffcompress.noise import NoiseProcess
 from diffcompress.teacher.reference import Reference
-from diffcompress.teacher.weights import check_state, fingerprint, read_state, weight_files
+from diffcompress.teacher.weights import check_state, fingerprint, open_state
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ def describe(reference: Reference) -> tuple[Family, NoiseProcess]:
 
 
 def load(reference: Reference, device: torch.device | str = "cpu") -> LoadedPipeline:
-    """Read the weights of `reference`.
+    """Read the weights of `reference`, downloaded first when they lie on the Hub.
 
-    Raises UsageError when they are missing, truncated, of other shapes, not finite, or pickled beyond a state dict.
+    Raises UsageError when they are missing, truncated, of other shapes, not finite, or pickled beyond a state dict;
+    AccessError when the Hub refuses.
     """
     family, noise = describe(reference)
     cls = getattr(diffusers, family.class_name)
-    files = weight_files(reference.denoiser)
-    state, dtype = read_state(files)
+    state = open_state(reference)
     config = {k: v for k, v in reference.config.items() if not k.startswith("_") and k != "quantization_config"}
     try:
         with torch.device("meta"):
@@ -78,10 +78,10 @@ def load(reference: Reference, device: torch.device | str = "cpu") -> LoadedPipe
         raise UsageError(
             f"{reference.denoiser / 'config.json'} does not build a {family.class_name}: {error}", "check the config"
         ) from error
-    check_state(state, denoiser, files[0])
-    denoiser.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
+    check_state(state, denoiser)
+    denoiser.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
     denoiser = denoiser.to(device).eval().requires_grad_(False)
-    return LoadedPipeline(reference, family, denoiser, noise, dtype, fingerprint(reference, files))
+    return LoadedPipeline(reference, family, denoiser, noise, state.dtype, fingerprint(reference, state.files))
 
 
 def state_fingerprint(denoiser: nn.Module) -> str:

@@ -1,23 +1,38 @@
-"""What TEACHER on the command line means: an embedded demo, a diffusers pipeline folder or a denoiser folder."""
+"""What TEACHER on the command line means: a demo, a model on the Hub, a folder, or a single checkpoint file."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from diffcompress.errors import UsageError
+from diffcompress.runtime import Progress
+from diffcompress.teacher import hub
+from diffcompress.teacher.hub import Repository
+from diffcompress.teacher.variants import PICKLES, choose
 
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
+# Names that people use for what lies elsewhere on the Hub, or was never there under that name.
+SHORT_NAMES = {
+    "stabilityai/sd3": "stabilityai/stable-diffusion-3-medium-diffusers",
+    "stabilityai/stable-diffusion-3-medium": "stabilityai/stable-diffusion-3-medium-diffusers",
+    "stabilityai/sd3.5-medium": "stabilityai/stable-diffusion-3.5-medium",
+    "stabilityai/sd3.5-large": "stabilityai/stable-diffusion-3.5-large",
+    "stabilityai/sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+}
+_FILES = (".safetensors", ".json", *PICKLES)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A teacher (or student) on disk.
+    """A teacher (or student): its configs, and where its files are or will be once they are fetched.
 
-    id: as the user wrote it; name: short, for folder names; denoiser: folder of config.json and weights;
-    pipeline: the diffusers folder around it, if there is one; scheduler: parsed scheduler config.
+    id: as the user wrote it; name: short, for folder names; denoiser: folder of config.json and weights, or a single
+    checkpoint file; pipeline: the diffusers folder around it, if there is one; scheduler: parsed scheduler config;
+    notes: what the user should be told; revision: the commit of a model on the Hub, None for what lies here.
     """
 
     id: str
@@ -27,10 +42,45 @@ class Reference:
     config: dict[str, Any]
     scheduler: dict[str, Any]
     notes: tuple[str, ...] = ()
+    repository: Repository | None = None
 
     @property
     def class_name(self) -> str | None:
         return self.config.get("_class_name")
+
+    @property
+    def revision(self) -> str | None:
+        return self.repository.commit if self.repository else None
+
+    @property
+    def denoiser_part(self) -> str:
+        """The denoiser's subfolder; "" where it is not inside a pipeline."""
+        return self.denoiser.name if self.pipeline is not None else ""
+
+    @property
+    def parts(self) -> list[str]:
+        """All subfolders that the pipeline names, the denoiser's too."""
+        if self.pipeline is None:
+            return [""]
+        index = _read(self.pipeline / "model_index.json")
+        return [k for k, v in index.items() if isinstance(v, list) and len(v) == 2 and v[1] is not None]
+
+    def fetch(self, *parts: str, progress: Progress | None = None) -> None:
+        """Download whole parts of a model on the Hub, all of them if none is named; what lies here stays as it is.
+
+        Raises AccessError when the Hub refuses, or offline when something is not in the cache.
+        """
+        if self.repository is not None:
+            self.repository.fetch(parts or self.parts, progress)
+
+    def other_bytes(self) -> int | None:
+        """Bytes of the pipeline's parts beside the denoiser; None without a pipeline, or when the Hub cannot tell."""
+        if self.pipeline is None:
+            return None
+        others = [part for part in self.parts if part != self.denoiser.name]
+        if self.repository is not None:
+            return self.repository.num_bytes(others)
+        return sum(f.stat().st_size for part in others for f in (self.pipeline / part).rglob("*") if f.is_file())
 
 
 def demo_names() -> list[str]:
@@ -38,10 +88,11 @@ def demo_names() -> list[str]:
 
 
 def resolve(text: str, scheduler: str | None = None) -> Reference:
-    """Find a teacher without reading weights.
+    """Find a teacher and read its configs; no weights are read, and of a model on the Hub none are downloaded.
 
-    `scheduler`: folder or JSON file of a diffusers scheduler config, for a denoiser folder that has none beside it.
-    Raises UsageError when it is missing, empty, not a diffusers folder or its configs cannot be read.
+    `scheduler`: folder or JSON file of a diffusers scheduler config, for a denoiser that has none beside it.
+    A path that exists wins over a Hub id. Raises UsageError when it is missing, empty, not a diffusers model or its
+    configs cannot be read; AccessError when the Hub refuses.
     """
     if text == "demo" or text.startswith("demo:"):
         name = text.partition(":")[2] or "unet"
@@ -51,22 +102,53 @@ def resolve(text: str, scheduler: str | None = None) -> Reference:
             )
         return _from_pipeline(text, DEMO_FOLDER / name, "demo" if name == "unet" else f"demo-{name}")
     path = Path(text).expanduser()
-    if not path.exists():
+    if path.is_file():
+        return _from_file(text, path, scheduler)
+    if path.is_dir():
+        return _from_folder(text, path, path.resolve().name, scheduler)
+    wanted, _, revision = text.partition("@")
+    if not _looks_like_a_path(wanted) and hub.REPOSITORY_ID.fullmatch(wanted):
+        return _from_hub(text, wanted, revision or None, scheduler)
+    raise UsageError(
+        f"no teacher at '{text}': neither file nor folder of that name exists",
+        "name a diffusers folder, a model on the Hub as owner/name, or 'demo'",
+    )
+
+
+def _looks_like_a_path(text: str) -> bool:
+    return text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text or text.endswith(_FILES)
+
+
+def _from_hub(text: str, wanted: str, revision: str | None, scheduler: str | None) -> Reference:
+    name = SHORT_NAMES.get(wanted, wanted)
+    repository = hub.find(name, revision)
+    meant = (f"'{wanted}' means '{name}'",) if name != wanted else ()
+    here = f"'{name}' is taken at commit {repository.commit}"
+    if not any((repository.folder / file).is_file() for file in ("model_index.json", "config.json")):
+        single = sorted(f for f in repository.files or () if f.endswith(".safetensors") and "/" not in f)
         raise UsageError(
-            f"no teacher at '{text}': the folder does not exist",
-            "name a diffusers folder here, or 'demo'; Hub ids are not supported yet: download the model first",
+            f"'{name}' is not a diffusers model: it holds neither model_index.json nor config.json",
+            f"download {single[0]} and name the file" if single else "look for its diffusers version on the Hub",
         )
-    if not path.is_dir():
-        raise UsageError(
-            f"'{text}' is a file, not a diffusers folder",
-            "single-file checkpoints are not supported yet; convert it with diffusers first",
-        )
+    found = _from_folder(text, repository.folder, name.partition("/")[2], scheduler)
+    return replace(found, notes=(*meant, *repository.notes, here, *found.notes), repository=repository)
+
+
+def _from_folder(text: str, path: Path, name: str, scheduler: str | None) -> Reference:
     if (path / "model_index.json").is_file():
-        return _from_pipeline(text, path, path.resolve().name)
-    if (path / "config.json").is_file():
-        return _from_denoiser(text, path, scheduler)
-    state = "is empty" if not any(path.iterdir()) else "holds neither model_index.json nor config.json"
-    raise UsageError(f"'{text}' is not a diffusers folder: it {state}", "name the folder that save_pretrained made")
+        found = _from_pipeline(text, path, name)
+    elif (path / "config.json").is_file():
+        config = _read(path / "config.json")
+        noise, note = _scheduler_beside(text, path, scheduler)
+        found = Reference(text, name, path, None, config, noise, (note,))
+    else:
+        state = "is empty" if not any(path.iterdir()) else "holds neither model_index.json nor config.json"
+        raise UsageError(f"'{text}' is not a diffusers folder: it {state}", "name the folder that save_pretrained made")
+    pickles = [
+        n for n in choose((f.name for f in found.denoiser.iterdir()), str(found.denoiser)) if n.endswith(PICKLES)
+    ]
+    notes = tuple(f"{name} is a pickled state dict, read with weights_only=True" for name in pickles[:1])
+    return replace(found, notes=(*found.notes, *notes))
 
 
 def _from_pipeline(text: str, path: Path, name: str) -> Reference:
@@ -84,21 +166,38 @@ def _from_pipeline(text: str, path: Path, name: str) -> Reference:
     return Reference(text, name, path / subfolder, path, config, scheduler)
 
 
-def _from_denoiser(text: str, path: Path, scheduler: str | None) -> Reference:
-    config = _read(path / "config.json")
-    beside = path.resolve().parent / "scheduler" / "scheduler_config.json"
+def _from_file(text: str, path: Path, scheduler: str | None) -> Reference:
+    from diffcompress.teacher import single_file
+
+    if path.suffix not in (".safetensors", *PICKLES):
+        told = "a config is enough for plan alone" if path.suffix == ".json" else "it is no .safetensors file"
+        raise UsageError(f"'{text}' holds no teacher: {told}", "name a diffusers folder or a .safetensors checkpoint")
+    beside = path.parent / "config.json"
+    found = single_file.recognise(path, _read(beside) if beside.is_file() else None)
+    notes = found.notes
+    if found.scheduler is not None and scheduler is None:
+        noise = found.scheduler
+    else:
+        noise, note = _scheduler_beside(text, path.parent, scheduler)
+        notes = (*notes, note)
+    return Reference(text, path.stem, path, None, found.config, noise, notes)
+
+
+def _scheduler_beside(text: str, folder: Path, scheduler: str | None) -> tuple[dict[str, Any], str]:
+    """The scheduler config that the user named, or that lies in the pipeline around a denoiser folder."""
+    places = [place / "scheduler" / "scheduler_config.json" for place in (folder.resolve().parent, folder)]
+    beside = [file for file in places if file.is_file()]
     if scheduler is not None:
         given = Path(scheduler)
         file = given / "scheduler_config.json" if given.is_dir() else given
-        note = f"noise process from {file}"
-    elif beside.is_file():
-        file, note = beside, f"noise process from {beside}"
+    elif beside:
+        file = beside[0]
     else:
         raise UsageError(
-            f"'{text}' is a denoiser folder without a scheduler, so its prediction type is unknown",
+            f"'{text}' is a denoiser without a scheduler, so its prediction type is unknown",
             "add --scheduler with the folder or file of its diffusers scheduler config",
         )
-    return Reference(text, path.resolve().name, path, None, config, _read(file), (note,))
+    return _read(file), f"noise process from {file}"
 
 
 def _read(path: Path) -> dict[str, Any]:

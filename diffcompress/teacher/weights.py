@@ -1,57 +1,110 @@
-"""Weight files: which ones a model folder means, and what is read from them."""
+"""The weights of a teacher: which files they are, what their headers tell, and whether they fit the config."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from diffcompress.errors import UsageError
+from diffcompress.teacher import single_file
 from diffcompress.teacher.reference import Reference
+from diffcompress.teacher.state import SAFETENSORS_DTYPES, StoredState
+from diffcompress.teacher.variants import choose
 
-_SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece*.model")
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a diffusers model folder: safetensors (shards, full precision, a variant) before .bin."""
-    indexes = sorted(folder.glob("*.safetensors.index*.json"))
-    if indexes:
-        names = sorted(set(json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"].values()))
-        missing = [n for n in names if not (folder / n).is_file()]
-        if missing:
-            raise UsageError(f"{folder} lacks the shard {missing[0]}", "check that the download is complete")
-        return [folder / n for n in names]
-    plain = folder / "diffusion_pytorch_model.safetensors"
-    found = [plain] if plain.is_file() else sorted(folder.glob("diffusion_pytorch_model.*.safetensors"))
-    found = found or sorted(folder.glob("*.safetensors")) or sorted(folder.glob("diffusion_pytorch_model*.bin"))
+class TeacherState(Mapping[str, Tensor]):
+    """The denoiser's state dict as diffusers names it, read tensor by tensor from `files`.
+
+    A checkpoint in its original layout is converted in memory; everything else stays on disk until it is asked for.
+    dtype: of most tensors as stored.
+    """
+
+    def __init__(self, stored: StoredState, converted: Mapping[str, Tensor] | None = None) -> None:
+        self.files = stored.files
+        self.dtype = stored.dtype or torch.float32
+        self._tensors: Mapping[str, Tensor] = stored if converted is None else converted
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        tensors = self._tensors
+        return tensors.shape(name) if isinstance(tensors, StoredState) else tuple(tensors[name].shape)
+
+
+def open_state(reference: Reference) -> TeacherState:
+    """The denoiser's weights, downloaded first when they lie on the Hub.
+
+    Raises UsageError when they are missing, truncated or pickled beyond a state dict, AccessError when the Hub refuses.
+    """
+    reference.fetch(reference.denoiser_part)
+    stored = StoredState(weight_files(reference.denoiser))
+    if reference.denoiser.is_file() and single_file.is_original(stored):
+        return TeacherState(stored, single_file.convert(stored, reference.config))
+    return TeacherState(stored)
+
+
+def weight_files(place: Path) -> list[Path]:
+    """The weight files of a diffusers model folder, one variant of them, or the single file itself."""
+    if place.is_file():
+        return [place]
+    found = choose((f.name for f in place.iterdir()) if place.is_dir() else (), str(place))
     if not found:
         raise UsageError(
-            f"{folder} holds no weights (diffusion_pytorch_model.safetensors)", "check that the download is complete"
+            f"{place} holds no weights (diffusion_pytorch_model.safetensors)", "check that the download is complete"
         )
-    return found[:1]
+    return [place / name for name in found]
 
 
 def stored_dtype(reference: Reference) -> str | None:
-    """The dtype of most tensors, from safetensors headers; None for pickles, whose headers cannot be read alone."""
-    found: Counter[str] = Counter()
-    for file in weight_files(reference.denoiser):
-        if file.suffix != ".safetensors":
-            continue
-        try:
-            with safe_open(file, framework="pt") as handle:
-                found.update(handle.get_slice(key).get_dtype() for key in handle.keys())  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            advice = "check that the download is complete"
-            raise UsageError(f"{file} cannot be read as safetensors: {error}", advice) from error
-    return _SAFETENSORS_DTYPES.get(found.most_common(1)[0][0]) if found else None
+    """The dtype of most tensors, from safetensors headers, on the Hub too; None for pickles, whose headers cannot be
+    read alone, and when nothing can be read offline."""
+    if reference.repository is not None and not reference.repository.has_weights(reference.denoiser_part):
+        found = reference.repository.dtypes(reference.denoiser_part)
+        names = [SAFETENSORS_DTYPES[d] for d, _ in found.most_common() if d in SAFETENSORS_DTYPES]
+        return names[0] if names else None
+    files = weight_files(reference.denoiser)
+    if any(file.suffix != ".safetensors" for file in files):
+        return None
+    return str(StoredState(files).dtype).removeprefix("torch.")
 
 
-def fingerprint(reference: Reference, files: list[Path]) -> str:
+def check_state(state: TeacherState, denoiser: nn.Module) -> None:
+    """Raise UsageError unless names and shapes are those of `denoiser`; reads no tensors."""
+    expected = denoiser.state_dict()
+    file, advice = state.files[0], "weights and config.json must come from the same model"
+    missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    if missing or extra:
+        what = (
+            f"{len(missing)} missing tensor(s), first {missing[0]}"
+            if missing
+            else f"{len(extra)} unknown tensor(s), first {extra[0]}"
+        )
+        raise UsageError(f"{file} does not fit its config: {what}", advice)
+    for name, value in expected.items():
+        if state.shape(name) != tuple(value.shape):
+            raise UsageError(
+                f"{file} does not fit its config: {name} has shape {list(state.shape(name))}, "
+                f"the config says {list(value.shape)}",
+                advice,
+            )
+
+
+def fingerprint(reference: Reference, files: Sequence[Path]) -> str:
+    """SHA-256 over configs and weight files."""
     digest = hashlib.sha256()
     digest.update(json.dumps([reference.config, reference.scheduler], sort_keys=True, default=str).encode())
     for file in files:
@@ -61,58 +114,36 @@ def fingerprint(reference: Reference, files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def read_state(files: list[Path]) -> tuple[dict[str, Tensor], torch.dtype]:
-    state: dict[str, Tensor] = {}
-    for file in files:
-        if file.suffix == ".safetensors":
-            try:
-                with safe_open(file, framework="pt") as handle:
-                    state |= {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a mapping)
-            except (SafetensorError, OSError) as error:
-                raise UsageError(
-                    f"{file} cannot be read as safetensors: {error}", "check that the download is complete"
-                ) from error
-        else:
-            state |= _read_pickle(file)
-    floating = [v.dtype for v in state.values() if v.is_floating_point()]
-    if not floating:
-        raise UsageError(f"{files[0]} holds no floating-point tensors", "check that this is a denoiser")
-    return state, max(set(floating), key=floating.count)
+def require_parts(reference: Reference, names: Iterable[str]) -> None:
+    """Raise one UsageError that names every part of the pipeline (vae, tokenizer, ...) which is absent or incomplete.
 
-
-def _read_pickle(file: Path) -> dict[str, Tensor]:
-    """A bare pickled state dict; anything more could run code and is refused."""
-    convert = f"s.save_file(torch.load('{file.name}', weights_only=False), '{file.stem}.safetensors')"
-    advice = f'convert it where you trust it: python -c "import torch, safetensors.torch as s; {convert}"'
-    try:
-        state = torch.load(file, weights_only=True, map_location="cpu")
-    except Exception as error:
+    Parts on the Hub are downloaded first.
+    """
+    names = list(names)
+    if reference.pipeline is None:
         raise UsageError(
-            f"{file} is a pickle with more than a bare state dict, which could run code, or is damaged", advice
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UsageError(f"{file} is a pickle, but not of a bare state dict", advice)
-    return state
-
-
-def check_state(state: dict[str, Tensor], denoiser: nn.Module, file: Path) -> None:
-    expected = denoiser.state_dict()
-    missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
-    if missing or extra:
-        what = (
-            f"{len(missing)} missing tensor(s), first {missing[0]}"
-            if missing
-            else f"{len(extra)} unknown tensor(s), first {extra[0]}"
+            f"'{reference.id}' is a denoiser without a pipeline, and its {_listed(names)} would be needed",
+            "name the pipeline folder or the Hub id of the whole pipeline",
         )
+    reference.fetch(*names)
+    lacking = [f"{name} ({what})" for name in names if (what := _lack(reference.pipeline / name))]
+    if lacking:
         raise UsageError(
-            f"{file} does not fit its config: {what}", "weights and config.json must come from the same model"
+            f"the pipeline of '{reference.id}' is incomplete: {_listed(lacking)}", "download the missing files"
         )
-    for name, value in state.items():
-        if value.shape != expected[name].shape:
-            raise UsageError(
-                f"{file} does not fit its config: {name} has shape {list(value.shape)}, "
-                f"the config says {list(expected[name].shape)}",
-                "weights and config.json must come from the same model",
-            )
-        if not torch.isfinite(value).all():
-            raise UsageError(f"{file} is damaged: {name} holds NaN or infinite values", "use an intact checkpoint")
+
+
+def _lack(folder: Path) -> str | None:
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return "no such folder"
+    if folder.name.startswith("tokenizer"):
+        return None if any(any(folder.glob(name)) for name in _VOCABULARIES) else "no vocabulary"
+    if folder.name.startswith(("scheduler", "feature_extractor", "image_processor")):
+        return None
+    if not (folder / "config.json").is_file():
+        return "no config.json"
+    return None if choose((f.name for f in folder.iterdir()), str(folder)) else "no weights"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]

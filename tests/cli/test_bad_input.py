@@ -46,7 +46,7 @@ def _inside(tmp_path, monkeypatch):
         ([*SHRINK, *RATIO, "--push-to-hub", "me/x"], "--push-to-hub is not supported yet"),
         ([*SHRINK, *RATIO, "--public"], "--public is not supported yet"),
         ([*SHRINK, *RATIO, "--data", "someone/images"], "Hub data sets are not supported yet"),
-        (["plan", "someone/model", *RATIO], "Hub ids are not supported yet"),
+        (["plan", "./someone/model", *RATIO], "no teacher at './someone/model'"),
         (["plan", "demo:nothing", *RATIO], "no embedded teacher 'demo:nothing'"),
         (["plan", "demo", *RATIO, "--recipe", "defualt"], "did you mean 'default'?"),
         (["recipes", "show", "nothing"], "no recipe 'nothing'"),

@@ -79,10 +79,12 @@ def test_what_is_no_folder_of_a_model(tmp_path):
     (tmp_path / "other" / "notes.txt").write_text("x")
     (tmp_path / "weights.safetensors").write_bytes(b"")
     for name, said in {
-        "missing": "does not exist",
+        "missing": "neither file nor folder",
+        "missing.safetensors": "neither file nor folder",
         "empty": "is empty",
         "other": "holds neither",
-        "weights.safetensors": "is a file",
+        "weights.safetensors": "cannot be read as safetensors",
+        "other/notes.txt": "holds no teacher",
     }.items():
         with pytest.raises(UsageError, match=said) as caught:
             reference.resolve(str(tmp_path / name))

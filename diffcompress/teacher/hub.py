@@ -1,0 +1,214 @@
+"""Models on the Hub: which commit, which files of it, and a sentence for everything that can be in the way.
+
+All requests are huggingface_hub's own; they go to HF_ENDPOINT and into its cache (HF_HOME).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from diffcompress.errors import AccessError
+from diffcompress.runtime import Progress
+from diffcompress.teacher import hub_errors
+from diffcompress.teacher.variants import choose, choose_files
+
+T = TypeVar("T")
+REPOSITORY_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Everything that a plan reads; a card and a licence are small and follow the student.
+_CONFIGS = ["model_index.json", "config.json", "*/config.json", "scheduler/*", "README.md", "LICEN[CS]E*", "NOTICE*"]
+_TIMEOUT = 20.0
+_WAITS = (1.0, 2.0, 4.0)
+_LONGEST_WAIT = 60.0
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """size in bytes; sha256 where the Hub states it, which is for all large files."""
+
+    size: int
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Repository:
+    """One commit of a model repository and the folder that it is downloaded to, part by part.
+
+    id: as asked; files: all of them by path, None when the Hub could not be asked; notes: for the user.
+    """
+
+    id: str
+    commit: str
+    folder: Path
+    files: Mapping[str, RemoteFile] | None
+    notes: tuple[str, ...] = ()
+
+    def has_weights(self, part: str) -> bool:
+        """Whether the weights of a part (a subfolder, "" for the root) are here already."""
+        folder = self.folder / part
+        if self.files is None:
+            return folder.is_dir() and bool(choose((f.name for f in folder.iterdir()), part or self.id))
+        chosen = choose(self._names(part), f"{self.id}/{part}")
+        return bool(chosen) and all((folder / name).is_file() for name in chosen)
+
+    def num_bytes(self, parts: Iterable[str]) -> int | None:
+        """What `fetch` would bring, whether here or not; None when it cannot be known."""
+        if self.files is None:
+            return None
+        return sum(self.files[path].size for path in self._paths(parts))
+
+    def dtypes(self, part: str) -> Counter[str]:
+        """How many tensors of each safetensors dtype the weights of a part hold, from their headers alone."""
+        from huggingface_hub import HfApi
+
+        found: Counter[str] = Counter()
+        if self.files is None:
+            return found
+        for name in choose(self._names(part), f"{self.id}/{part}"):
+            path = f"{part}/{name}".lstrip("/")
+            if not name.endswith(".safetensors"):
+                continue
+            read = HfApi().parse_safetensors_file_metadata
+            with hub_errors.told(self.id, self.commit):
+                header = _patiently(lambda read=read, path=path: read(self.id, path, revision=self.commit))  # type: ignore[misc]
+            found.update(tensor.dtype for tensor in header.tensors.values())
+        return found
+
+    def fetch(self, parts: Iterable[str], progress: Progress | None = None) -> None:
+        """Download parts whole: one variant of their weights, and all that is small.
+
+        Raises AccessError when the Hub refuses or breaks off, or offline when something is not in the cache.
+        """
+        parts = list(parts)
+        if self.files is None:
+            for part in parts:
+                self._require_cached(part)
+            return
+        absent = [path for path in self._paths(parts) if not (self.folder / path).exists()]
+        if not absent:
+            return
+        total = sum(self.files[path].size for path in absent)
+        if progress is not None and total > 10**7:
+            progress.note(f"downloading {total / 1e6:,.0f} MB of '{self.id}'")
+        with hub_errors.told(self.id, self.commit):
+            _patiently(lambda: _snapshot(self.id, self.commit, [glob.escape(path) for path in absent]))
+        for path in absent:
+            self._verify(path)
+
+    def _names(self, part: str) -> list[str]:
+        """The files that lie directly in a part."""
+        prefix = f"{part}/" if part else ""
+        inside = [path[len(prefix) :] for path in self.files or () if path.startswith(prefix)]
+        return [name for name in inside if "/" not in name]
+
+    def _paths(self, parts: Iterable[str]) -> list[str]:
+        return [f"{p}/{name}".lstrip("/") for p in parts for name in choose_files(self._names(p), f"{self.id}/{p}")]
+
+    def _require_cached(self, part: str) -> None:
+        folder = self.folder / part
+        names = [f.name for f in folder.iterdir()] if folder.is_dir() else []
+        # A model has a config.json and needs weights; a tokenizer or a scheduler comes whole.
+        if not names or ("config.json" in names and not choose(names, f"{self.id}/{part}")):
+            raise AccessError(
+                f"{part or 'the model'} of '{self.id}' is not in the local cache, and the Hub cannot be asked",
+                "run once with a network and without --offline, or name a folder",
+            )
+
+    def _verify(self, path: str) -> None:
+        """A damaged file must not stay where the next run would take it for good."""
+        file, expected = self.folder / path, (self.files or {})[path]
+        digest = hashlib.sha256()
+        size = 0
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+                size += len(chunk)
+        if size == expected.size and expected.sha256 in (None, digest.hexdigest()):
+            return
+        file.resolve().unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
+        raise AccessError(
+            f"the download of '{path}' from '{self.id}' arrived damaged, and was thrown away", "run the command again"
+        )
+
+
+def is_offline() -> bool:
+    """--offline sets HF_HUB_OFFLINE; huggingface_hub itself looks at it only when it is first imported."""
+    from huggingface_hub import constants
+
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on") or constants.HF_HUB_OFFLINE
+
+
+def find(repository: str, revision: str | None = None) -> Repository:
+    """`repository` at `revision` (branch, tag or commit; None: the main branch), with its configs downloaded.
+
+    Raises AccessError for everything that keeps it from being read. Without a network the cached copy does, if any.
+    """
+    from huggingface_hub import HfApi
+
+    if is_offline():
+        return _cached(repository, revision)
+    try:
+        with hub_errors.told(repository, revision):
+            ask = HfApi().model_info
+            info = _patiently(lambda: ask(repository, revision=revision, files_metadata=True, timeout=_TIMEOUT))
+            folder = _patiently(lambda: _snapshot(repository, revision, _CONFIGS))
+            if folder.name != info.sha:  # the branch moved between the two requests
+                info = _patiently(lambda: ask(repository, revision=folder.name, files_metadata=True, timeout=_TIMEOUT))
+    except hub_errors.UnreachableError as error:
+        with contextlib.suppress(AccessError):
+            found = _cached(repository, revision)
+            note = f"{error.message}; the cached copy at commit {found.commit[:12]} is used"
+            return Repository(found.id, found.commit, found.folder, None, (note,))
+        raise
+    files = {
+        sibling.rfilename: RemoteFile(sibling.size or 0, sibling.lfs.sha256 if sibling.lfs else None)
+        for sibling in info.siblings or ()
+    }
+    moved = (f"'{repository}' has moved to '{info.id}'",) if info.id != repository else ()
+    return Repository(repository, folder.name, folder, files, moved)
+
+
+def _cached(repository: str, revision: str | None) -> Repository:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = _snapshot(repository, revision, ["model_index.json", "config.json"], local=True)
+    except LocalEntryNotFoundError as error:
+        wanted = f"'{repository}'" if revision is None else f"revision '{revision}' of '{repository}'"
+        raise AccessError(
+            f"{wanted} is not in the local cache, and the network is not to be used (--offline or HF_HUB_OFFLINE)",
+            "run once without --offline, or name a folder",
+        ) from error
+    return Repository(repository, folder.name, folder, None)
+
+
+def _snapshot(repository: str, revision: str | None, patterns: list[str], *, local: bool = False) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=local))
+
+
+def _patiently(request: Callable[[], T]) -> T:
+    """`request()`, again after a while when the Hub is overloaded (429) or failing (5xx).
+
+    Downloads are retried by the client itself; the requests before them are not.
+    """
+    for wait in (*_WAITS, None):
+        try:
+            return request()
+        except Exception as error:
+            seconds = hub_errors.retry_after(error, default=wait)
+            if wait is None or seconds is None or seconds > _LONGEST_WAIT:
+                raise
+            time.sleep(seconds)
+    raise AssertionError("unreachable")

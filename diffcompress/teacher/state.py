@@ -1,0 +1,94 @@
+"""State dicts on disk, read tensor by tensor."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from diffcompress.errors import UsageError
+from diffcompress.teacher.variants import PICKLES
+
+SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class StoredState(Mapping[str, Tensor]):
+    """The tensors of one or more weight files; each is read when it is asked for, and checked to be finite.
+
+    Names, shapes and dtypes come from safetensors headers. Pickles have none: they are read whole, and only as bare
+    state dicts. Raises UsageError for files that are damaged, empty, or pickled beyond a state dict.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = tuple(files)
+        self._places: dict[str, tuple[Path, Any]] = {}
+        for file in self.files:
+            source = _read_pickle(file) if file.suffix in PICKLES else _open(file)
+            self._places |= {name: (file, source) for name in source.keys()}  # noqa: SIM118 (a handle is no mapping)
+        if self.dtype is None:
+            raise UsageError(f"{self.files[0]} holds no floating-point tensors", "check that this is a denoiser")
+
+    def __getitem__(self, name: str) -> Tensor:
+        file, source = self._places[name]
+        try:
+            value = source[name] if isinstance(source, dict) else source.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(file, error) from error
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UsageError(f"{file} is damaged: {name} holds NaN or infinite values", "use an intact checkpoint")
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        _, source = self._places[name]
+        return tuple(source[name].shape if isinstance(source, dict) else source.get_slice(name).get_shape())
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The floating-point dtype of most tensors."""
+        found = Counter(self._dtype(name) for name in self._places)
+        names = [name for name, _ in found.most_common() if name is not None]
+        return getattr(torch, names[0]) if names else None
+
+    def _dtype(self, name: str) -> str | None:
+        _, source = self._places[name]
+        if isinstance(source, dict):
+            value = source[name]
+            return str(value.dtype).removeprefix("torch.") if value.is_floating_point() else None
+        return SAFETENSORS_DTYPES.get(source.get_slice(name).get_dtype())
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> UsageError:
+    return UsageError(f"{file} cannot be read as safetensors: {error}", "check that the download is complete")
+
+
+def _read_pickle(file: Path) -> dict[str, Tensor]:
+    """A bare pickled state dict; anything more could run code and is refused."""
+    convert = f"s.save_file(torch.load('{file.name}', weights_only=False), '{file.stem}.safetensors')"
+    advice = f'convert it where you trust it: python -c "import torch, safetensors.torch as s; {convert}"'
+    try:
+        state = torch.load(file, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise UsageError(
+            f"{file} is a pickle with more than a bare state dict, which could run code, or is damaged", advice
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UsageError(f"{file} is a pickle, but not of a bare state dict", advice)
+    return state

@@ -1,0 +1,94 @@
+"""Which of the weight files in a model folder to use: one variant, all its shards, safetensors before pickles."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from diffcompress.errors import UsageError
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+# Weights in whatever format, of which a folder on the Hub may hold many; all else in it is small.
+_WEIGHTS = (
+    ".safetensors",
+    *PICKLES,
+    ".msgpack",
+    ".h5",
+    ".onnx",
+    ".onnx_data",
+    ".pb",
+    ".gguf",
+    ".xml",
+    ".tflite",
+    ".ot",
+)
+_NAME = re.compile(
+    r"(?P<stem>[^.]+?)(?:\.(?P<variant>[\w-]+?))?(?:-(?P<number>\d{5})-of-(?P<total>\d{5}))?(?:\.(?P<late>\w+))?"
+    r"\.(?P<kind>safetensors|bin)"
+)
+_INDEX = re.compile(r".+\.index(?:\.(?P<variant>\w+))?\.json")
+# Full precision first; then what keeps the range of float32. A "non_ema" and its like come last.
+_VARIANTS = ("", "bf16", "fp16")
+_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+
+
+def choose(names: Iterable[str], where: str) -> list[str]:
+    """The weight files of one variant among the file names of a model folder; [] when there are none.
+
+    `where` names the folder in the UsageError for a missing shard.
+    """
+    groups: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    totals: dict[tuple[Any, ...], int] = {}
+    for name in sorted(names):
+        match = _NAME.fullmatch(name)
+        if match is None:
+            continue
+        variant = _variant(name)
+        key = (
+            match["kind"] != "safetensors",
+            _rank(variant, _VARIANTS),
+            variant,
+            _rank(match["stem"], _STEMS),
+            match["stem"],
+            match["total"] is None,  # diffusers reads shards, too, where both lie
+            match["total"] or "",
+        )
+        groups[key].append(name)
+        totals[key] = int(match["total"] or 1)
+    if not groups:
+        return []
+    best = min(groups)
+    found, total = groups[best], totals[best]
+    if len(found) < total:
+        numbers = [int(m["number"]) for name in found if (m := _NAME.fullmatch(name))]
+        first = min(set(range(1, total + 1)) - set(numbers))
+        raise UsageError(
+            f"{where} lacks the shard {first} of {total} beside {found[0]}", "check that the download is complete"
+        )
+    return found
+
+
+def choose_files(names: Iterable[str], where: str) -> list[str]:
+    """All that a model folder needs: the chosen weights, their index, and whatever else is no weights."""
+    names = sorted(names)
+    chosen = choose(names, where)
+    variants = {_variant(name) for name in chosen}
+
+    def is_wanted(name: str) -> bool:
+        index = _INDEX.fullmatch(name)
+        if index is not None:
+            return (index["variant"] or "") in variants and len(chosen) > 1
+        return name in chosen or not name.endswith(_WEIGHTS)
+
+    return [name for name in names if is_wanted(name)]
+
+
+def _variant(name: str) -> str:
+    match = _NAME.fullmatch(name)
+    return (match["variant"] or match["late"] or "") if match else ""
+
+
+def _rank(value: str, order: tuple[str, ...]) -> int:
+    return order.index(value) if value in order else len(order)

@@ -87,6 +87,8 @@ class RunFolder:
         self.report_html = self.path / "report.html"
         self.report_json = self.path / "report.json"
         self.pipeline = self.path / "pipeline"
+        self.exports = self.path / "exports"
+        self.pushed = self.path / "pushed.json"
 
     def stage(self, index: int, name: str) -> Path:
         return self.path / f"stage-{index + 1}-{name.replace('_', '-')}"

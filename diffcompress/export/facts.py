@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def collect(run: RunFolder) -> dict[str, Any]:
         and run.pipeline.is_dir()
         and all(stage["finished"] for stage in stages),
         "asked": asked,
-        "command": command(asked, run.path),
+        "command": command(asked, recipe=str(run.recipe), output=f"{run.path}-again"),
         "plan": {"choice": plan.get("choice"), "notes": plan.get("notes") or []},
         "evidence": evidence.lookup((plan.get("config") or {}).get("_class_name", ""), plan.get("ratio")),
         "protocol": evaluation.get("protocol") or {},
@@ -68,6 +69,7 @@ def collect(run: RunFolder) -> dict[str, Any]:
         "proof": proof,
         "timings": timings,
         "environment": environment,
+        "pushed": reader.json(run.pushed, None, None),
         "provenance": reader.json(run.pipeline / "diffcompress.json", "the exported pipeline", {}),
         "warnings": warnings,
         "not_computed": [*reader.missing, *_named(skipped)],
@@ -93,8 +95,8 @@ def curves(folder: Path) -> list[dict[str, float]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def command(asked: dict[str, Any], run: Path) -> str:
-    """The shell command that repeats the run from its resolved recipe."""
+def command(asked: Mapping[str, Any], *, recipe: str, output: str) -> str:
+    """The shell command that repeats the run from its resolved `recipe` into the folder `output`."""
     parts = ["diffcompress", "shrink", str(asked.get("teacher"))]
     target = asked.get("target") or {key: asked.get(key) for key in ("ratio", "params", "size")}
     for key in ("ratio", "params", "size"):
@@ -102,14 +104,14 @@ def command(asked: dict[str, Any], run: Path) -> str:
             parts += [f"--{key}", f"{target[key]}"]
     if asked.get("method") not in (None, "lift-place"):
         parts += ["--method", asked["method"]]
-    parts += ["--recipe", str(run / "recipe.yaml"), "--seed", str(seed_of(asked) or 0)]
+    parts += ["--recipe", recipe, "--seed", str(seed_of(asked) or 0)]
     for key in ("data", "dtype", "license"):
         if asked.get(key) is not None:
             parts += [f"--{key}", str(asked[key])]
-    return shlex.join([*parts, "--output", f"{run}-again"])
+    return shlex.join([*parts, "--output", output])
 
 
-def seed_of(asked: dict[str, Any]) -> int | None:
+def seed_of(asked: Mapping[str, Any]) -> int | None:
     recipe = asked.get("recipe")
     seed = recipe.get("seed") if isinstance(recipe, dict) else None
     return asked.get("seed") if seed is None else seed

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from diffcompress.export import words
+from diffcompress.export import facts, trust, words
 from diffcompress.run_folder import write_text
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
 # Markdown is not HTML: nothing is escaped, and line ends of blocks go.
 _TEMPLATES = Environment(
     loader=PackageLoader("diffcompress.export"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
+UNCONDITIONAL = "unconditional-image-generation"
+ELSEWHERE = "path/to/pipeline"
 
 
 def write(folder: Path, provenance: Mapping[str, Any], collected: Mapping[str, Any]) -> None:
@@ -28,49 +32,100 @@ def render(provenance: Mapping[str, Any], collected: Mapping[str, Any]) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
     licence = provenance["license"]
-    teacher = base_model(provenance["teacher"]["id"])
+    teacher = base_model(provenance["teacher"])
+    title = f"{provenance['teacher']['name']}, compressed to {words.percent(collected['student']['ratio'])}"
+    known = licence["id"] != "unknown"
+    results = eval_results(provenance, collected)
     data = ModelCardData(
         base_model=teacher,
         library_name="diffusers",
-        pipeline_tag="unconditional-image-generation",
-        license=licence["id"],
-        license_name=licence.get("name"),
+        pipeline_tag=provenance.get("pipeline_tag", UNCONDITIONAL),
+        # The Hub knows no "unknown": "other" with that name is how it is said there.
+        license=licence["id"] if known else "other",
+        license_name=licence.get("name") if known else "unknown",
         license_link=licence.get("link"),
         tags=["diffcompress", "knowledge-distillation", "compressed"],
+        model_name=title if results else None,
+        eval_results=results or None,
     )
+    where = (collected.get("pushed") or {}).get("repo") or ELSEWHERE
     content = _TEMPLATES.get_template("model_card.md.j2").render(
         card_data=data.to_yaml(),
         f=collected,
         p=provenance,
         w=words,
-        title=f"{provenance['teacher']['name']}, compressed to {words.percent(collected['student']['ratio'])}",
+        title=title,
         teacher_named=teacher or provenance["teacher"]["name"],
-        demo=str(provenance["teacher"]["id"]).partition(":")[0] == "demo",
+        demo=is_demo(provenance),
         quality={n: m for n, m in collected["metrics"].items() if not words.is_cost(m)},
         costs={n: m for n, m in collected["metrics"].items() if words.is_cost(m)},
-        use=usage(provenance),
+        use=usage(provenance, where),
+        limits=trust.remarks(collected, facts.seed_of(collected["asked"])),
+        command=repeat(provenance, collected),
     )
     return str(ModelCard(content).content)
 
 
-def base_model(teacher_id: str) -> str | None:
+def base_model(teacher: Mapping[str, Any]) -> str | None:
     """The teacher's Hub id, else None: a path means nothing to others, and may be private."""
-    name = teacher_id.partition("@")[0]
-    return name if _HUB_ID.fullmatch(name) and not Path(teacher_id).exists() else None
+    name = teacher.get("id")
+    return str(name) if name and teacher.get("revision") else None
 
 
-def usage(provenance: Mapping[str, Any]) -> str:
-    """Python that samples from the student with diffusers alone."""
-    if not provenance.get("class_conditional"):
-        return (
-            "from diffusers import DiffusionPipeline\n\n"
-            'pipeline = DiffusionPipeline.from_pretrained("path/to/pipeline")\n'
-            'image = pipeline(num_inference_steps=100).images[0]\nimage.save("sample.png")\n'
+def is_demo(provenance: Mapping[str, Any]) -> bool:
+    return str(provenance["teacher"]["id"]).partition(":")[0] == "demo"
+
+
+def eval_results(provenance: Mapping[str, Any], collected: Mapping[str, Any]) -> list[EvalResult]:
+    """Only what was measured against a data set that others can get; with its protocol, or not at all."""
+    from huggingface_hub import EvalResult
+
+    protocol, found = collected["protocol"], []
+    for name, metric in collected["metrics"].items():
+        reference = metric.get("reference")
+        if reference in (None, "data") or not metric.get("samples") or not words.is_number(metric.get("value")):
+            continue
+        found.append(
+            EvalResult(
+                task_type=provenance.get("pipeline_tag", UNCONDITIONAL),
+                dataset_type=str(reference).split()[0],
+                dataset_name=str(reference),
+                metric_type=name,
+                metric_name=f"{words.label(name)}, {metric['samples']:,} samples",
+                metric_value=metric["value"],
+                metric_args={key: protocol[key] for key in ("sampler", "sampler_steps", "seed") if key in protocol}
+                | {key: metric.get(key) for key in ("low", "high") if metric.get(key) is not None},
+            )
         )
+    return found
+
+
+def repeat(provenance: Mapping[str, Any], collected: Mapping[str, Any]) -> str:
+    """The command that makes this student again from the card's own recipe, with no path of this machine in it."""
+    teacher, asked = provenance["teacher"], collected["asked"]
+    name = f"{teacher['id']}@{teacher['revision']}" if base_model(teacher) else teacher["id"] or teacher["name"]
+    data = asked.get("data")
+    public = dict(asked) | {"teacher": name, "data": Path(data).name if data else None}
+    return facts.command(public, recipe="recipe.yaml", output=f"{teacher['name']}-again")
+
+
+def usage(provenance: Mapping[str, Any], where: str = ELSEWHERE) -> str:
+    """Python that samples from the student with diffusers alone."""
+    load = "from diffusers import DiffusionPipeline\n\npipeline = DiffusionPipeline.from_pretrained("
+    load += f"{json.dumps(where)})\n"
+    if provenance.get("pipeline_tag") == "text-to-video":
+        return (
+            "from diffusers.utils import export_to_video\n" + load + 'frames = pipeline("a cat on a sofa").frames[0]\n'
+            'export_to_video(frames, "sample.mp4")\n'
+        )
+    if provenance.get("pipeline_tag") == "text-to-image":
+        return load + 'image = pipeline("a photograph of a cat on a sofa").images[0]\nimage.save("sample.png")\n'
+    if provenance.get("pipeline") == "DiTPipeline":
+        return load + 'image = pipeline(class_labels=[0]).images[0]\nimage.save("sample.png")\n'
+    if not provenance.get("class_conditional"):
+        return load + 'image = pipeline(num_inference_steps=100).images[0]\nimage.save("sample.png")\n'
     return (
-        "import torch\nfrom diffusers import DiffusionPipeline\n\n"
-        'pipeline = DiffusionPipeline.from_pretrained("path/to/pipeline")\n'
-        "denoiser, scheduler = pipeline.unet, pipeline.scheduler\n"
+        "import torch\n" + load + "denoiser, scheduler = pipeline.unet, pipeline.scheduler\n"
         "scheduler.set_timesteps(100)\nlabels = torch.tensor([0])\n"
         "size = denoiser.config.sample_size\nimage = torch.randn(1, denoiser.config.in_channels, size, size)\n"
         "with torch.no_grad():\n    for timestep in scheduler.timesteps:\n"

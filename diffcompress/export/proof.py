@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from diffcompress.errors import DiffCompressError
 from diffcompress.export import probe
-from diffcompress.export.weights import as_shipped, name_of, weight_hashes
+from diffcompress.export.provenance import weight_hashes
+from diffcompress.export.weights import as_shipped, name_of
 from diffcompress.noise import generator
 from diffcompress.run_folder import RunFolder, read_json, write_json
 from diffcompress.teacher.load import LoadedPipeline

@@ -56,7 +56,7 @@ def html(run: RunFolder, collected: dict[str, Any], pictures: dict[str, str]) ->
         remarks=trust.remarks(collected, seed),
         counts=trust.counts(metrics),
         seed=seed,
-        use=model_card.usage(collected["provenance"]),
+        use=model_card.usage(collected["provenance"], collected["pipeline"] or model_card.ELSEWHERE),
     )
 
 

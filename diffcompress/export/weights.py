@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import platform
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +14,10 @@ from torch import nn
 
 from diffcompress.errors import DiffCompressError, UsageError
 from diffcompress.export import facts, model_card
-from diffcompress.export.licence import Licence, licence_files, licence_of
+from diffcompress.export import provenance as provenances
+from diffcompress.export.licence import licence_files, licence_of
 from diffcompress.run_folder import RunFolder, read_json, write_atomically, write_json
 from diffcompress.teacher.load import LoadedPipeline
-
-PROVENANCE = "diffcompress.json"
 
 
 def export_pipeline(
@@ -47,9 +44,10 @@ def export_pipeline(
         shipped.save_pretrained(folder / subfolder, safe_serialization=True)
         for file in licence_files(teacher.reference):
             shutil.copyfile(file, folder / file.name)
-        record = given | _record(folder, teacher, licence, dtype)
-        write_json(folder / PROVENANCE, record)
-        model_card.write(folder, record, facts.collect(run))
+        collected = facts.collect(run)
+        record = provenances.record(folder, teacher, licence, dtype, given, collected)
+        write_json(folder / provenances.FILE, record)
+        model_card.write(folder, record, collected)
 
     write_atomically(run.pipeline, write)
     return run.pipeline
@@ -70,19 +68,6 @@ def as_shipped(student: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def weight_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every weight file of a pipeline folder, by its path inside the folder."""
-    return {file.relative_to(folder).as_posix(): sha256(file) for file in sorted(folder.rglob("*.safetensors"))}
 
 
 def _write_rest(folder: Path, teacher: LoadedPipeline) -> str:
@@ -112,23 +97,3 @@ def _write_rest(folder: Path, teacher: LoadedPipeline) -> str:
             )
         shutil.copytree(source, folder / part)
     return subfolder
-
-
-def _record(folder: Path, teacher: LoadedPipeline, licence: Licence, dtype: torch.dtype) -> dict[str, Any]:
-    from diffcompress import __version__
-
-    return {
-        "teacher": {"id": teacher.reference.id, "name": teacher.reference.name, "fingerprint": teacher.fingerprint},
-        "license": licence.as_json(),
-        "denoiser": teacher.family.class_name,
-        "class_conditional": teacher.family.num_classes(teacher.config) is not None,
-        "pipeline": read_json(folder / "model_index.json")["_class_name"],
-        "dtype": name_of(dtype),
-        "versions": {
-            "diffcompress": __version__,
-            "diffusers": diffusers.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "files": weight_hashes(folder),
-    }

@@ -204,4 +204,4 @@ def test_the_command_quotes_what_shells_would_split() -> None:
     }
     expected = "diffcompress shrink 'my teacher' --params 40000 --method output-kd"
     expected += " --recipe 'a run/recipe.yaml' --seed 3 --output 'a run-again'"
-    assert command(asked, Path("a run")) == expected
+    assert command(asked, recipe="a run/recipe.yaml", output="a run-again") == expected

@@ -1,0 +1,108 @@
+"""diffcompress.json in the exported pipeline: all it was made from (docs/schemas/diffcompress.schema.json)."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffcompress.export.licence import Licence, is_demo
+from diffcompress.run_folder import read_json
+from diffcompress.teacher.load import LoadedPipeline
+from diffcompress.teacher.reference import Reference
+from diffcompress.teacher.weights import weight_files
+
+FILE = "diffcompress.json"
+FORMAT = 1
+_PACKAGES = ("diffcompress", "diffusers", "torch", "accelerate", "safetensors", "huggingface-hub", "numpy")
+
+
+def record(
+    folder: Path,
+    teacher: LoadedPipeline,
+    licence: Licence,
+    dtype: torch.dtype,
+    given: Mapping[str, Any],
+    collected: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What diffcompress.json in `folder` says: no path of this machine is in it, for it is published with the weights.
+
+    given: recipe, seed, bank hash and method as the run knows them; collected: the report's facts.
+    """
+    asked = collected["asked"]
+    index = read_json(folder / "model_index.json")
+    family = teacher.family.class_name
+    return {
+        "format": FORMAT,
+        "teacher": _teacher(teacher, collected["teacher"]["params"]),
+        "student": {key: collected["student"][key] for key in ("params", "ratio", "requested_ratio")},
+        "target": asked.get("target"),
+        "recipe_name": _name(asked.get("recipe_name")),
+        "data": _name(asked.get("data")),
+        **given,
+        "seeds": {"run": given.get("seed"), "evaluation": collected["protocol"].get("seed")},
+        "license": licence.as_json(),
+        "denoiser": family,
+        "class_conditional": teacher.family.num_classes(teacher.config) is not None,
+        "pipeline": index["_class_name"],
+        "pipeline_tag": pipeline_tag(index, family),
+        "dtype": str(dtype).removeprefix("torch."),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "files": weight_hashes(folder),
+    }
+
+
+def pipeline_tag(index: Mapping[str, Any], denoiser: str) -> str:
+    """The Hub's name for what a pipeline does, from model_index.json and the denoiser's class.
+
+    The Hub has no name for class-conditional models: they go with the unconditional ones.
+    """
+    if not any(part.startswith("tokenizer") for part in index):
+        return "unconditional-image-generation"
+    return "text-to-video" if "3DModel" in denoiser else "text-to-image"
+
+
+def sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def weight_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every weight file of a pipeline folder, by its path inside the folder."""
+    return {file.relative_to(folder).as_posix(): sha256(file) for file in sorted(folder.rglob("*.safetensors"))}
+
+
+def _teacher(teacher: LoadedPipeline, params: int | None) -> dict[str, Any]:
+    """id: on the Hub, or of a demo; None for a teacher that lay on somebody's disk: fingerprint and files tell it."""
+    reference = teacher.reference
+    repository = getattr(reference, "repository", None)
+    files = weight_files(reference.denoiser)
+    root = reference.pipeline or files[0].parent
+    return {
+        "id": repository.id if repository else reference.id if is_demo(reference) else None,
+        "name": reference.name,
+        "revision": repository.commit if repository else None,
+        "params": params,
+        "fingerprint": teacher.fingerprint,
+        "files": {file.relative_to(root).as_posix(): _known_hash(reference, file, root) for file in files},
+    }
+
+
+def _known_hash(reference: Reference, file: Path, root: Path) -> str:
+    """As the Hub states it, which was checked when it was downloaded; else computed."""
+    repository = getattr(reference, "repository", None)
+    stated = (repository.files or {}).get(file.relative_to(root).as_posix()) if repository else None
+    return (stated.sha256 if stated else None) or sha256(file)
+
+
+def _name(path: str | None) -> str | None:
+    """The last part of a path: the rest is nobody's business."""
+    return None if path is None else Path(path).name

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcompress.families.base import Config
-from diffcompress.families.transformer import Stack, Transformer, simple_rules
+from diffcompress.families.transformer import Stack, Transformer, mlp_roles, simple_rules
 from diffcompress.families.transformer_rules import Rules, nearest_positions
 
 STACKS = (Stack("num_layers", "transformer_blocks", default=28),)
@@ -27,10 +27,20 @@ def _rules(teacher: Config, student: Config) -> Rules:
     wide, narrow = (heads * size for heads, size in (_size(teacher), _size(student)))
     # The position embedding is built anew from the student's width: sine and cosine of rows and of columns.
     residual = nearest_positions([wide // 4] * 4, [narrow // 4] * 4)
-    return simple_rules(STACKS, teacher, student, (_size(teacher), _size(student)), residual=residual)
+    return simple_rules(
+        STACKS,
+        teacher,
+        student,
+        (_size(teacher), _size(student)),
+        residual=residual,
+        roles=mlp_roles("timestep_embedder"),
+    )
 
 
 def _forward(model: nn.Module, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
+    for block in model.transformer_blocks:  # type: ignore[union-attr]
+        # Each block would drop labels on its own while training; the null class is trained on like any other.
+        block.norm1.emb.class_embedder.eval()
     return model(noisy, timestep=timestep, class_labels=conditioning["class_labels"], return_dict=False)[0]
 
 

@@ -156,6 +156,19 @@ class Transformer:
         return {"noisy": noisy, "timestep": torch.ones(batch, dtype=torch.long), **self.inputs(config, batch)}
 
 
+def mlp_roles(name: str, *, hidden: str = "hidden", out: str | None = None) -> tuple[Role, ...]:
+    """Of embedder MLPs (linear_1, linear_2) whose name ends in the pattern `name`: hidden channels of their own.
+
+    hidden: the role of these; out: the role of what comes out, None for the residual width.
+    """
+    at, own = rf"(?P<at>.*{name})", f"{{at}}.{hidden}"
+    return (
+        Role(rf"{at}\.linear_1\.(weight|bias)", (own,)),
+        Role(rf"{at}\.linear_2\.weight", (out, own)),
+        Role(rf"{at}\.linear_2\.bias", (out,)),
+    )
+
+
 def simple_rules(
     family_stacks: Sequence[Stack],
     teacher: Config,
@@ -184,6 +197,7 @@ def simple_rules(
         "heads": Width(wide, narrow, old_heads, new_heads, positions=head if new_dim != old_dim else None),
         "head": Width(old_dim, new_dim, positions=head),
         "ffn": Width(*(ffn or (4 * wide, 4 * narrow))),
+        "hidden": Width(wide, narrow),
     }
     scaled: tuple[Role, ...] = ()
     if new_dim != old_dim and not normed:

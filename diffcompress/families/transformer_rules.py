@@ -88,7 +88,7 @@ def nearest_positions(teacher: Sequence[int], student: Sequence[int], pair: int 
     start = 0
     for wide, narrow in zip(teacher, student, strict=True):
         old, new = wide // pair, narrow // pair
-        picks = [round(i * old / new) for i in range(new)]
+        picks = [(2 * i * old + new) // (2 * new) for i in range(new)]  # ties upwards: alike in every segment
         kept += [start + pick * pair + k for pick in picks for k in range(pair)]
         start += wide
     return tuple(kept)

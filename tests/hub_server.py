@@ -201,7 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
             case [] | ["revision", _]:
                 repository, commit = self._find(name, rest[1] if rest else "main")
                 files = self._listed(repository.commits[commit])
-                siblings = [{"rfilename": f["path"], "size": f["size"]} for f in files]
+                siblings = [_sibling(file) for file in files]
                 gated = "manual" if repository.gated else False
                 self._json(
                     {"id": name, "sha": commit, "private": repository.private, "gated": gated, "siblings": siblings}
@@ -340,6 +340,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[:sent])
             if sent is not None and sent < len(content):
                 self.close_connection = True
+
+
+def _sibling(listed: dict[str, Any]) -> dict[str, Any]:
+    """A file of a tree as the model's information tells it."""
+    told = {"rfilename": listed["path"], "size": listed["size"], "blobId": listed["oid"]}
+    lfs = listed.get("lfs")
+    return told if lfs is None else told | {"lfs": {**lfs, "sha256": lfs["oid"]}}
 
 
 def _git_hash(file: Path) -> str:

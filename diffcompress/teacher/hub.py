@@ -6,6 +6,7 @@ All requests are huggingface_hub's own; they go to HF_ENDPOINT and into its cach
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import hashlib
 import os
@@ -13,7 +14,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,10 +44,12 @@ class RemoteFile:
 class Repository:
     """One commit of a model repository and the folder that it is downloaded to, part by part.
 
-    id: as asked; files: all of them by path, None when the Hub could not be asked; notes: for the user.
+    id: the name it has now; asked: the name it was asked for by, under which the cache keeps it; files: all of them by
+    path, None when the Hub could not be asked; notes: for the user.
     """
 
     id: str
+    asked: str
     commit: str
     folder: Path
     files: Mapping[str, RemoteFile] | None
@@ -77,9 +80,9 @@ class Repository:
             path = f"{part}/{name}".lstrip("/")
             if not name.endswith(".safetensors"):
                 continue
-            read = HfApi().parse_safetensors_file_metadata
+            read = functools.partial(HfApi().parse_safetensors_file_metadata, self.asked, path, revision=self.commit)
             with hub_errors.told(self.id, self.commit):
-                header = _patiently(lambda read=read, path=path: read(self.id, path, revision=self.commit))  # type: ignore[misc]
+                header = _patiently(read)
             found.update(tensor.dtype for tensor in header.tensors.values())
         return found
 
@@ -100,7 +103,7 @@ class Repository:
         if progress is not None and total > 10**7:
             progress.note(f"downloading {total / 1e6:,.0f} MB of '{self.id}'")
         with hub_errors.told(self.id, self.commit):
-            _patiently(lambda: _snapshot(self.id, self.commit, [glob.escape(path) for path in absent]))
+            _patiently(lambda: _snapshot(self.asked, self.commit, [glob.escape(path) for path in absent]))
         for path in absent:
             self._verify(path)
 
@@ -159,23 +162,23 @@ def find(repository: str, revision: str | None = None) -> Repository:
         return _cached(repository, revision)
     try:
         with hub_errors.told(repository, revision):
-            ask = HfApi().model_info
-            info = _patiently(lambda: ask(repository, revision=revision, files_metadata=True, timeout=_TIMEOUT))
+            ask = functools.partial(HfApi().model_info, repository, files_metadata=True, timeout=_TIMEOUT)
+            info = _patiently(lambda: ask(revision=revision))
             folder = _patiently(lambda: _snapshot(repository, revision, _CONFIGS))
             if folder.name != info.sha:  # the branch moved between the two requests
-                info = _patiently(lambda: ask(repository, revision=folder.name, files_metadata=True, timeout=_TIMEOUT))
+                info = _patiently(lambda: ask(revision=folder.name))
     except hub_errors.UnreachableError as error:
         with contextlib.suppress(AccessError):
             found = _cached(repository, revision)
             note = f"{error.message}; the cached copy at commit {found.commit[:12]} is used"
-            return Repository(found.id, found.commit, found.folder, None, (note,))
+            return replace(found, notes=(note,))
         raise
     files = {
         sibling.rfilename: RemoteFile(sibling.size or 0, sibling.lfs.sha256 if sibling.lfs else None)
         for sibling in info.siblings or ()
     }
     moved = (f"'{repository}' has moved to '{info.id}'",) if info.id != repository else ()
-    return Repository(repository, folder.name, folder, files, moved)
+    return Repository(info.id, repository, folder.name, folder, files, moved)
 
 
 def _cached(repository: str, revision: str | None) -> Repository:
@@ -189,7 +192,7 @@ def _cached(repository: str, revision: str | None) -> Repository:
             f"{wanted} is not in the local cache, and the network is not to be used (--offline or HF_HUB_OFFLINE)",
             "run once without --offline, or name a folder",
         ) from error
-    return Repository(repository, folder.name, folder, None)
+    return Repository(repository, repository, folder.name, folder, None)
 
 
 def _snapshot(repository: str, revision: str | None, patterns: list[str], *, local: bool = False) -> Path:

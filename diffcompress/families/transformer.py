@@ -135,9 +135,9 @@ class Transformer:
         return self.shape(config)
 
     def num_tokens(self, config: Config, shape: tuple[int, ...]) -> int:
-        """Patches of the two last axes."""
+        """Patches of the two last axes, in every frame of a video."""
         patch = self.patch(config)
-        return (shape[-2] // patch) * (shape[-1] // patch)
+        return math.prod(shape[1:-2]) * (shape[-2] // patch) * (shape[-1] // patch)
 
     def num_classes(self, config: Config) -> int | None:
         return self.classes(config)

@@ -40,6 +40,19 @@ class BankSection(Section):
     jitter: bool = Field(
         True, description="shift every sample's timestep grid at random, so trajectories visit all timesteps"
     )
+    guidance: float = Field(
+        1.0, ge=0.0, description="classifier-free guidance scale of bank samples, where there is a null conditioning"
+    )
+    null_share: float = Field(
+        0.1,
+        ge=0.0,
+        le=1.0,
+        description="share of targets with the null conditioning, so that guidance works on students",
+    )
+    num_prompts: int = Field(1024, ge=1, description="prompts of the built-in grammar, for text-conditional teachers")
+    sample_size: int | None = Field(
+        None, ge=1, description="height and width of samples (of latents); null: as the teacher's pipeline makes them"
+    )
 
 
 class TargetsSection(Section):
@@ -59,6 +72,7 @@ class LossWeights(Section):
     output_kd: float = Field(0.0, ge=0.0)
     feature_kd: float = Field(0.0, ge=0.0)
     diffusion: float = Field(0.0, ge=0.0)
+    variance_kd: float = Field(1.0, ge=0.0, description="of a learned variance, where the teacher has one")
 
 
 class StageSection(Section):
@@ -82,7 +96,7 @@ class StageSection(Section):
         """Refuse what no step could compute."""
         if self.weights.lift and self.weights.place:
             raise ValueError("a stage is either lift or place, and both have a weight")
-        if not any(self.weights.model_dump().values()):
+        if not any(weight for name, weight in self.weights.model_dump().items() if name != "variance_kd"):
             raise ValueError("all loss weights are 0")
         return self
 

@@ -11,17 +11,8 @@ from torch import Tensor
 from diffcompress.noise import generator
 from diffcompress.teacher.load import LoadedPipeline
 
-LABEL_STREAM, NOISE_STREAM = 1, 2
-Recorder = Callable[[Tensor, Tensor, Tensor], None]
-
-
-def conditioning_for(pipeline: LoadedPipeline, indices: Sequence[int], seed: int) -> dict[str, Tensor]:
-    """Conditioning of samples `indices`: class labels drawn from (seed, i), nothing for unconditional models."""
-    classes = pipeline.family.num_classes(pipeline.config)
-    if classes is None:
-        return {}
-    labels = [int(torch.randint(classes, (1,), generator=generator(seed, LABEL_STREAM, i))) for i in indices]
-    return {"class_labels": torch.tensor(labels)}
+NOISE_STREAM = 2
+Recorder = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 
 
 @torch.no_grad()
@@ -32,14 +23,17 @@ def sample(
     seed: int,
     num_steps: int,
     eta: float = 0.0,
+    guidance: float = 1.0,
     jitter: bool = False,
-    conditioning: Mapping[str, Tensor] | None = None,
+    conditions: Tensor | None = None,
     record: Recorder | None = None,
 ) -> Tensor:
-    """Clean samples `[len(indices), C, *spatial]` on the CPU, in one batch.
+    """Clean samples `[len(indices), C, *spatial]` on the CPU, in one batch; latents, where the denoiser sees latents.
 
-    Sample i follows from (seed, i) alone: its start, its steps' noise, its labels and its timestep grid.
-    jitter shifts each sample's timestep grid at random; `record(noisy, timestep, prediction)` sees every denoiser call.
+    Sample i follows from (seed, i) alone: its start, its steps' noise, its condition and its timestep grid.
+    guidance: classifier-free guidance scale, of use where there is a null conditioning; 1: none. jitter shifts each
+    sample's timestep grid at random. conditions `[len(indices)]`: rows of the pipeline's conditions in place of drawn
+    ones. `record(noisy, timestep, prediction, conditions)` sees every denoiser call, with learned variances.
     """
     device = pipeline.device
     generators = [generator(seed, NOISE_STREAM, i) for i in indices]
@@ -47,20 +41,38 @@ def sample(
     def draw() -> Tensor:
         return torch.stack([torch.randn(pipeline.sample_shape, generator=g) for g in generators]).to(device)
 
-    given = conditioning_for(pipeline, indices, seed) if conditioning is None else conditioning
-    given = {name: value.to(device) for name, value in given.items()}
+    rows = pipeline.conditions.draw(indices, seed) if conditions is None else conditions
+    asked = [rows]
+    if guidance != 1.0 and pipeline.conditions.null is not None:
+        asked.append(pipeline.conditions.nulls(len(rows)))
+    given = [_on(device, pipeline.conditions.rows(index)) for index in asked]
     noisy = draw()
     offset = torch.stack([torch.rand((), generator=g) for g in generators]) if jitter else torch.zeros(len(indices))
     grid = pipeline.noise.grid(num_steps, offset).to(device)
     for position in range(num_steps):
         timestep = grid[position]
         following = grid[position + 1] if position + 1 < num_steps else torch.full_like(timestep, -1)
-        prediction = pipeline.predict(noisy, timestep, given)
-        if record is not None:
-            record(noisy, timestep, prediction)
+        predictions = []
+        for index, conditioning in zip(asked, given, strict=True):
+            whole = pipeline.predict_all(noisy, timestep, conditioning)
+            predictions.append(whole[:, : noisy.shape[1]])
+            if record is not None:
+                record(noisy, timestep, whole, index)
+        prediction = predictions[0]
+        if len(predictions) > 1:
+            prediction = predictions[1] + guidance * (predictions[0] - predictions[1])
         fresh = draw() if eta > 0 else torch.zeros_like(noisy)
         noisy = pipeline.noise.step(prediction, noisy, timestep, following, eta, fresh)
     return noisy.cpu()
+
+
+def conditioning_for(pipeline: LoadedPipeline, indices: Sequence[int], seed: int) -> dict[str, Tensor]:
+    """The conditioning that `sample` draws for `indices`: tensors with a row each; empty for unconditional models."""
+    return pipeline.conditions.rows(pipeline.conditions.draw(indices, seed))
+
+
+def _on(device: torch.device, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in tensors.items()}
 
 
 def automatic_batch_size(pipeline: LoadedPipeline) -> int:
@@ -68,18 +80,19 @@ def automatic_batch_size(pipeline: LoadedPipeline) -> int:
 
     At most 64 on a CPU, where larger batches gain nothing, and 512 elsewhere.
     """
-    conditioning = {name: value.to(pipeline.device) for name, value in conditioning_for(pipeline, [0], 0).items()}
+    conditioning = _on(pipeline.device, pipeline.conditions.rows(torch.zeros(1, dtype=torch.long)))
     seen = 0
 
     def count(_module: object, _inputs: object, output: object) -> None:
         nonlocal seen
-        seen += output.numel() * output.element_size() if isinstance(output, Tensor) else 0
+        for value in output if isinstance(output, (tuple, list)) else (output,):
+            seen += value.numel() * value.element_size() if isinstance(value, Tensor) else 0
 
     handles = [module.register_forward_hook(count) for module in pipeline.denoiser.modules()]
     try:
         with torch.no_grad():
             noisy = torch.zeros(1, *pipeline.sample_shape, device=pipeline.device)
-            pipeline.predict(noisy, torch.zeros(1, dtype=torch.long, device=pipeline.device), conditioning)
+            pipeline.predict(noisy, pipeline.noise.at(torch.zeros(1)).to(pipeline.device), conditioning)
     finally:
         for handle in handles:
             handle.remove()

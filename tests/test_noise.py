@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from diffcompress.noise import NoiseProcess, generator
+from diffcompress.noise import Flow, from_scheduler, generator
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("clip_sample", [True, False])
 def test_a_deterministic_walk_equals_diffusers_ddim(prediction_type, clip_sample):
     config = {"prediction_type": prediction_type, "clip_sample": clip_sample, "num_train_timesteps": 100}
-    process = NoiseProcess.from_config(DDPMScheduler(**config).config)
+    process = from_scheduler(DDPMScheduler(**config).config)
     scheduler = DDIMScheduler(**config, set_alpha_to_one=True, timestep_spacing="leading")
     scheduler.set_timesteps(10)
     grid = process.grid(10)[:, 0]
@@ -26,7 +26,7 @@ def test_a_deterministic_walk_equals_diffusers_ddim(prediction_type, clip_sample
 
 
 def test_a_stochastic_step_has_the_variance_of_diffusers_ddim():
-    process = NoiseProcess.from_config(DDPMScheduler(num_train_timesteps=100, clip_sample=False).config)
+    process = from_scheduler(DDPMScheduler(num_train_timesteps=100, clip_sample=False).config)
     scheduler = DDIMScheduler(num_train_timesteps=100, clip_sample=False)
     scheduler.set_timesteps(10)
     noisy, prediction, noise = (torch.randn(3, 1, 4, 4, generator=generator(i)) for i in range(3))
@@ -38,7 +38,7 @@ def test_a_stochastic_step_has_the_variance_of_diffusers_ddim():
 @pytest.mark.parametrize("clip_sample", [True, False])
 def test_an_ancestral_step_is_that_of_diffusers_ddpm(clip_sample):
     config = {"num_train_timesteps": 100, "clip_sample": clip_sample}
-    process, scheduler = NoiseProcess.from_config(DDPMScheduler(**config).config), DDPMScheduler(**config)
+    process, scheduler = from_scheduler(DDPMScheduler(**config).config), DDPMScheduler(**config)
     scheduler.set_timesteps(10)
     noisy, prediction = (3 * torch.randn(3, 1, 4, 4, generator=generator(i)) for i in range(2))
     noise = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(7))
@@ -49,7 +49,7 @@ def test_an_ancestral_step_is_that_of_diffusers_ddpm(clip_sample):
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_the_target_is_the_prediction_that_gives_back_clean_and_noise(prediction_type):
-    process = NoiseProcess.from_config(DDPMScheduler(prediction_type=prediction_type, clip_sample=False).config)
+    process = from_scheduler(DDPMScheduler(prediction_type=prediction_type, clip_sample=False).config)
     clean, noise = torch.randn(8, 1, 4, 4, dtype=torch.float64), torch.randn(8, 1, 4, 4, dtype=torch.float64)
     timestep = torch.tensor([0, 1, 10, 100, 500, 900, 990, 999])
     noisy = process.noisy(clean, noise, timestep)
@@ -61,13 +61,13 @@ def test_the_target_is_the_prediction_that_gives_back_clean_and_noise(prediction
 
 def test_the_v_target_is_that_of_diffusers():
     scheduler = DDPMScheduler(prediction_type="v_prediction")
-    process = NoiseProcess.from_config(scheduler.config)
+    process = from_scheduler(scheduler.config)
     clean, noise, timestep = torch.randn(4, 1, 2, 2), torch.randn(4, 1, 2, 2), torch.tensor([3, 300, 600, 900])
     torch.testing.assert_close(process.target(clean, noise, timestep), scheduler.get_velocity(clean, noise, timestep))
 
 
 def test_jittered_grids_stay_in_range_and_antithetic_draws_pair_up():
-    process = NoiseProcess.from_config(DDPMScheduler().config)
+    process = from_scheduler(DDPMScheduler().config)
     grid = process.grid(25, torch.rand(64, generator=generator(1)))
     assert grid.min() >= 0
     assert grid.max() <= 999
@@ -80,14 +80,102 @@ def test_jittered_grids_stay_in_range_and_antithetic_draws_pair_up():
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEuler"),
+        ({"_class_name": "EDMEulerScheduler"}, "EDM"),
+        ({"_class_name": "LCMScheduler"}, "few steps"),
+        ({"_class_name": "SCMScheduler"}, "few steps"),
+        ({"_class_name": "ScoreSdeVeScheduler"}, "ScoreSde"),
+        ({"_class_name": "HeliosScheduler"}, "neither"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "backwards"),
         ({"_class_name": "DDPMScheduler", "prediction_type": "velocity"}, "velocity"),
         ({"_class_name": "DDPMScheduler", "thresholding": True}, "thresholding"),
     ],
 )
 def test_what_cannot_be_distilled_is_refused_by_name(config, words):
     with pytest.raises(ValueError, match=words):
-        NoiseProcess.from_config(config)
+        from_scheduler(config)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_deterministic_flow_walk_equals_diffusers_euler(shift):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    process = from_scheduler({"_class_name": "FlowMatchEulerDiscreteScheduler", **scheduler.config})
+    assert isinstance(process, Flow)
+    grid = process.grid(8, torch.zeros(3))
+    scheduler.set_timesteps(sigmas=[1 - i / 8 for i in range(8)])
+    torch.testing.assert_close(grid[:, 0], scheduler.timesteps)
+    noisy = theirs = torch.randn(3, 2, 4, 4, generator=generator(1))
+    for position, timestep in enumerate(scheduler.timesteps):
+        prediction = torch.randn(3, 2, 4, 4, generator=generator(2, position))
+        following = grid[position + 1] if position < 7 else torch.full((3,), -1.0)
+        noisy = process.step(prediction, noisy, grid[position], following, 0.0, torch.zeros_like(noisy))
+        theirs = scheduler.step(prediction, timestep, theirs).prev_sample
+    torch.testing.assert_close(noisy, theirs)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_a_flow_step_with_a_perfect_prediction_keeps_the_noise_level(eta):
+    process = Flow(shift=3.0)
+    clean, noise = torch.full((20000, 1, 1, 1), 2.0), torch.randn(20000, 1, 1, 1, generator=generator(3))
+    now, then = torch.full((20000,), 800.0), torch.full((20000,), 500.0)
+    fresh = torch.randn(clean.shape, generator=generator(4))
+    moved = process.step(noise - clean, process.noisy(clean, noise, now), now, then, eta, fresh)
+    assert abs(moved.mean() - 1.0) < 0.02 and abs(moved.std() - 0.5) < 0.02
+    kept = torch.corrcoef(torch.stack([moved.flatten(), noise.flatten()]))[0, 1]
+    assert (kept > 0.999) == (eta == 0)
+    # At full eta the noise is replaced as DDPM does it between the same signal-to-noise ratios (0.25^2 and 1).
+    if eta == 1:
+        here, there = 0.04 / 0.68, 0.5
+        assert abs(kept - (1 - (1 - here / there) / (1 - here)) ** 0.5) < 0.02
+
+
+def test_flow_conversions_agree():
+    process, timestep = Flow(shift=2.0), torch.tensor([1.0, 250.0, 999.0, 1000.0])
+    clean, noise = torch.randn(4, 1, 3, 3).double(), torch.randn(4, 1, 3, 3).double()
+    noisy = process.noisy(clean, noise, timestep)
+    ours = process.clean_and_noise(process.target(clean, noise, timestep), noisy, timestep)
+    torch.testing.assert_close(ours, (clean, noise))
+
+
+def test_dynamic_shift_grows_with_the_resolution_as_flux_pipelines_have_it():
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True, "shift": 3.0}
+    for tokens in (256, 1024, 4096):
+        scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
+        scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=calculate_shift(tokens))
+        process = from_scheduler(config, tokens)
+        torch.testing.assert_close(process.grid(4, torch.zeros(1))[:, 0], scheduler.timesteps)
+
+
+def test_flow_draws_stay_in_range_and_antithetic_ones_pair_up():
+    process = Flow(shift=1.0)
+    pairs = process.draw_timesteps(10, generator(2), "antithetic").view(5, 2)
+    torch.testing.assert_close(pairs.sum(1), torch.full((5,), 1000.0), atol=1.1, rtol=0)
+    grid = Flow(shift=3.0).grid(5, torch.rand(64, generator=generator(1)))
+    assert (grid[0] == 1000).all() and grid.min() > 0 and (grid[:-1] > grid[1:]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "kind"),
+    [
+        ("PNDMScheduler", {}, "Diffusion"),
+        ("EulerDiscreteScheduler", {"beta_schedule": "scaled_linear"}, "Diffusion"),
+        ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "flow_shift": 3.0}, "Flow"),
+        ("UniPCMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}, "Flow"),
+        ("FlowMatchHeunDiscreteScheduler", {}, "Flow"),
+    ],
+)
+def test_the_process_is_told_by_more_than_the_schedulers_name(name, options, kind):
+    import diffusers
+
+    config = {**getattr(diffusers, name)(**options).config, "_class_name": name}
+    process = from_scheduler(config)
+    assert type(process).__name__ == kind
+    if kind == "Diffusion":
+        theirs = getattr(diffusers, name)(**options).alphas_cumprod
+        torch.testing.assert_close(process.alphas_cumprod, theirs.double())
+    elif "flow_shift" in options:
+        assert process.shift == 3.0
 
 
 def test_generators_follow_from_their_integers_alone():

@@ -1,7 +1,7 @@
 """The bank: clean samples, drawn from the teacher itself (default) or the user's own, and the trajectories they left.
 
-A trajectory entry is one denoiser call of the teacher's own sampling: (noisy, timestep, prediction, sample index). It
-costs nothing beyond sampling the bank.
+A trajectory entry is one denoiser call of the teacher's own sampling: (noisy, timestep, prediction, sample index,
+condition). It costs nothing beyond sampling the bank.
 """
 
 from __future__ import annotations
@@ -16,27 +16,33 @@ from torch import Tensor
 
 from diffcompress.data import images
 from diffcompress.data.shards import Tensors, make_shards, read_shards
+from diffcompress.errors import UsageError
 from diffcompress.noise import generator
 from diffcompress.recipe import BankSection
 from diffcompress.run_folder import read_json, write_json
 from diffcompress.runtime import Progress, Runtime
-from diffcompress.sampling import automatic_batch_size, conditioning_for, sample
+from diffcompress.sampling import automatic_batch_size, sample
+from diffcompress.teacher.conditioning import Conditions
 from diffcompress.teacher.load import LoadedPipeline
 
 SHARD_SIZE = 128
 TRAJECTORY_BYTES = 2 << 30
 KEEP_STREAM = 11
+TRAJECTORY = ("noisy", "timestep", "prediction", "condition")
 
 
 @dataclass(frozen=True)
 class Bank:
-    """clean `[N, C, *spatial]`; conditioning: tensors with N rows; trajectory: noisy, timestep, prediction, index
-    with one row per stored denoiser call (empty for the user's own images); key: content key."""
+    """clean `[N, C, *spatial]`; index `[N]`: the row of `conditions` of each; trajectory: noisy, timestep, prediction,
+    index (of the clean sample), condition (row, the null one where guidance asked for it) with one row per stored
+    denoiser call (empty for the user's own images); key: content key; null_share: of targets, see the recipe."""
 
     clean: Tensor
-    conditioning: dict[str, Tensor]
+    index: Tensor
+    conditions: Conditions
     trajectory: Tensors
     key: str
+    null_share: float = 0.0
 
     @property
     def num_samples(self) -> int:
@@ -61,8 +67,8 @@ def fill(
     Raises UsageError for unusable `data`; RunStopped or RunInterrupted between shards.
     """
     if data is not None:
-        return _from_images(folder, teacher, data, runtime, progress)
-    key = _key(teacher.fingerprint, section.model_dump(), seed)
+        return _from_images(folder, teacher, section, data, runtime, progress)
+    key = _key(teacher.fingerprint, section.model_dump(), seed, teacher.sample_shape, teacher.conditions.texts)
     batch_size = _settled_batch_size(folder, teacher, key, runtime)
     keep = _kept_positions(teacher, section)
 
@@ -75,36 +81,44 @@ def fill(
 
     make_shards(folder, section.num_samples, SHARD_SIZE, make, runtime, progress, "bank")
     rows = read_shards(folder, section.num_samples, SHARD_SIZE)
-    trajectory = {name: rows.pop(f"trajectory.{name}").flatten(0, 1) for name in ("noisy", "timestep", "prediction")}
+    trajectory = {name: rows.pop(f"trajectory.{name}").flatten(0, 1) for name in TRAJECTORY}
     trajectory["index"] = torch.arange(section.num_samples).repeat_interleave(keep)
-    return Bank(rows.pop("clean"), rows, trajectory, key)
+    return Bank(rows["clean"], rows["condition"], teacher.conditions, trajectory, key, section.null_share)
 
 
 def _sample_batch(teacher: LoadedPipeline, section: BankSection, seed: int, indices: list[int], keep: int) -> Tensors:
-    calls: list[tuple[Tensor, Tensor, Tensor]] = []
-    conditioning = conditioning_for(teacher, indices, seed)
+    calls: list[tuple[Tensor, ...]] = []
+    rows = teacher.conditions.draw(indices, seed)
     clean = sample(
         teacher,
         indices,
         seed=seed,
         num_steps=section.sampler_steps,
         eta=section.eta,
+        guidance=section.guidance,
         jitter=section.jitter,
-        conditioning=conditioning,
-        record=lambda *call: calls.append(tuple(tensor.cpu() for tensor in call)),  # type: ignore[arg-type]
+        conditions=rows,
+        record=lambda *call: calls.append(tuple(tensor.cpu() for tensor in call)),
     )
-    positions = torch.stack(
-        [torch.randperm(len(calls), generator=generator(seed, KEEP_STREAM, i))[:keep] for i in indices]
-    )
-    rows = torch.arange(len(indices))[:, None]
-    stacked = [torch.stack(tensors, 1)[rows, positions] for tensors in zip(*calls, strict=True)]
-    names = ("trajectory.noisy", "trajectory.timestep", "trajectory.prediction")
-    return {"clean": clean, **conditioning, **dict(zip(names, stacked, strict=True))}
+    kept = torch.stack([_kept(len(calls), section, keep, generator(seed, KEEP_STREAM, i)) for i in indices])
+    samples = torch.arange(len(indices))[:, None]
+    stacked = [torch.stack(tensors, 1)[samples, kept] for tensors in zip(*calls, strict=True)]
+    trajectory = {f"trajectory.{name}": value for name, value in zip(TRAJECTORY, stacked, strict=True)}
+    return {"clean": clean, "condition": rows, **trajectory}
+
+
+def _kept(num_calls: int, section: BankSection, keep: int, own: torch.Generator) -> Tensor:
+    """Which of a sample's denoiser calls stay `[keep]`: of each step one, mostly the conditional where there are two."""
+    per_step = num_calls // section.sampler_steps
+    steps = torch.randperm(section.sampler_steps, generator=own)[:keep]
+    if per_step == 1:
+        return steps
+    return per_step * steps + (torch.rand(keep, generator=own) < section.null_share).long()
 
 
 def _kept_positions(teacher: LoadedPipeline, section: BankSection) -> int:
     """Denoiser calls kept per sample, so that all trajectories together stay below TRAJECTORY_BYTES."""
-    entry = 2 * 4 * torch.Size(teacher.sample_shape).numel()
+    entry = 3 * 4 * torch.Size(teacher.sample_shape).numel()  # a learned variance is a third of it
     return max(1, min(section.sampler_steps, TRAJECTORY_BYTES // (entry * section.num_samples)))
 
 
@@ -117,8 +131,11 @@ def _settled_batch_size(folder: Path, teacher: LoadedPipeline, key: str, runtime
     return int(read_json(record)["batch_size"])
 
 
-def _from_images(folder: Path, teacher: LoadedPipeline, data: str, runtime: Runtime, progress: Progress) -> Bank:
-    loaded = images.read(Path(data), teacher.sample_shape, teacher.family.num_classes(teacher.config))
+def _from_images(
+    folder: Path, teacher: LoadedPipeline, section: BankSection, data: str, runtime: Runtime, progress: Progress
+) -> Bank:
+    """The user's own images, through the autoencoder once for latent teachers."""
+    loaded = images.read_for(data, teacher)
     for text in loaded.warnings:
         progress.warn(text)
     digest = hashlib.sha256(loaded.clean.numpy().tobytes()).hexdigest()
@@ -127,7 +144,23 @@ def _from_images(folder: Path, teacher: LoadedPipeline, data: str, runtime: Runt
             folder / "bank.json",
             {"key": digest, "source": data, "num_samples": len(loaded.clean), "warnings": loaded.warnings},
         )
-    return Bank(loaded.clean, loaded.conditioning, {}, digest)
+    clean = loaded.clean
+    if teacher.codec is not None:
+        key = _key(teacher.fingerprint, digest)
+
+        def encode(rows: range) -> Tensors:
+            assert teacher.codec is not None
+            return {"clean": teacher.codec.encode(loaded.clean[rows.start : rows.stop])}
+
+        make_shards(folder / key[:16], len(clean), SHARD_SIZE, encode, runtime, progress, "latents")
+        clean = read_shards(folder / key[:16], len(clean), SHARD_SIZE)["clean"]
+        if clean.shape[1:] != teacher.sample_shape:
+            raise UsageError(
+                f"'{data}' gives latents of shape {list(clean.shape[1:])}, the teacher takes "
+                f"{list(teacher.sample_shape)}",
+                "report this teacher as a bug",
+            )
+    return Bank(clean, loaded.index, teacher.conditions, {}, digest, section.null_share)
 
 
 def _key(*parts: object) -> str:

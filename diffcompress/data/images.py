@@ -1,7 +1,8 @@
-"""The user's own images as clean samples: a folder, class subfolders respected."""
+"""The user's own images as clean samples: a folder, class subfolders or captions respected."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,57 +12,114 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from diffcompress.errors import UsageError
+from diffcompress.teacher.load import LoadedPipeline
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+CAPTIONS = "metadata.jsonl"
 
 
 @dataclass(frozen=True)
 class Images:
-    """clean `[N, C, H, W]` in [-1, 1]; conditioning: class_labels `[N]` for class-conditional teachers."""
+    """clean: pixels `[N, C, H, W]` in [-1, 1]; index `[N]`: the row of the teacher's conditions of each image (its
+    class label, or its caption's place among the prompts; 0 for unconditional teachers)."""
 
     clean: Tensor
-    conditioning: dict[str, Tensor]
+    index: Tensor
     warnings: list[str]
 
 
-def read(folder: Path, shape: tuple[int, ...], num_classes: int | None) -> Images:
+def read(
+    folder: Path, shape: tuple[int, ...], num_classes: int | None, prompts: tuple[str, ...] | None = None
+) -> Images:
     """Every image below `folder`, cropped around its centre and resized to `shape` (C, H, W).
 
-    Broken files are skipped and counted. Raises UsageError when the folder is missing, holds no readable image, or a
-    class-conditional teacher gets no class subfolders or more of them than it has classes.
+    prompts: of a text-conditional teacher, among which every image's caption is looked for. Broken files are skipped
+    and counted. Raises UsageError when the folder is missing, holds no readable image, a class-conditional teacher
+    gets no class subfolders or more of them than it has classes, or a text-conditional one no captions.
     """
-    if not folder.is_dir():
-        raise UsageError(
-            f"no image folder at '{folder}'", "name a folder of images; Hub data sets are not supported yet"
-        )
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = _files(folder)
     classes = sorted({path.relative_to(folder).parts[0] for path in files if len(path.relative_to(folder).parts) > 1})
     if num_classes is not None and not 0 < len(classes) <= num_classes:
         raise UsageError(
             f"'{folder}' has {len(classes)} class subfolders, the teacher has {num_classes} classes",
             "put the images of each class into one subfolder, named so that they sort by label",
         )
-    pixels, labels, broken = [], [], []
+    texts = captions(folder) if prompts is not None else {}
+    places = {text: number for number, text in enumerate(prompts or ())}
+    pixels, index, broken, untold = [], [], [], 0
     for path in files:
+        name = path.relative_to(folder).as_posix()
+        if prompts is not None and texts.get(name) not in places:
+            untold += 1
+            continue
         try:
             pixels.append(_pixels(path, shape))
         except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError):
             broken.append(path)
             continue
-        if num_classes is not None:
-            parts = path.relative_to(folder).parts
-            if len(parts) < 2:
-                raise UsageError(
-                    f"{path} lies in no class subfolder, and the teacher is class-conditional", "move it into one"
-                )
-            labels.append(classes.index(parts[0]))
+        index.append(places[texts[name]] if prompts is not None else _label(path, folder, classes, num_classes))
     if not pixels:
         raise UsageError(
-            f"no readable image in '{folder}' ({len(broken)} broken)", f"known kinds: {', '.join(sorted(SUFFIXES))}"
+            f"no readable image in '{folder}' ({len(broken)} broken, {untold} without a caption)",
+            f"known kinds: {', '.join(sorted(SUFFIXES))}",
         )
     warnings = [f"{len(broken)} of {len(files)} images could not be read, first {broken[0]}"] if broken else []
-    conditioning = {"class_labels": torch.tensor(labels)} if num_classes is not None else {}
-    return Images(torch.stack(pixels), conditioning, warnings)
+    warnings += [f"{untold} of {len(files)} images have no caption in {CAPTIONS} and are left out"] if untold else []
+    return Images(torch.stack(pixels), torch.tensor(index), warnings)
+
+
+def read_for(folder: str, teacher: LoadedPipeline) -> Images:
+    """The images of `folder` as `teacher`'s own pixels and conditions; raises UsageError as `read` does."""
+    if len(teacher.sample_shape) != 3:
+        raise UsageError(f"'{folder}' holds images, the teacher makes videos", "leave --data out: it samples its own")
+    shape = teacher.codec.pixel_shape(teacher.sample_shape) if teacher.codec else teacher.sample_shape
+    texts = teacher.conditions.texts if teacher.takes_text else None
+    return read(Path(folder), shape, teacher.family.num_classes(teacher.config), texts)
+
+
+def captions(folder: Path) -> dict[str, str]:
+    """Caption by file name from `metadata.jsonl` (keys file_name and text, as Hub data sets have it).
+
+    Raises UsageError when there is none or a line is not what it should be.
+    """
+    file = folder / CAPTIONS
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"'{folder}' has no readable {CAPTIONS}, and the teacher is text-conditional",
+            'write one line for each image: {"file_name": "a.png", "text": "a caption"}',
+        ) from error
+    found = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            found[str(row["file_name"])] = str(row["text"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"line {number} of {file} is not a caption ({type(error).__name__})",
+                'write {"file_name": "a.png", "text": "a caption"}',
+            ) from error
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UsageError(
+            f"no image folder at '{folder}'", "name a folder of images; download a Hub data set into one first"
+        )
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+
+
+def _label(path: Path, folder: Path, classes: list[str], num_classes: int | None) -> int:
+    if num_classes is None:
+        return 0
+    parts = path.relative_to(folder).parts
+    if len(parts) < 2:
+        raise UsageError(f"{path} lies in no class subfolder, and the teacher is class-conditional", "move it into one")
+    return classes.index(parts[0])
 
 
 def _pixels(path: Path, shape: tuple[int, ...]) -> Tensor:

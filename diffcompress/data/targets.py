@@ -27,11 +27,13 @@ from diffcompress.teacher.load import LoadedPipeline
 SHARD_SIZE = 512
 ENTRY_STREAM, MIX_STREAM, ORDER_STREAM, FRESH_STREAM, TAYLOR_STREAM = 21, 22, 23, 24, 25
 TAYLOR_BATCHES, TAYLOR_BATCH_SIZE = 8, 32
+FIELDS = ("noisy", "timestep", "prediction", "index", "condition")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """noisy, prediction (the teacher's), diffusion_target `[B, C, *spatial]`; timestep `[B]`; conditioning: B rows."""
+    """noisy, diffusion_target `[B, C, *spatial]`; prediction: the teacher's `[B, C or 2C, *spatial]`, with its learned
+    variance where it has one; timestep `[B]`; conditioning: B rows."""
 
     noisy: Tensor
     timestep: Tensor
@@ -90,13 +92,11 @@ class Targets:
         return self._assemble(pool, order[position * self.batch_size : (position + 1) * self.batch_size][share])
 
     def _assemble(self, entries: Tensors, rows: Tensor) -> Batch:
-        noisy, timestep, prediction, index = (
-            entries[name][rows] for name in ("noisy", "timestep", "prediction", "index")
-        )
+        noisy, timestep, prediction, index, condition = (entries[name][rows] for name in FIELDS)
         clean = self.bank.clean[index]
         signal, sigma = self.teacher.noise.signal_and_noise(timestep, clean)
         target = self.teacher.noise.target(clean, (noisy - signal * clean) / sigma, timestep)
-        conditioning = {name: value[index] for name, value in self.bank.conditioning.items()}
+        conditioning = self.bank.conditions.rows(condition)
         return Batch(noisy, timestep, prediction, target, conditioning).to(self.runtime.device)
 
     def _fresh(self, step: int, entries: range) -> Batch:
@@ -123,15 +123,14 @@ class Targets:
                 for old in self.folder.glob("pool-*"):
                     if old.name < folder.name:
                         discard(old)
-            self._pool = number, {name: torch.cat([part[name] for part in parts]) for name in parts[-1]}
+            filled = [part for part in parts if part]
+            self._pool = number, {name: torch.cat([part[name] for part in filled]) for name in FIELDS}
         return self._pool[1]
 
     def _from_trajectories(self, number: int) -> Tensors:
         """Stored calls for pool `number`: consecutive pools walk through one shuffled order of all of them."""
         if not self.num_trajectory:
-            return {name: torch.empty(0, *self.teacher.sample_shape) for name in ("noisy", "prediction")} | {
-                name: torch.empty(0, dtype=torch.long) for name in ("timestep", "index")
-            }
+            return {}
         order = torch.randperm(self.bank.num_trajectory, generator=generator(self.seed, MIX_STREAM))
         positions = (number * self.num_trajectory + torch.arange(self.num_trajectory)) % self.bank.num_trajectory
         return {name: value[order[positions]] for name, value in self.bank.trajectory.items()}
@@ -140,7 +139,7 @@ class Targets:
     def _predicted(self, stream: int, number: int, entries: range) -> Tensors:
         """Teacher predictions for freshly noised bank samples; entry e follows from (seed, stream, number, e)."""
         noise_process, device = self.teacher.noise, self.teacher.device
-        index, noise, timestep = [], [], []
+        index, noise, timestep, nulls = [], [], [], []
         for entry in entries:
             # Antithetic pairs share a draw: entries 2j and 2j+1 take timesteps t and T-1-t.
             pair = entry // 2 if self.section.timesteps == "antithetic" else entry
@@ -151,20 +150,24 @@ class Targets:
             timestep.append(drawn[entry % 2 if self.section.timesteps == "antithetic" else 0])
             index.append(torch.randint(self.bank.num_samples, (), generator=own))
             noise.append(torch.randn(self.teacher.sample_shape, generator=own))
+            nulls.append(torch.rand((), generator=own))
         rows = {"index": torch.stack(index), "timestep": torch.stack(timestep)}
-        clean = self.bank.clean[rows["index"]]
-        rows["noisy"] = noise_process.noisy(clean, torch.stack(noise), rows["timestep"])
-        conditioning = {name: value[rows["index"]] for name, value in self.bank.conditioning.items()}
+        rows["condition"] = self._with_nulls(self.bank.index[rows["index"]], torch.stack(nulls))
+        rows["noisy"] = noise_process.noisy(self.bank.clean[rows["index"]], torch.stack(noise), rows["timestep"])
+        conditioning = self.bank.conditions.rows(rows["condition"])
         predictions = []
         for start in range(0, len(entries), self._teacher_batch):
             part = slice(start, start + self._teacher_batch)
             given = {name: value[part].to(device) for name, value in conditioning.items()}
             predictions.append(
-                self.teacher.predict(rows["noisy"][part].to(device), rows["timestep"][part].to(device), given)
-                .float()
-                .cpu()
+                self.teacher.predict_all(rows["noisy"][part].to(device), rows["timestep"][part].to(device), given).cpu()
             )
         return rows | {"prediction": torch.cat(predictions)}
+
+    def _with_nulls(self, condition: Tensor, draw: Tensor) -> Tensor:
+        """The recipe's share of entries with the null conditioning, so that guidance works on the student too."""
+        null = self.bank.conditions.null
+        return condition if null is None else torch.where(draw < self.bank.null_share, null, condition)
 
     @functools.cached_property
     def _teacher_batch(self) -> int:
@@ -181,7 +184,7 @@ def taylor_batches(
         index = torch.randint(bank.num_samples, (TAYLOR_BATCH_SIZE,), generator=own)
         clean, noise = bank.clean[index], torch.randn(TAYLOR_BATCH_SIZE, *teacher.sample_shape, generator=own)
         timestep = teacher.noise.draw_timesteps(TAYLOR_BATCH_SIZE, own, "antithetic")
-        conditioning = {name: value[index].to(teacher.device) for name, value in bank.conditioning.items()}
+        conditioning = {n: v.to(teacher.device) for n, v in bank.conditions.rows(bank.index[index]).items()}
         noisy, target = teacher.noise.noisy(clean, noise, timestep), teacher.noise.target(clean, noise, timestep)
         batches.append((noisy.to(teacher.device), timestep.to(teacher.device), conditioning, target.to(teacher.device)))
     return batches

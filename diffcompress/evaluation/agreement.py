@@ -45,7 +45,7 @@ def why_incomparable(student: LoadedPipeline, teacher: LoadedPipeline) -> str | 
     """Why predictions of the two cannot be laid side by side, if so."""
     if student.noise.prediction_type != teacher.noise.prediction_type:
         return f"the student predicts {student.noise.prediction_type}, the teacher {teacher.noise.prediction_type}"
-    if not torch.equal(student.noise.alphas_cumprod, teacher.noise.alphas_cumprod):
+    if not student.noise.same_as(teacher.noise):
         return "student and teacher have different noise schedules"
     if student.family.num_classes(student.config) != teacher.family.num_classes(teacher.config):
         return "student and teacher take different class labels"
@@ -67,16 +67,16 @@ def measure(
 
     Timestep and noise follow from (seed, level, image) alone.
     """
-    total = teacher.noise.num_timesteps
-    num_levels = min(num_levels, total)
+    num_levels = min(num_levels, teacher.noise.num_timesteps)
     ratios: dict[str, list[Tensor]] = {name: [] for name in students}
     levels: dict[str, list[Level]] = {name: [] for name in students}
     for level in range(num_levels):
-        low, high = level * total // num_levels, (level + 1) * total // num_levels - 1
-        noisy, timestep = _inputs(teacher, clean, level, low, high, seed)
-        theirs = _predictions(teacher, noisy, timestep, conditioning, batch_size)
+        noisy, timestep = _inputs(teacher, clean, level, num_levels, seed)
+        edges = teacher.noise.at(torch.tensor([level / num_levels, (level + 1 - 1e-6) / num_levels]).double())
+        low, high = (int(edge) for edge in edges)
+        theirs = predictions(teacher, noisy, timestep, conditioning, batch_size)
         for name, student in students.items():
-            ours = _predictions(student, noisy, timestep, conditioning, batch_size)
+            ours = predictions(student, noisy, timestep, conditioning, batch_size)
             error = (ours - theirs).square().flatten(1).mean(1)
             ratios[name].append(error / theirs.var(correction=0))
             levels[name].append(_level(low, high, ours, theirs))
@@ -96,16 +96,15 @@ def _summary(ratio: Tensor, levels: tuple[Level, ...], seed: int) -> Agreement:
     return Agreement(Estimate(value, low, min(high, 1.0)), levels)
 
 
-def _inputs(
-    teacher: LoadedPipeline, clean: Tensor, level: int, low: int, high: int, seed: int
-) -> tuple[Tensor, Tensor]:
+def _inputs(teacher: LoadedPipeline, clean: Tensor, level: int, num_levels: int, seed: int) -> tuple[Tensor, Tensor]:
     streams = [generator(seed, AGREEMENT_STREAM, level, i) for i in range(len(clean))]
-    timestep = torch.stack([torch.randint(low, high + 1, (), generator=stream) for stream in streams])
+    share = torch.stack([torch.rand((), generator=stream, dtype=torch.float64) for stream in streams])
+    timestep = teacher.noise.at((level + share) / num_levels)
     noise = torch.stack([torch.randn(clean.shape[1:], generator=stream) for stream in streams])
     return teacher.noise.noisy(clean, noise, timestep), timestep
 
 
-def _predictions(
+def predictions(
     pipeline: LoadedPipeline, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], batch_size: int
 ) -> Tensor:
     """`[N, C, *spatial]` float64 on the CPU."""

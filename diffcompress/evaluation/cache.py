@@ -32,12 +32,13 @@ SHIPPED_FOLDER = DEMO_FOLDER / "samples"
 
 @dataclass(frozen=True)
 class Drawn:
-    """Samples 0..N-1 of one model. images: the first `SHARD_SIZE` at most, `[n, C, *spatial]`; variation: `[N]`;
-    features: `[N, D]`, or None without a feature space."""
+    """Samples 0..N-1 of one model. images: the first `SHARD_SIZE` at most, `[n, C, *spatial]`, latents for latent
+    models; variation: `[N]`; features: `[N, D]`, or None without a feature space; pixels: what `images` decode to."""
 
     images: Tensor
     variation: Tensor
     features: Tensor | None
+    pixels: Tensor
 
     @property
     def num_broken(self) -> int:
@@ -62,7 +63,9 @@ class SampleCache:
         key, count = entry_key(weights_key(pipeline), protocol), protocol.num_samples
         tensors = self._find(key, count) or self._make(key, count, pipeline, protocol, space, task)
         features = tensors["features"][:count] if "features" in tensors else None
-        return Drawn(tensors["images"][: min(count, SHARD_SIZE)].float(), tensors["variation"][:count], features)
+        images = tensors["images"][: min(count, SHARD_SIZE)].float()
+        pixels = tensors["pixels"][: len(images)].float() if "pixels" in tensors else images
+        return Drawn(images, tensors["variation"][:count], features, pixels)
 
     def _find(self, key: str, count: int) -> Tensors | None:
         """An entry of at least `count` rows: sample i follows from (seed, i), so a longer entry serves as well."""
@@ -118,7 +121,7 @@ def weights_key(pipeline: LoadedPipeline) -> str:
 
 def entry_key(weights: str, protocol: Protocol) -> str:
     """What samples and their features follow from: weights, sampler, seed, extractor."""
-    parts = [
+    parts: list[object] = [
         weights,
         protocol.sampler,
         protocol.sampler_steps,
@@ -127,19 +130,35 @@ def entry_key(weights: str, protocol: Protocol) -> str:
         protocol.extractor,
         protocol.revision,
     ]
+    if protocol.guidance != 1.0 or protocol.conditions is not None:
+        parts += [protocol.guidance, protocol.conditions]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
 def _rows(pipeline: LoadedPipeline, protocol: Protocol, space: FeatureSpace | None, indices: range) -> Tensors:
     images = sample(
-        pipeline, list(indices), seed=protocol.sampling_seed, num_steps=protocol.sampler_steps, eta=protocol.eta
+        pipeline,
+        list(indices),
+        seed=protocol.sampling_seed,
+        num_steps=protocol.sampler_steps,
+        eta=protocol.eta,
+        guidance=protocol.guidance,
     )
-    rows = {"variation": total_variation(images)}
+    # Only the first are looked at, features take all; decoding is the dearest part of a small latent model.
+    kept = max(0, SHARD_SIZE - indices.start)
+    pixels = _pixels(pipeline, images if space is not None else images[:kept])
+    rows = {"variation": total_variation(pixels if space is not None else images)}
     # Kept in half precision and read back so: fresh and cached results are the same. Later shards keep none.
-    rows["images"] = images[: SHARD_SIZE - indices.start if indices.start < SHARD_SIZE else 0].half()
+    rows["images"] = images[:kept].half()
+    if pipeline.codec is not None:
+        rows["pixels"] = pixels[:kept].half() if kept else torch.empty(0).half()
     if space is not None:
-        rows["features"] = space.features(images.nan_to_num())
+        rows["features"] = space.features(pixels.nan_to_num())
     return rows
+
+
+def _pixels(pipeline: LoadedPipeline, images: Tensor) -> Tensor:
+    return images if pipeline.codec is None or not len(images) else pipeline.codec.decode(images.nan_to_num())
 
 
 def _end_to_end(parts: list[Tensors]) -> Tensors:

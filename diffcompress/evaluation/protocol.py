@@ -25,6 +25,7 @@ class Protocol:
     """Everything a number depends on besides the models.
 
     feature_space: name, or None; extractor, reference: SHA-256 of the extractor and of the real images' statistics;
+    guidance: classifier-free guidance scale, 1 for none; conditions: SHA-256 of the prompts samples are drawn for;
     agreement_clean: where the clean images of `agreement` come from; versions are recorded, but may differ.
     """
 
@@ -34,6 +35,8 @@ class Protocol:
     sampler: str = "ddim"
     sampler_steps: int = 25
     eta: float = 0.0
+    guidance: float = 1.0
+    conditions: str | None = None
     num_samples: int = 2048
     seed: int = 0
     agreement_clean: str = "teacher samples"

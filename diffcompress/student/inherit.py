@@ -68,7 +68,8 @@ def taylor_scores(
         teacher.requires_grad_(True)
         for noisy, timestep, conditioning, target in batches:
             with torch.enable_grad():
-                value = loss(family.predict(teacher, noisy, timestep, conditioning), target)
+                # Without a learned variance: that has no plain target.
+                value = loss(family.predict(teacher, noisy, timestep, conditioning)[:, : target.shape[1]], target)
                 gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
             for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
                 if gradient is not None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import diffusers
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from diffcompress.errors import UsageError
 from diffcompress.families import registry
 from diffcompress.families.base import Family
-from diffcompress.noise import NoiseProcess
+from diffcompress.noise import NoiseProcess, from_scheduler
+from diffcompress.teacher.codec import Codec, load_codec
+from diffcompress.teacher.conditioning import Conditions, without_text
 from diffcompress.teacher.reference import Reference
 from diffcompress.teacher.weights import check_state, fingerprint, open_state
 
@@ -23,7 +27,9 @@ from diffcompress.teacher.weights import check_state, fingerprint, open_state
 class LoadedPipeline:
     """A denoiser in float32 and evaluation mode, with all that sampling from it takes.
 
-    dtype: of the stored weights (the default for exports); fingerprint: SHA-256 over configs and weights.
+    dtype: of the stored weights (the default for exports); fingerprint: SHA-256 over configs and weights; sample_shape:
+    of one clean sample; conditions: what samples are conditioned on, empty for a text denoiser until its prompts are
+    encoded (`encoding.with_prompts`).
     """
 
     reference: Reference
@@ -32,48 +38,70 @@ class LoadedPipeline:
     noise: NoiseProcess
     dtype: torch.dtype
     fingerprint: str
+    sample_shape: tuple[int, ...]
+    conditions: Conditions
 
     @property
     def config(self) -> Mapping[str, Any]:
         return self.reference.config
 
     @property
-    def sample_shape(self) -> tuple[int, ...]:
-        return self.family.sample_shape(self.config)
-
-    @property
     def device(self) -> torch.device:
         return next(self.denoiser.parameters()).device
 
+    @property
+    def takes_text(self) -> bool:
+        return bool(self.family.text_conditioning(self.config))
+
+    @cached_property
+    def codec(self) -> Codec | None:
+        """From latents to pixels and back; None where samples are pixels, or no autoencoder came with the denoiser."""
+        return load_codec(self.reference, self.device)
+
     def predict(self, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
-        return self.family.predict(self.denoiser, noisy, timestep, conditioning)
+        """The prediction `[B, C, *spatial]` in float32, without a learned variance. Timesteps keep their precision."""
+        return self.predict_all(noisy, timestep, conditioning)[:, : noisy.shape[1]]
+
+    def predict_all(self, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
+        """`[B, C or 2C, *spatial]` in float32: the prediction, and the learned variance where there is one."""
+        dtype = next(self.denoiser.parameters()).dtype
+        given = {name: value.to(dtype) if value.is_floating_point() else value for name, value in conditioning.items()}
+        return self.family.predict(self.denoiser, noisy.to(dtype), timestep, given).float()
 
 
 def describe(reference: Reference) -> tuple[Family, NoiseProcess]:
     """Family and noise process from configs alone; raises UsageError for what cannot be distilled."""
     family = registry.find(reference.class_name)
+    second = [part for part in reference.parts if part.startswith(family.subfolder + "_")]
+    if second:
+        raise UsageError(
+            f"'{reference.id}' cannot be distilled: its pipeline has a second denoiser, {second[0]}",
+            "name the folder of the denoiser that you want to shrink",
+        )
     try:
-        return family, NoiseProcess.from_config(reference.scheduler)
+        tokens = family.num_tokens(reference.config, family.sample_shape(reference.config))
+        return family, from_scheduler(reference.scheduler, tokens)
     except ValueError as error:
         raise UsageError(
             f"'{reference.id}' cannot be distilled: {error}",
-            "DDPM-type teachers with epsilon, sample or v prediction can",
+            "DDPM-type teachers (epsilon, sample or v prediction) and flow-matching teachers can",
         ) from error
 
 
-def load(reference: Reference, device: torch.device | str = "cpu") -> LoadedPipeline:
+def load(reference: Reference, device: torch.device | str = "cpu", *, sample_size: int | None = None) -> LoadedPipeline:
     """Read the weights of `reference`, downloaded first when they lie on the Hub.
 
-    Raises UsageError when they are missing, truncated, of other shapes, not finite, or pickled beyond a state dict;
+    sample_size: height and width of samples (of latents, for latent models); None: as its pipeline makes them. Raises
+    UsageError when weights are missing, truncated, of other shapes, not finite, or pickled beyond a state dict;
     AccessError when the Hub refuses.
     """
     family, noise = describe(reference)
-    cls = getattr(diffusers, family.class_name)
     state = open_state(reference)
     config = {k: v for k, v in reference.config.items() if not k.startswith("_") and k != "quantization_config"}
     try:
-        with torch.device("meta"):
-            denoiser = cls.from_config(config)
+        # Parameters without memory, but real buffers: some are computed when a model is built, and never stored.
+        with init_empty_weights(include_buffers=False):
+            denoiser = getattr(diffusers, family.class_name).from_config(config)
     except Exception as error:
         raise UsageError(
             f"{reference.denoiser / 'config.json'} does not build a {family.class_name}: {error}", "check the config"
@@ -81,7 +109,20 @@ def load(reference: Reference, device: torch.device | str = "cpu") -> LoadedPipe
     check_state(state, denoiser)
     denoiser.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
     denoiser = denoiser.to(device).eval().requires_grad_(False)
-    return LoadedPipeline(reference, family, denoiser, noise, state.dtype, fingerprint(reference, state.files))
+    shape = family.sample_shape(reference.config)
+    if sample_size is not None:
+        shape = (*shape[:-2], sample_size, sample_size)
+        noise = from_scheduler(reference.scheduler, family.num_tokens(reference.config, shape))
+    return LoadedPipeline(
+        reference,
+        family,
+        denoiser,
+        noise,
+        state.dtype,
+        fingerprint(reference, state.files),
+        shape,
+        without_text(family, reference.config),
+    )
 
 
 def state_fingerprint(denoiser: nn.Module) -> str:

@@ -25,37 +25,39 @@ class Trainee(nn.Module):
 
     def forward(
         self, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The prediction, and block outputs widened to the teacher's (empty without adapters)."""
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The prediction, with its learned variance, and block outputs widened to the teacher's (none without adapters)."""
         if self.adapters is None:
-            return self.family.predict(self.student, noisy, timestep, conditioning), {}
-        with FeatureTap(self.student, self.family.blocks(self.student)) as tap:
+            return self.family.predict(self.student, noisy, timestep, conditioning), []
+        with FeatureTap(self.student, self.family) as tap:
             prediction = self.family.predict(self.student, noisy, timestep, conditioning)
         return prediction, self.adapters(tap.features)
 
 
 class FeatureTap:
-    """Collects the outputs of named modules during one forward."""
+    """Collects the features of a model's blocks during one forward."""
 
-    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
-        self.model, self.names = model, names
-        self.features: dict[str, Tensor] = {}
+    def __init__(self, model: nn.Module, family: Family) -> None:
+        self.model, self.family, self.names = model, family, family.blocks(model)
+        self._features: dict[str, Tensor] = {}
+
+    @property
+    def features(self) -> list[Tensor]:
+        """`[B, C, *positions]` of each block, in order; a shallow student has some of its blocks twice."""
+        return [self._features[name] for name in self.names]
 
     def __enter__(self) -> FeatureTap:
         self._handles = [
             self.model.get_submodule(name).register_forward_hook(
-                lambda _m, _i, output, name=name: self._keep(name, output)
+                lambda _m, _i, output, name=name: self._features.update({name: self.family.feature(output)})
             )
-            for name in self.names
+            for name in dict.fromkeys(self.names)
         ]
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
-
-    def _keep(self, name: str, output: Tensor | tuple[Tensor, ...]) -> None:
-        self.features[name] = output if isinstance(output, Tensor) else output[0]
 
 
 def make_adapters(student: nn.Module, teacher: LoadedPipeline) -> losses.Adapters:
@@ -69,9 +71,9 @@ def make_adapters(student: nn.Module, teacher: LoadedPipeline) -> losses.Adapter
         inputs = family.example_inputs(teacher.config)
         device = next(model.parameters()).device
         given = {name: value.to(device) for name, value in inputs.items()}
-        with torch.no_grad(), FeatureTap(model, family.blocks(model)) as tap:
+        with torch.no_grad(), FeatureTap(model, family) as tap:
             family.predict(model, given.pop("noisy"), given.pop("timestep"), given)
-        widths.append([feature.shape[1] for feature in tap.features.values()])
+        widths.append([feature.shape[1] for feature in tap.features])
     return losses.Adapters(*widths)
 
 
@@ -79,7 +81,9 @@ def step_losses(
     trainee: nn.Module, teacher: LoadedPipeline, batch: Batch, stage: StageSection, reduce_mean: ReduceMean
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The stage's total loss on `batch`, with gradient, and detached terms for the log."""
-    prediction, features = trainee(batch.noisy, batch.timestep, batch.conditioning)
+    whole, features = trainee(batch.noisy, batch.timestep, batch.conditioning)
+    channels = batch.noisy.shape[1]
+    prediction, target = whole[:, :channels], batch.prediction[:, :channels]
     weights = {name: weight for name, weight in stage.weights.model_dump().items() if weight > 0}
     terms: dict[str, LossTerms | Tensor] = {}
     options: dict[str, Any] = {
@@ -91,17 +95,22 @@ def step_losses(
         "reduce_mean": reduce_mean,
     }
     if "lift" in weights:
-        terms["lift"] = losses.lift(prediction, batch.prediction, **options)
+        terms["lift"] = losses.lift(prediction, target, **options)
     if "place" in weights:
-        terms["place"] = losses.place(prediction, batch.prediction, group_size=stage.group_size, **options)
+        terms["place"] = losses.place(prediction, target, group_size=stage.group_size, **options)
     if "output_kd" in weights:
-        terms["output_kd"] = losses.output_kd(
-            prediction, batch.prediction, norm=stage.output_norm, reduction=stage.reduction
-        )
+        terms["output_kd"] = losses.output_kd(prediction, target, norm=stage.output_norm, reduction=stage.reduction)
     if "diffusion" in weights:
         terms["diffusion"] = losses.diffusion(prediction, batch.diffusion_target, reduction=stage.reduction)
+    # A learned variance is distilled by its own term, whatever the method: the student's would stay noise.
+    variance = weights.pop("variance_kd", 0.0)
+    if whole.shape[1] > channels and variance:
+        terms["variance_kd"] = losses.variance_kd(
+            whole[:, channels:], batch.prediction[:, channels:], reduction=stage.reduction
+        )
+        weights["variance_kd"] = variance
     if features:
-        with torch.no_grad(), FeatureTap(teacher.denoiser, teacher.family.blocks(teacher.denoiser)) as tap:
+        with torch.no_grad(), FeatureTap(teacher.denoiser, teacher.family) as tap:
             teacher.predict(batch.noisy, batch.timestep, batch.conditioning)
         terms["feature_kd"] = losses.feature_kd(features, tap.features, reduction=stage.reduction)
         weights.setdefault("feature_kd", 0.0)

@@ -1,7 +1,4 @@
-"""The noise process of a teacher: the only owner of timestep draws, noisy inputs and prediction conversions.
-
-Variance-preserving ("DDPM-type") processes: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise, t in 0..T-1.
-"""
+"""Variance-preserving diffusion, the process of DDPM and all solvers over its schedule."""
 
 from __future__ import annotations
 
@@ -12,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .process import NoiseProcess
+
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
 
 @dataclass(frozen=True)
-class NoiseProcess:
+class Diffusion(NoiseProcess):
     """alphas_cumprod: `[T]` float64, abar_t; prediction_type: what the denoiser returns, as diffusers spells it."""
 
     alphas_cumprod: Tensor
@@ -25,55 +24,51 @@ class NoiseProcess:
     clip_sample_range: float = 1.0
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> NoiseProcess:
-        """From a diffusers scheduler config; raises ValueError naming what cannot be distilled."""
-        from diffusers import DDPMScheduler
+    def from_config(cls, config: Mapping[str, Any]) -> Diffusion:
+        import diffusers
 
-        name = config.get("_class_name", "DDPMScheduler")
-        if name not in (
-            "DDPMScheduler",
-            "DDIMScheduler",
-            "PNDMScheduler",
-            "DDPMParallelScheduler",
-            "DDIMParallelScheduler",
-        ):
-            raise ValueError(f"scheduler {name} is not a DDPM-type process")
         prediction_type = config.get("prediction_type", "epsilon")
         if prediction_type not in PREDICTION_TYPES:
             raise ValueError(f"prediction_type '{prediction_type}' is not one of {', '.join(PREDICTION_TYPES)}")
         if config.get("thresholding"):
             raise ValueError("dynamic thresholding is not supported")
-        scheduler = DDPMScheduler.from_config(dict(config))
+        schedule = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+        kept = {key: config[key] for key in (*schedule, "rescale_betas_zero_snr") if config.get(key) is not None}
+        scheduler = diffusers.DDPMScheduler(**kept)
+        # Only these two classes clip what their step predicts, and do so unless told otherwise.
+        clips = str(config.get("_class_name", "DDPMScheduler")).startswith(("DDPM", "DDIM"))
         return cls(
-            scheduler.alphas_cumprod.double(),
+            # A terminal signal of exactly zero would be divided by; diffusers' solvers keep 2^-24 too.
+            scheduler.alphas_cumprod.double().clamp(min=2.0**-24),
             prediction_type,
-            bool(config.get("clip_sample", True)),
+            clips and bool(config.get("clip_sample", True)),
             float(config.get("clip_sample_range", 1.0)),
         )
 
+    def same_as(self, other: NoiseProcess) -> bool:
+        return isinstance(other, Diffusion) and torch.equal(self.alphas_cumprod, other.alphas_cumprod)
+
+    def at(self, share: Tensor) -> Tensor:
+        return (share.double() * self.num_timesteps).long().clamp(0, self.num_timesteps - 1)
+
     @property
-    def num_timesteps(self) -> int:
+    def num_timesteps(self) -> int:  # type: ignore[override]
         return len(self.alphas_cumprod)
 
     def draw_timesteps(self, count: int, generator: torch.Generator, scheme: str = "uniform") -> Tensor:
-        """`[count]` timesteps; "antithetic": pairs (t, T-1-t) as the published pixel recipe draws them."""
+        """ "antithetic": pairs (t, T-1-t) as the published pixel recipe draws them."""
         if scheme == "uniform":
             return torch.randint(0, self.num_timesteps, (count,), generator=generator)
         half = torch.randint(0, self.num_timesteps, (count // 2 + 1,), generator=generator)
         return torch.stack([half, self.num_timesteps - 1 - half], 1).flatten()[:count]
 
     def signal_and_noise(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(abar_t) and sqrt(1 - abar_t), shaped `[B, 1, ...]` to multiply `like` `[B, C, ...]`."""
+        """sqrt(abar_t) and sqrt(1 - abar_t)."""
         alpha = self.alphas_cumprod.to(timestep.device)[timestep]
         shape = (-1,) + (1,) * (like.dim() - 1)
         return alpha.sqrt().to(like.dtype).view(shape), (1 - alpha).sqrt().to(like.dtype).view(shape)
 
-    def noisy(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        signal, sigma = self.signal_and_noise(timestep, clean)
-        return signal * clean + sigma * noise
-
     def target(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        """What the plain diffusion loss compares a prediction with."""
         if self.prediction_type == "epsilon":
             return noise
         if self.prediction_type == "sample":
@@ -82,7 +77,6 @@ class NoiseProcess:
         return signal * noise - sigma * clean
 
     def clean_and_noise(self, prediction: Tensor, noisy: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """The clean image and the noise that a prediction implies, without clipping."""
         signal, sigma = self.signal_and_noise(timestep, noisy)
         if self.prediction_type == "epsilon":
             return (noisy - sigma * prediction) / signal, prediction
@@ -91,7 +85,7 @@ class NoiseProcess:
         return signal * noisy - sigma * prediction, sigma * noisy + signal * prediction
 
     def grid(self, num_steps: int, offset: Tensor | None = None) -> Tensor:
-        """Descending timesteps `[num_steps, B]` evenly spread over 0..T-1; `offset` `[B]` in [0, 1) shifts columns."""
+        """Evenly spread over 0..T-1."""
         stride = self.num_timesteps / num_steps
         base = torch.arange(num_steps - 1, -1, -1, dtype=torch.float64)[:, None]
         position = base if offset is None else base + offset.to(torch.float64)[None, :]
@@ -100,7 +94,7 @@ class NoiseProcess:
     def step(
         self, prediction: Tensor, noisy: Tensor, timestep: Tensor, following: Tensor, eta: float, noise: Tensor
     ) -> Tensor:
-        """One DDIM step (Song et al. 2021, eq. 12) from `timestep` to `following` (-1: the clean image), both `[B]`.
+        """One DDIM step (Song et al. 2021, eq. 12).
 
         Where the scheduler clips, it does so as diffusers does: at eta 0 (DDIMScheduler) the direction keeps the raw
         prediction; above, it is that of the clipped image, which at eta 1 gives the posterior mean of DDPMScheduler.
@@ -121,12 +115,3 @@ class NoiseProcess:
             return value.to(noisy.dtype).view((-1,) + (1,) * (noisy.dim() - 1))
 
         return as_factor(alpha_next.sqrt()) * clean + as_factor(kept) * direction + as_factor(spread) * noise
-
-
-def generator(*integers: int) -> torch.Generator:
-    """A CPU generator that follows from `integers` alone, so that no random state is ever stored."""
-    import numpy as np
-
-    # The length comes first: a seed sequence takes (1,) and (1, 0) for the same.
-    state = np.random.SeedSequence((len(integers), *integers)).generate_state(2, dtype=np.uint32)
-    return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))

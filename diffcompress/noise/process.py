@@ -1,0 +1,62 @@
+"""What every noise process answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class NoiseProcess(ABC):
+    """Timesteps, noisy inputs and conversions; see the package's first lines. Timestep tensors are `[B]`."""
+
+    prediction_type: str
+    num_timesteps: int
+
+    @abstractmethod
+    def same_as(self, other: NoiseProcess) -> bool:
+        """Whether equal timesteps mean equal noise levels."""
+
+    @abstractmethod
+    def at(self, share: Tensor) -> Tensor:
+        """Timesteps at `share` in [0, 1) of the process, from clean to noise, evenly spread as sampling visits them."""
+
+    @abstractmethod
+    def draw_timesteps(self, count: int, generator: torch.Generator, scheme: str = "uniform") -> Tensor:
+        """`[count]` timesteps; "antithetic": pairs of one low and one high noise level."""
+
+    @abstractmethod
+    def signal_and_noise(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors of clean sample and noise, shaped `[B, 1, ...]` to multiply `like` `[B, C, ...]`."""
+
+    def noisy(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        signal, sigma = self.signal_and_noise(timestep, clean)
+        return signal * clean + sigma * noise
+
+    @abstractmethod
+    def target(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        """What the plain diffusion loss compares a prediction with."""
+
+    @abstractmethod
+    def clean_and_noise(self, prediction: Tensor, noisy: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """The clean image and the noise that a prediction implies, without clipping."""
+
+    @abstractmethod
+    def grid(self, num_steps: int, offset: Tensor | None = None) -> Tensor:
+        """Descending timesteps `[num_steps, B]` of a sampling run; `offset` `[B]` in [0, 1) shifts columns."""
+
+    @abstractmethod
+    def step(
+        self, prediction: Tensor, noisy: Tensor, timestep: Tensor, following: Tensor, eta: float, noise: Tensor
+    ) -> Tensor:
+        """From `timestep` to `following` (negative: clean), both `[B]`; eta from 0 (no noise) to 1 (ancestral)."""
+
+
+def generator(*integers: int) -> torch.Generator:
+    """A CPU generator that follows from `integers` alone, so that no random state is ever stored."""
+    import numpy as np
+
+    # The length comes first: a seed sequence takes (1,) and (1, 0) for the same.
+    state = np.random.SeedSequence((len(integers), *integers)).generate_state(2, dtype=np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))

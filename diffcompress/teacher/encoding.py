@@ -1,0 +1,127 @@
+"""Prompts through the teacher's own text encoders, once: to shards on disk, and then the encoders leave memory."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffcompress.errors import UsageError
+from diffcompress.run_folder import write_atomically
+from diffcompress.runtime import Progress, Runtime
+from diffcompress.teacher.conditioning import Conditions, trace
+from diffcompress.teacher.load import LoadedPipeline
+from diffcompress.teacher.weights import require_parts
+
+# Prompts encoded in one call, and kept in one file.
+SHARD_SIZE = 16
+NULL = "null"
+
+
+def with_prompts(
+    pipeline: LoadedPipeline, prompts: Sequence[str], folder: Path, runtime: Runtime, progress: Progress
+) -> LoadedPipeline:
+    """`pipeline` with `prompts` as its conditions, encoded into `folder` where that is not done yet.
+
+    Pipelines without text are returned as they are. Raises UsageError when the text parts of the pipeline are missing
+    or cannot encode; RunStopped or RunInterrupted between shards.
+    """
+    if not pipeline.takes_text:
+        return pipeline
+    if pipeline.reference.pipeline is None:
+        raise UsageError(
+            f"'{pipeline.reference.id}' is a text-conditional denoiser without text encoders",
+            "name the pipeline folder that it belongs to",
+        )
+    place = folder / _key(pipeline, prompts)
+    shards = [list(prompts[start : start + SHARD_SIZE]) for start in range(0, len(prompts), SHARD_SIZE)]
+    if runtime.is_main and not all((place / _name(number)).is_file() for number in range(len(shards))):
+        _encode(pipeline, shards, place, runtime, progress)
+    runtime.wait()
+    runtime.stop.raise_if_set()
+    parts = [load_file(place / _name(number)) for number in range(len(shards))]
+    null = load_file(place / f"{NULL}.safetensors")
+    # Without null conditioning the file says so: safetensors has no empty ones.
+    null = {} if "none" in null else null
+    table = _joined([*parts, null] if null else parts)
+    conditions = Conditions(table, len(prompts), len(prompts) if null else None, tuple(prompts))
+    return replace(pipeline, conditions=conditions)
+
+
+def _encode(
+    pipeline: LoadedPipeline, shards: list[list[str]], place: Path, runtime: Runtime, progress: Progress
+) -> None:
+    from diffusers import DiffusionPipeline
+
+    reference, family = pipeline.reference, pipeline.family
+    assert reference.pipeline is not None
+    text_parts = [part for part in reference.parts if part.startswith(("text_encoder", "tokenizer"))]
+    reference.fetch(*(part for part in reference.parts if part != reference.denoiser_part))
+    require_parts(reference, text_parts)
+    try:
+        whole = DiffusionPipeline.from_pretrained(
+            reference.pipeline, **{reference.denoiser_part: pipeline.denoiser}, torch_dtype=torch.float32
+        )
+    except (OSError, ValueError, ImportError, AttributeError) as error:
+        raise UsageError(
+            f"the pipeline of '{reference.id}' cannot be loaded: {error}", "check that it is complete"
+        ) from error
+    total = sum(len(shard) for shard in shards)
+    for number, prompts in enumerate(shards):
+        file = place / _name(number)
+        if not file.is_file():
+            rows, null = trace(whole, family, prompts, pipeline.sample_shape)
+            if not (place / f"{NULL}.safetensors").is_file():
+                _save(place / f"{NULL}.safetensors", null or {"none": torch.zeros(1)})
+            _save(file, rows)
+        progress.update("prompts", min((number + 1) * SHARD_SIZE, total), total)
+        runtime.stop.raise_if_set()
+    del whole
+    gc.collect()
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    whole = {name: value.contiguous() for name, value in tensors.items()}
+    write_atomically(path, functools.partial(save_file, whole))
+
+
+def _name(number: int) -> str:
+    return f"shard-{number:05d}.safetensors"
+
+
+def _key(pipeline: LoadedPipeline, prompts: Sequence[str]) -> str:
+    """What encoded prompts follow from: the teacher's pipeline (its revision, or its files' sizes), shape, texts."""
+    reference = pipeline.reference
+    assert reference.pipeline is not None
+    stamp: object = reference.revision
+    if stamp is None:
+        parts = [part for part in reference.parts if part.startswith(("text_encoder", "tokenizer"))]
+        files = sorted(f for part in parts for f in (reference.pipeline / part).rglob("*") if f.is_file())
+        stamp = [[str(f.relative_to(reference.pipeline)), f.stat().st_size] for f in files]
+    text = json.dumps([reference.id, stamp, list(pipeline.sample_shape), list(prompts)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Rows end to end; a length that differs from part to part (axis 1) is filled up with zeros."""
+    joined = {}
+    for name in parts[0]:
+        values = [part[name] for part in parts]
+        if values[0].dim() > 1:
+            longest = max(value.shape[1] for value in values)
+            values = [
+                torch.cat([v, v.new_zeros(len(v), longest - v.shape[1], *v.shape[2:])], 1)
+                if v.shape[1] < longest
+                else v
+                for v in values
+            ]
+        joined[name] = torch.cat(values)
+    return joined

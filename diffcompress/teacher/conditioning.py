@@ -6,6 +6,7 @@ kept. So every class's templates, masks, pooled vectors and size conditions are 
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,11 @@ class Conditions:
         drawn = [torch.randint(self.count, (1,), generator=generator(seed, CONDITION_STREAM, i)) for i in indices]
         return torch.cat(drawn) if drawn else torch.empty(0, dtype=torch.long)
 
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 of the prompts; None without text."""
+        return hashlib.sha256("\n".join(self.texts).encode()).hexdigest() if self.texts else None
+
     def nulls(self, count: int) -> Tensor:
         """The null row, `count` times."""
         assert self.null is not None
@@ -79,9 +85,11 @@ def trace(
     found = _pick(calls[0], names)
     rows = {len(value) for value in found.values()}
     if rows == {2 * len(prompts)}:
-        # Guidance in one call: null conditioning first.
-        null = {name: value[:1] for name, value in found.items()}
-        return {name: value[len(prompts) :] for name, value in found.items()}, null
+        # Guidance in one call: most pipelines put the null conditioning first.
+        alone = _pick(_watch(pipeline, family, list(prompts[:1]), size, most=1, guidance=0.0)[0], names)
+        halves = [{name: value.split(len(prompts))[half] for name, value in found.items()} for half in (0, 1)]
+        ours, null = halves if _nearer(alone, halves) == 0 else reversed(halves)
+        return ours, {name: value[:1] for name, value in null.items()}
     if rows != {len(prompts)}:
         raise UsageError(
             f"{type(pipeline).__name__} made {sorted(rows)} rows of conditioning for {len(prompts)} prompts",
@@ -92,7 +100,7 @@ def trace(
 
 
 def _watch(
-    pipeline: Any, family: Family, prompts: list[str], size: tuple[int, ...] | None, most: int
+    pipeline: Any, family: Family, prompts: list[str], size: tuple[int, ...] | None, most: int, guidance: float = GUIDED
 ) -> list[dict[str, Any]]:
     """Keyword arguments of the first denoiser calls, at most `most`, of one pipeline run with guidance."""
     denoiser = getattr(pipeline, family.subfolder)
@@ -111,13 +119,13 @@ def _watch(
         "prompt": prompts,
         "num_inference_steps": 2,
         "output_type": "latent",
-        "guidance_scale": GUIDED,
+        "guidance_scale": guidance,
         "use_resolution_binning": False,
         "clean_caption": False,
         "generator": torch.Generator().manual_seed(0),
     }
     if size is not None:
-        scale: int = getattr(pipeline, "vae_scale_factor", None) or getattr(pipeline, "vae_scale_factor_spatial", 1)
+        scale: int = getattr(pipeline, "vae_scale_factor", 0) or getattr(pipeline, "vae_scale_factor_spatial", 1)
         wanted |= {"height": size[-2] * scale, "width": size[-1] * scale}
     wanted |= family.call_options
     denoiser.forward = watched
@@ -148,6 +156,14 @@ def _pick(call: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Tensor]:
             continue
         found[name] = value.detach().cpu()
     return found
+
+
+def _nearer(alone: Mapping[str, Tensor], halves: Sequence[Mapping[str, Tensor]]) -> int:
+    """Which of two halves begins with the prompt that was encoded `alone`; the second one when in doubt."""
+    name = next(name for name, value in alone.items() if value.is_floating_point())
+    own = alone[name][0].float()
+    first, second = ((half[name][0, : len(own)].float() - own[: half[name].shape[1]]).abs().sum() for half in halves)
+    return 0 if first < second else 1
 
 
 def _padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:

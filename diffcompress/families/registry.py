@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from diffcompress.errors import UsageError
-from diffcompress.families import dit, unet2d
+from diffcompress.families import dit, hunyuandit, lumina2, pixart, sana, sd3, unet2d, wan, z_image
 from diffcompress.families.base import Family
 
-FAMILIES: tuple[Family, ...] = (unet2d.FAMILY, dit.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    unet2d.FAMILY,
+    dit.FAMILY,
+    sd3.FAMILY,
+    wan.FAMILY,
+    pixart.FAMILY,
+    sana.FAMILY,
+    z_image.FAMILY,
+    hunyuandit.FAMILY,
+    lumina2.FAMILY,
+)
 
 
 def find(class_name: str | None) -> Family:

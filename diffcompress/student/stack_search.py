@@ -46,7 +46,8 @@ class StackSearch:
             found = self._first(variants, tolerance, multiple, limit)
             if found is not None:
                 return found
-        return None
+        nearest = self.nearest()
+        return nearest if abs(nearest.error) <= TOLERANCE else None
 
     def nearest(self) -> Candidate:
         """The student nearest in size, whatever its balance; its error is exact."""

@@ -19,13 +19,14 @@ class Knob:
     """One integer axis of a student.
 
     values: what it may be, ascending; teacher: the teacher's value; kind: "width" (parameters grow with its square),
-    "depth" (repeats) or "fine" (moves the size a little); narrow: a width below which depth should shrink first.
+    "depth" (repeats), "inner" (repeats inside a layer, which shrink together and before depth does) or "fine" (moves
+    the size a little); narrow: a width below which depth should shrink first.
     """
 
     name: str
     values: range
     teacher: int
-    kind: Literal["width", "depth", "fine"]
+    kind: Literal["width", "depth", "inner", "fine"]
     narrow: int = 0
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from diffcompress.errors import UsageError
-from diffcompress.families import dit, hunyuandit, lumina2, pixart, sana, sd3, unet2d, wan, z_image
+from diffcompress.families import dit, hunyuandit, lumina2, pixart, sana, sd3, unet2d, unet2d_condition, wan, z_image
 from diffcompress.families.base import Family
 
 FAMILIES: tuple[Family, ...] = (
     unet2d.FAMILY,
+    unet2d_condition.FAMILY,
     dit.FAMILY,
     sd3.FAMILY,
     wan.FAMILY,

@@ -1,23 +1,11 @@
-"""Where each tensor of a UNet2DModel student comes from.
-
-The walk follows the forward pass. A *stream* is an index set of channels that flows along residual adds: a residual
-block that changes the width starts a new one, and so do up- and downsampling convolutions and every block on the way
-up (its input is [hidden, skip], so its shortcut is always a convolution).
-"""
+"""Where each tensor of a UNet2DModel student comes from: its attention layers and time embeddings."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
-import numpy as np
-
-from diffcompress.families.base import Config, IndexSet, TensorRule, TensorRules
-
-Axis = tuple[str, ...]
-Sizes = tuple[int, int]
-# Sinusoids are matched over this many timesteps, the usual length of a noise schedule.
-NUM_TIMESTEPS = 1000
+from diffcompress.families.base import Config, TensorRules
+from diffcompress.families.unet_rules import Axis, Walk
 
 
 def tensor_rules(teacher: Config, student: Config) -> TensorRules:
@@ -25,163 +13,31 @@ def tensor_rules(teacher: Config, student: Config) -> TensorRules:
     return _Walk(teacher, student).run()
 
 
-def time_dim(config: Config) -> int:
-    return config.get("time_embedding_dim") or 4 * config["block_out_channels"][0]
-
-
-def runs(config: Config) -> list[list[int]]:
-    """Neighbouring levels of equal width, which residual adds tie together."""
-    found: list[list[int]] = []
-    widths = config["block_out_channels"]
-    for level, width in enumerate(widths):
-        if level and widths[level - 1] == width:
-            found[-1].append(level)
-        else:
-            found.append([level])
-    return found
-
-
-def attention_levels(config: Config) -> set[int]:
-    """Levels with attention in their blocks; the mid block counts to the last one."""
-    last = len(config["block_out_channels"]) - 1
-    down = {i for i, kind in enumerate(config["down_block_types"]) if "Attn" in kind}
-    up = {last - i for i, kind in enumerate(config["up_block_types"]) if "Attn" in kind}
-    return down | up | ({last} if _mid_attends(config) else set())
-
-
-def _mid_attends(config: Config) -> bool:
+def mid_attends(config: Config) -> bool:
     return config.get("mid_block_type", "UNetMidBlock2D") is not None and config.get("add_attention", True)
 
 
-def _spread(position: int, student: int, teacher: int) -> int:
-    """The teacher layer that student layer `position` starts from: first and last kept, the rest spread evenly."""
-    return round(position * (teacher - 1) / (student - 1)) if student > 1 else 0
-
-
-def _sinusoid(config: Config) -> np.ndarray:
-    """diffusers' timestep embedding `[NUM_TIMESTEPS, block_out_channels[0]]`."""
-    size = config["block_out_channels"][0]
-    half = size // 2
-    frequencies = np.exp(-math.log(10000) * np.arange(half) / (half - config.get("freq_shift", 0)))
-    angles = np.arange(NUM_TIMESTEPS)[:, None] * frequencies[None, :]
-    parts = [np.sin(angles), np.cos(angles)]
-    if config.get("flip_sin_to_cos", True):
-        parts.reverse()
-    return np.concatenate([*parts, np.zeros((NUM_TIMESTEPS, size % 2))], axis=1)
-
-
-def _sinusoid_map(teacher: Config, student: Config) -> np.ndarray:
-    """`[teacher size, student size]`: the teacher's sinusoid in terms of the student's, by least squares.
-
-    The student has other frequencies, so picked columns would mean other functions of the timestep.
-    """
-    solution = np.linalg.lstsq(_sinusoid(student), _sinusoid(teacher), rcond=1e-2)[0]
-    return solution.T.astype(np.float32)
-
-
-@dataclass
-class _Walk:
-    teacher: Config
-    student: Config
-    sets: dict[str, IndexSet] = field(default_factory=dict)
-    rules: list[TensorRule] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.wide: list[int] = list(self.teacher["block_out_channels"])
-        self.narrow: list[int] = list(self.student["block_out_channels"])
-        self.groups = (self.teacher.get("norm_num_groups", 32), self.student.get("norm_num_groups", 32))
-        self.depth = (self.teacher.get("layers_per_block", 2), self.student.get("layers_per_block", 2))
-
-    def run(self) -> TensorRules:
-        hidden = self.stream("conv_in", 0)
-        self.layer("conv_in", hidden, self.student.get("in_channels", 3), kernel=3)
-        self.time()
-        hidden, skips = self.down(hidden)
-        if self.student.get("mid_block_type", "UNetMidBlock2D") is not None:
-            last = len(self.wide) - 1
-            hidden = self.resnet("mid_block.resnets.0", "mid_block.resnets.0", hidden, last)
-            if _mid_attends(self.student):
-                own = self.student.get("attn_norm_num_groups") is not None
-                normed = own or self.student.get("resnet_time_scale_shift", "default") == "default"
-                self.attention("mid_block.attentions.0", "mid_block.attentions.0", hidden, last, normed)
-            hidden = self.resnet("mid_block.resnets.1", "mid_block.resnets.1", hidden, last)
-        hidden = self.up(hidden, skips)
-        self.norm("conv_norm_out", "conv_norm_out", hidden)
-        self.layer("conv_out", self.student.get("out_channels", 3), hidden, kernel=3)
-        return TensorRules(self.sets, tuple(self.rules), tuple(dict.fromkeys(self.notes)))
-
+class _Walk(Walk):
     def time(self) -> None:
         kind = self.student.get("time_embedding_type", "positional")
-        same = self.wide[0] == self.narrow[0]
-        mixture = None if same or kind != "positional" else _sinusoid_map(self.teacher, self.student)
-        source = self.new("time_proj", (self.wide[0], self.narrow[0]), mixture=mixture)
+        source = self.sinusoid(kind)
         if kind == "fourier":
             self.rule("time_proj.weight", "time_proj.weight", (source,))
             source = source + source
         elif kind == "learned":
             self.rule("time_proj.weight", "time_proj.weight", (self.student["num_train_timesteps"], source))
-        sizes = (time_dim(self.teacher), time_dim(self.student))
-        inner, self.embedding = self.new("time_embedding.hidden", sizes), self.new("time_embedding", sizes)
-        self.layer("time_embedding.linear_1", inner, source)
-        self.layer("time_embedding.linear_2", self.embedding, inner)
-        if self.student.get("num_class_embeds") is not None:
-            table = (self.student["num_class_embeds"], self.embedding)
-            self.rule("class_embedding.weight", "class_embedding.weight", table)
+        self.embed(source)
 
-    def down(self, hidden: Axis) -> tuple[Axis, list[Axis]]:
-        skips = [hidden]
-        for level, kind in enumerate(self.student["down_block_types"]):
-            block = f"down_blocks.{level}"
-            for layer in range(self.depth[1]):
-                source = _spread(layer, self.depth[1], self.depth[0])
-                hidden = self.resnet(f"{block}.resnets.{layer}", f"{block}.resnets.{source}", hidden, level)
-                if "Attn" in kind:
-                    self.attention(f"{block}.attentions.{layer}", f"{block}.attentions.{source}", hidden, level)
-                skips.append(hidden)
-            if level < len(self.wide) - 1:
-                hidden = self.resample(f"{block}.downsamplers.0", kind, "downsample_type", hidden, level)
-                skips.append(hidden)
-        return hidden, skips
-
-    def up(self, hidden: Axis, skips: list[Axis]) -> Axis:
-        for number, kind in enumerate(self.student["up_block_types"]):
-            block, level = f"up_blocks.{number}", len(self.wide) - 1 - number
-            for layer in range(self.depth[1] + 1):
-                source = _spread(layer, self.depth[1] + 1, self.depth[0] + 1)
-                joined = hidden + skips.pop()
-                hidden = self.resnet(f"{block}.resnets.{layer}", f"{block}.resnets.{source}", joined, level)
-                if "Attn" in kind:
-                    self.attention(f"{block}.attentions.{layer}", f"{block}.attentions.{source}", hidden, level)
-            if level > 0:
-                hidden = self.resample(f"{block}.upsamplers.0", kind, "upsample_type", hidden, level)
-        return hidden
-
-    def resample(self, name: str, kind: str, option: str, hidden: Axis, level: int) -> Axis:
-        """A block's down- or upsampler: a convolution, or a residual block that keeps its width."""
-        chosen = "Attn" in kind and self.student.get(option, "conv") == "resnet"
-        if kind.removeprefix("UNetRes").startswith("Resnet") or chosen:
-            return self.resnet(name, name, hidden, level)
-        out = self.stream(name, level)
-        self.layer(f"{name}.conv", out, hidden, kernel=3)
-        return out
-
-    def resnet(self, name: str, source: str, hidden: Axis, level: int) -> Axis:
-        passes = len(hidden) == 1 and self.sets[hidden[0]].size == self.narrow[level]
-        passed = len(hidden) == 1 and self.sets[hidden[0]].teacher_size == self.wide[level]
-        out = hidden if passes and passed else self.stream(name, level)
-        own = self.stream(f"{name}.hidden", level)
-        shift = own + own if self.student.get("resnet_time_scale_shift", "default") == "scale_shift" else own
-        self.norm(f"{name}.norm1", f"{source}.norm1", hidden)
-        self.layer(f"{name}.conv1", own, hidden, f"{source}.conv1", kernel=3)
-        self.layer(f"{name}.time_emb_proj", shift, self.embedding, f"{source}.time_emb_proj")
-        self.norm(f"{name}.norm2", f"{source}.norm2", own)
-        self.layer(f"{name}.conv2", out, own, f"{source}.conv2", kernel=3)
-        if not passes:
-            self.layer(f"{name}.conv_shortcut", out, hidden, None if passed else f"{source}.conv_shortcut", kernel=1)
-        elif not passed:
-            self.notes.append(f"{name} has no shortcut convolution, unlike the teacher's: its widths became equal")
-        return out
+    def mid(self, hidden: Axis) -> Axis:
+        if self.student.get("mid_block_type", "UNetMidBlock2D") is None:
+            return hidden
+        last = len(self.wide) - 1
+        hidden = self.resnet("mid_block.resnets.0", "mid_block.resnets.0", hidden, last)
+        if mid_attends(self.student):
+            own = self.student.get("attn_norm_num_groups") is not None
+            normed = own or self.student.get("resnet_time_scale_shift", "default") == "default"
+            self.attention("mid_block.attentions.0", "mid_block.attentions.0", hidden, last, normed)
+        return self.resnet("mid_block.resnets.1", "mid_block.resnets.1", hidden, last)
 
     def attention(self, name: str, source: str, hidden: Axis, level: int, normed: bool = True) -> None:
         dims = tuple(
@@ -197,31 +53,3 @@ class _Walk:
         self.layer(f"{name}.to_k", inner, hidden, f"{source}.to_k")
         self.layer(f"{name}.to_v", inner, hidden, f"{source}.to_v")
         self.layer(f"{name}.to_out.0", hidden, inner, f"{source}.to_out.0")
-
-    def stream(self, name: str, level: int) -> Axis:
-        return self.new(name, (self.wide[level], self.narrow[level]), self.groups)
-
-    def new(self, name: str, sizes: Sizes, groups: Sizes = (1, 1), mixture: np.ndarray | None = None) -> Axis:
-        """A new index set; sizes and groups (norm groups or heads) are the teacher's and the student's."""
-        self.sets[name] = IndexSet(name, *sizes, *groups, mixture)
-        return (name,)
-
-    def norm(self, name: str, source: str, axis: Axis) -> None:
-        self.rule(f"{name}.weight", f"{source}.weight", (axis,))
-        self.rule(f"{name}.bias", f"{source}.bias", (axis,))
-
-    def layer(
-        self, name: str, out: Axis | int, into: Axis | int, source: str | None = "", kernel: int = 0, scale: float = 1.0
-    ) -> None:
-        """Weight and bias of a linear layer or (kernel > 0) a convolution; source "": the same name, None: identity."""
-        source = name if source == "" else source
-        window = (kernel, kernel) if kernel else ()
-        weight = None if source is None else f"{source}.weight"
-        self.rule(f"{name}.weight", weight, (out, into, *window), scale)
-        self.rule(f"{name}.bias", None if source is None else f"{source}.bias", (out,), scale)
-
-    def rule(self, name: str, source: str | None, axes: tuple[Axis | int, ...], scale: float = 1.0) -> None:
-        """An axis is a tuple of sets, or the size of one that stays whole."""
-        shape = tuple(a if isinstance(a, int) else sum(self.sets[s].size for s in a) for a in axes)
-        cuts = tuple(() if isinstance(a, int) else a for a in axes)
-        self.rules.append(TensorRule(name, source, cuts, shape, scale))

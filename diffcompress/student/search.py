@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -54,19 +55,50 @@ class Search:
             yield [self.best(variant, depth, scale) for variant in self.variants]
 
     def depths(self) -> list[Depth]:
-        """Depth settings, best first: depth goes before width in large students, and where width would get too low."""
+        """Depth settings, best first.
+
+        Large students lose depth before width: repeats inside layers, then layers. Smaller ones keep their layers until
+        width would get too low, with as many repeats inside, relative to the teacher's, as they have width.
+        """
         knobs = [knob for knob in self.variants[-1].knobs if knob.kind == "depth"]
-        settings = itertools.product(*([(knob.name, value) for value in reversed(knob.values)] for knob in knobs))
-        options = list(settings)
+        outer = list(itertools.product(*([(knob.name, value) for value in reversed(knob.values)] for knob in knobs)))
+        inner = self.inner()
+        options = [(*setting, *repeats) for setting in outer for repeats in inner]
         if self.ratio >= DEPTH_FIRST:
-            full = np.array([[knob.teacher for knob in _moving(self.variants[-1])]])
-            enough = [option for option in options if self.polynomial(option)(full)[0] >= self.target]
-            first = enough[-1] if enough else options[0]
+            path = [(*outer[0], *repeats) for repeats in inner] + [(*setting, *inner[-1]) for setting in outer[1:]]
+            # The sizes fall along the path: the last that is large enough.
+            first = path[max(0, bisect.bisect_right(path, -self.target, key=lambda option: -self.full(option)) - 1)]
         else:
             least = max((knob.narrow / knob.teacher for knob in _moving(self.variants[-1])), default=0.0)
-            wide = [option for option in options if self.scale(option) >= least]
-            first = wide[0] if wide else options[-1]
+            balanced = [(*setting, *self.balanced(setting, inner)) for setting in outer]
+            wide = [option for option in balanced if self.scale(option) >= least]
+            first = wide[0] if wide else balanced[-1]
         return [first, *(option for option in options if option != first)]
+
+    def inner(self) -> list[Depth]:
+        """Settings of the repeats inside layers, shrinking together from the teacher's to the fewest."""
+        knobs = [knob for knob in self.variants[-1].knobs if knob.kind == "inner"]
+        shares = sorted({value / knob.teacher for knob in knobs for value in knob.values} | {1.0}, reverse=True)
+        settings = (tuple((k.name, max(k.values[0], round(share * k.teacher))) for k in knobs) for share in shares)
+        return list(dict.fromkeys(settings))
+
+    def balanced(self, setting: Depth, inner: list[Depth]) -> Depth:
+        """Of `inner` (descending) the one that leaves as large a share of the repeats as of the width."""
+        teacher = {knob.name: knob.teacher for knob in self.variants[-1].knobs}
+
+        def excess(repeats: Depth) -> float:
+            scale = max(self.scale((*setting, *repeats)), 1e-3)
+            logs = [math.log((value + 0.5) / (scale * teacher[name] + 0.5)) for name, value in repeats]
+            return sum(logs)
+
+        # Fewer repeats leave more width: excess falls along the list.
+        place = bisect.bisect_left(range(len(inner)), 0.0, key=lambda index: -excess(inner[index]))
+        near = inner[max(0, place - 1) : place + 1]
+        return min(near, key=lambda repeats: abs(excess(repeats)))
+
+    def full(self, depth: Depth) -> float:
+        """Parameters at the teacher's widths."""
+        return float(self.polynomial(depth)(np.array([[knob.teacher for knob in _moving(self.variants[-1])]]))[0])
 
     def polynomial(self, depth: Depth) -> SizePolynomial:
         """Parameters as a function of the moving knobs; norm groups and head sizes do not count."""
@@ -81,7 +113,7 @@ class Search:
                 return self.family.tensor_rules(student, student).num_elements
 
             # Far apart: two equal neighbouring widths would change which tensors exist.
-            centre = [64 * (number + 1) * step for number, step in enumerate(steps)]
+            centre = [64 * (number + 1) * math.lcm(*steps) for number in range(len(steps))]
             self.polynomials[depth] = SizePolynomial.fit(count, centre, steps)
         return self.polynomials[depth]
 
@@ -105,7 +137,9 @@ class Search:
 
 def _moving(variant: Variant) -> list[Knob]:
     """The knobs of the polynomial: widths, then the fine one."""
-    return sorted((knob for knob in variant.knobs if knob.kind != "depth"), key=lambda knob: knob.kind == "fine")
+    return sorted(
+        (knob for knob in variant.knobs if knob.kind in ("width", "fine")), key=lambda knob: knob.kind == "fine"
+    )
 
 
 def _named(knobs: list[Knob], values: Sequence[int] | np.ndarray) -> dict[str, int]:

@@ -1,0 +1,116 @@
+"""What the U-Net families share: levels, block types and the interface stay; widths and depths shrink."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from diffcompress.families.base import Config, Knob
+from diffcompress.families.unet_rules import depths, runs, time_dim
+
+# A sinusoid needs two frequencies per half (diffusers divides by half - freq_shift).
+FEWEST_CHANNELS = 4
+# Below this many channels at full resolution, layers go before width does.
+NARROW = 16
+# Halving the head size is as bad as this much imbalance between widths.
+HEAD_COST = 0.15
+
+
+class UNet:
+    """The answers that do not depend on which U-Net it is."""
+
+    subfolder = "unet"
+    kind: Literal["unet", "transformer"] = "unet"
+    call_options: Mapping[str, Any] = {}
+
+    def blocks(self, model: nn.Module) -> tuple[str, ...]:
+        """The last residual or attention layer of every block, before its down- or upsampler."""
+        names = []
+        for stack in ("down_blocks", "mid_block", "up_blocks"):
+            module = getattr(model, stack)
+            if module is None:
+                continue
+            blocks = [(stack, module)] if stack == "mid_block" else [(f"{stack}.{i}", b) for i, b in enumerate(module)]
+            for name, block in blocks:
+                attends = stack != "mid_block" and bool(getattr(block, "attentions", ()))
+                layers = block.attentions if attends else block.resnets
+                names.append(f"{name}.{'attentions' if attends else 'resnets'}.{len(layers) - 1}")
+        return tuple(names)
+
+    def feature(self, output: Any) -> Tensor:
+        return output if isinstance(output, Tensor) else output[0]
+
+    def num_classes(self, config: Config) -> int | None:
+        return config.get("num_class_embeds") if config.get("class_embed_type") is None else None
+
+    def null_class(self, config: Config) -> int | None:
+        return None
+
+    def num_tokens(self, config: Config, shape: tuple[int, ...]) -> int:
+        return shape[-2] * shape[-1]
+
+
+def group_options(config: Config, channels_per_group: int) -> list[tuple[int, float]]:
+    """Numbers of norm groups that a student may have, the teacher's first, with their costs (see Variant)."""
+    groups = config.get("norm_num_groups", 32)
+    # The published extreme students keep the teacher's groups even at one channel each: stay close to them.
+    weight = 2.0 if channels_per_group == 1 else 0.05
+    return [(number, weight * math.log2(groups / number)) for number in divisors(groups)]
+
+
+def knobs(
+    config: Config, groups: int, multiples: Mapping[int, int], channels_per_group: int, inner: Iterable[Knob] = ()
+) -> tuple[Knob, ...] | None:
+    """All knobs with the values that `groups` norm groups allow; None if some level has no value left.
+
+    multiples: by level, what its width must be a multiple of (whole heads). inner: repeats inside layers.
+    """
+    teacher = config["block_out_channels"]
+    found = []
+    for number, run in enumerate(runs(config)):
+        width = teacher[run[0]]
+        step = math.lcm(2, groups, *(multiples[level] for level in run if level in multiples))
+        fewest = max(FEWEST_CHANNELS, min(groups * channels_per_group, width))
+        values = range(-(-fewest // step) * step, width + 1, step)
+        if not values:
+            return None
+        found.append(Knob(f"channels.{number}", values, width, "width", NARROW if number == 0 else 0))
+    layers = max(depths(config))
+    found.append(Knob("layers", range(1, layers + 1), layers, "depth"))
+    found += inner
+    time = time_dim(config)
+    found.append(Knob("time", range(min(8, time), time + 1), time, "fine"))
+    return tuple(found)
+
+
+def shrunk(config: Config, choice: Mapping[str, int]) -> dict[str, Any]:
+    """The changes to `config` that every U-Net has in common.
+
+    Students have no dropout: their targets are the teacher's predictions, not the data.
+    """
+    widths = [0] * len(config["block_out_channels"])
+    for number, run in enumerate(runs(config)):
+        for level in run:
+            widths[level] = choice[f"channels.{number}"]
+    layers = config.get("layers_per_block", 2)
+    return {
+        "block_out_channels": widths,
+        "layers_per_block": choice["layers"] if isinstance(layers, int) else shares(layers, choice["layers"]),
+        "norm_num_groups": choice["groups"],
+        "time_embedding_dim": choice["time"],
+        "dropout": 0.0,
+    }
+
+
+def shares(counts: Iterable[int], most: int) -> list[int]:
+    """`counts` shrunk in proportion so that the largest becomes `most`; none that repeats at all vanishes."""
+    kept = list(counts)
+    return [max(min(count, 1), round(count * most / max(kept))) for count in kept]
+
+
+def divisors(number: int) -> list[int]:
+    """Descending."""
+    return [d for d in range(number, 0, -1) if number % d == 0]

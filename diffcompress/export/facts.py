@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcompress.export import evidence
+from diffcompress.export.licence import STATED
 from diffcompress.run_folder import RunFolder
 
 CURVES = (
@@ -26,7 +27,7 @@ CURVES = (
     "learning_rate",
 )
 DENOISERS = ("unet", "transformer")
-SUMMARY = ("run", "pipeline", "report", "teacher", "student", "stages", "metrics", "seconds")
+SUMMARY = ("run", "pipeline", "report", "teacher", "student", "stages", "metrics", "seconds", "pushed")
 
 
 def collect(run: RunFolder) -> dict[str, Any]:
@@ -34,8 +35,13 @@ def collect(run: RunFolder) -> dict[str, Any]:
 
     Raises UsageError when `run` is not a run folder. Missing or damaged files leave nulls and a line in `not_computed`.
     """
-    asked = run.identity
     reader = _Reader(run)
+    asked = dict(run.identity)
+    provenance = reader.json(run.pipeline / "diffcompress.json", "the exported pipeline", {})
+    pushed = reader.json(run.pushed, None, None)
+    licence = provenance.get("license") or {}
+    if licence.get("source") == STATED:
+        asked["license"] = licence["id"]
     plan = reader.json(run.plan, "sizes and configuration of the student", {})
     evaluation = reader.json(run.metrics, "quality, speed and agreement", {})
     timings = reader.json(run.timings, "timings", {})
@@ -55,6 +61,8 @@ def collect(run: RunFolder) -> dict[str, Any]:
         "stages": stages,
         "metrics": metrics,
         "seconds": round(sum(timings.values()), 2) if timings else None,
+        # What lies on the Hub is this student only as long as the weights are the same.
+        "pushed": pushed if pushed and pushed.get("files") == provenance.get("files") else None,
         "finished": bool(proof and proof.get("passed"))
         and run.pipeline.is_dir()
         and all(stage["finished"] for stage in stages),
@@ -69,8 +77,7 @@ def collect(run: RunFolder) -> dict[str, Any]:
         "proof": proof,
         "timings": timings,
         "environment": environment,
-        "pushed": reader.json(run.pushed, None, None),
-        "provenance": reader.json(run.pipeline / "diffcompress.json", "the exported pipeline", {}),
+        "provenance": provenance,
         "warnings": warnings,
         "not_computed": [*reader.missing, *_named(skipped)],
         "recipe": recipe,

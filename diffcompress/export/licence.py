@@ -9,8 +9,11 @@ from typing import Any
 
 import yaml
 
+from diffcompress.errors import UsageError
 from diffcompress.teacher.reference import DEMO_FOLDER, Reference
 
+STATED = "whoever made the student (--license)"
+_ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _NAMES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "NOTICE")
 
 
@@ -42,8 +45,15 @@ def licence_of(reference: Reference, stated: str | None = None) -> Licence:
     if is_demo(reference):
         return Licence("apache-2.0", "diffcompress, whose demo teacher this is")
     if stated:
-        return Licence(stated, "whoever made the student (--license)")
+        return stated_by_user(stated)
     return Licence("unknown", "nobody: the teacher's folder has no model card with a licence")
+
+
+def stated_by_user(id: str) -> Licence:
+    """Raises UsageError for what cannot be a licence id of the Hub."""
+    if _ID.fullmatch(id) is None:
+        raise UsageError(f"--license '{id}' is not a licence id", "use the Hub's spelling, such as apache-2.0 or mit")
+    return Licence(id, STATED)
 
 
 def licence_files(reference: Reference) -> list[Path]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from diffcompress.export.licence import Licence, is_demo
-from diffcompress.run_folder import read_json
+from diffcompress.export.licence import STATED, Licence, is_demo, stated_by_user
+from diffcompress.run_folder import read_json, write_json
 from diffcompress.teacher.load import LoadedPipeline
 from diffcompress.teacher.reference import Reference
 from diffcompress.teacher.weights import weight_files
@@ -55,6 +55,13 @@ def record(
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
         "files": weight_hashes(folder),
     }
+
+
+def relicense(folder: Path, stated: str) -> None:
+    """Write the licence that the user states into diffcompress.json, unless the teacher's own is there."""
+    found = read_json(folder / FILE)
+    if found["license"]["id"] == "unknown" or found["license"]["source"] == STATED:
+        write_json(folder / FILE, found | {"license": stated_by_user(stated).as_json()})
 
 
 def pipeline_tag(index: Mapping[str, Any], denoiser: str) -> str:

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from diffusers import DDPMScheduler, DiTTransformer2DModel
 
 from diffcompress.data import bank as banks
 from diffcompress.data.targets import Targets
 from diffcompress.errors import RunStopped
+from diffcompress.families import registry
 from diffcompress.recipe import BankSection, TargetsSection
 from diffcompress.runtime import Progress, start
 from diffcompress.sampling import sample
@@ -51,7 +53,7 @@ def test_bank_samples_are_the_teachers_own(teacher, bank):
     indices = [3, 150, 199]
     alone = sample(teacher, indices, seed=0, num_steps=4, eta=1.0, jitter=True)
     torch.testing.assert_close(bank.clean[indices], alone, rtol=1e-4, atol=1e-4)
-    assert bank.conditioning["class_labels"].unique().tolist() == [0, 1, 2]
+    assert bank.index.unique().tolist() == [0, 1, 2]
 
 
 def test_trajectories_hold_what_the_teacher_predicts(teacher, bank):
@@ -60,7 +62,7 @@ def test_trajectories_hold_what_the_teacher_predicts(teacher, bank):
     noisy, timestep, index = (bank.trajectory[name][rows] for name in ("noisy", "timestep", "index"))
     assert index.tolist() == [0, 1, 100, 199]
     with torch.no_grad():
-        expected = teacher.predict(noisy, timestep, {"class_labels": bank.conditioning["class_labels"][index]})
+        expected = teacher.predict(noisy, timestep, {"class_labels": bank.index[index]})
     torch.testing.assert_close(bank.trajectory["prediction"][rows], expected, rtol=1e-3, atol=1e-4)
     assert len(bank.trajectory["timestep"].unique()) > 20  # jittered grids visit (nearly) all of the 50 timesteps
 
@@ -150,3 +152,56 @@ def test_stored_calls_are_used_before_the_teacher_is_asked_again(tmp_path, teach
         progress=Progress(),
     )
     assert many.num_trajectory == many.pool_size // 2  # 1,600 predictions wanted, 800 stored
+
+
+@pytest.fixture(scope="module")
+def guided_teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dit")
+    config = registry.find("DiTTransformer2DModel").tiny_config()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        denoiser = DiTTransformer2DModel.from_config(config)
+        for value in denoiser.parameters():
+            value.data = 0.2 * torch.randn(value.shape)
+    denoiser.save_pretrained(folder / "transformer")
+    DDPMScheduler().save_pretrained(folder / "scheduler")
+    return load(resolve(str(folder / "transformer")))
+
+
+def test_guidance_leaves_null_entries_in_the_trajectories(guided_teacher, runtime, tmp_path):
+    section = BankSection(num_samples=64, sampler_steps=4, guidance=3.0, null_share=0.25)
+    bank = banks.fill(tmp_path, guided_teacher, section, 0, None, runtime, Progress())
+    null = bank.conditions.null
+    assert null == 5 and bank.index.max() < null
+    condition = bank.trajectory["condition"]
+    assert 0.1 < (condition == null).float().mean() < 0.4
+    told = bank.index[bank.trajectory["index"]]
+    assert (condition[condition != null] == told[condition != null]).all()
+    for row in (0, 17, int((condition == null).nonzero()[0])):
+        one = {name: value[row : row + 1] for name, value in bank.trajectory.items()}
+        given = bank.conditions.rows(one["condition"])
+        expected = guided_teacher.predict_all(one["noisy"], one["timestep"], given)
+        assert expected.shape[1] == 2 * bank.clean.shape[1]  # the learned variance is kept too
+        torch.testing.assert_close(one["prediction"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_moves_the_samples_and_one_is_none(guided_teacher):
+    plain, same, guided = (
+        sample(guided_teacher, [0, 1], seed=0, num_steps=3, guidance=scale) for scale in (1.0, 1.0, 4.0)
+    )
+    assert torch.equal(plain, same)
+    assert not torch.allclose(plain, guided)
+
+
+def test_fresh_targets_have_the_recipes_share_of_null_conditions(guided_teacher, runtime, tmp_path):
+    section = BankSection(num_samples=16, sampler_steps=2, null_share=0.5)
+    bank = banks.fill(tmp_path / "bank", guided_teacher, section, 0, None, runtime, Progress())
+    made = targets(tmp_path / "t", guided_teacher, bank, runtime, reuse=1)
+    labels = torch.cat([made.batch(step).conditioning["class_labels"] for step in range(10)])
+    assert 0.3 < (labels == bank.conditions.null).float().mean() < 0.7
+
+
+def test_a_run_of_no_steps_has_targets_to_spare(teacher, bank, runtime, tmp_path):
+    values = {"seed": 0, "batch_size": 8, "num_steps": 0, "runtime": runtime, "progress": Progress()}
+    made = Targets(tmp_path, teacher, bank, TargetsSection(), **values)
+    assert made.pool_size >= 8

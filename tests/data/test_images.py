@@ -1,5 +1,7 @@
 """The user's own images."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,14 +23,14 @@ def test_images_are_scaled_to_minus_one_and_one(tmp_path):
     assert found.clean.shape == (2, 1, 8, 8)
     assert found.clean[0].eq(1).all()
     assert found.clean[1].eq(-1).all()
-    assert found.conditioning == {}
+    assert found.index.tolist() == [0, 0]
     assert found.warnings == []
 
 
 def test_class_subfolders_are_labels(tmp_path):
     for label, name in enumerate(("cat", "dog", "emu")):
         picture(tmp_path / name / "x.png", value=label)
-    assert images.read(tmp_path, (1, 8, 8), 3).conditioning["class_labels"].tolist() == [0, 1, 2]
+    assert images.read(tmp_path, (1, 8, 8), 3).index.tolist() == [0, 1, 2]
     with pytest.raises(UsageError, match="3 class subfolders, the teacher has 2"):
         images.read(tmp_path, (1, 8, 8), 2)
 
@@ -50,3 +52,26 @@ def test_missing_and_unlabelled_folders_are_refused(tmp_path):
     picture(tmp_path / "a.png")
     with pytest.raises(UsageError, match="0 class subfolders"):
         images.read(tmp_path, (1, 8, 8), 10)
+
+
+def test_captions_are_the_conditions_of_a_text_teacher(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        picture(tmp_path / name)
+    rows = [{"file_name": "b.png", "text": "a dog"}, {"file_name": "a.png", "text": "a cat"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    found = images.read(tmp_path, (1, 8, 8), None, prompts=("a dog", "a cat"))
+    assert found.index.tolist() == [1, 0]
+    assert "1 of 3 images have no caption" in found.warnings[0]
+
+
+@pytest.mark.parametrize("text", ["no json", '{"file_name": "a.png"}', "[1]"])
+def test_a_bad_caption_is_named_by_its_line(tmp_path, text):
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\n' + text)
+    with pytest.raises(UsageError, match="line 2"):
+        images.captions(tmp_path)
+
+
+def test_a_text_teacher_needs_captions(tmp_path):
+    picture(tmp_path / "a.png")
+    with pytest.raises(UsageError, match="text-conditional"):
+        images.read(tmp_path, (1, 8, 8), None, prompts=("a dog",))

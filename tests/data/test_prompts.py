@@ -1,0 +1,31 @@
+"""Prompts: the grammar, the user's file."""
+
+import pytest
+
+from diffcompress.data import prompts
+from diffcompress.errors import UsageError
+
+
+def test_the_grammar_gives_thousands_of_different_prompts_that_follow_from_their_number():
+    many = prompts.grammar(4000)
+    assert len(set(many)) == 4000
+    assert prompts.grammar(50) == many[:50]
+    words = {word for prompt in many for word in prompt.split()}
+    assert len(words) > 200
+    assert not any("{" in prompt or "  " in prompt or not prompt.strip() for prompt in many)
+
+
+def test_a_prompts_file_has_one_a_line(tmp_path):
+    file = tmp_path / "p.txt"
+    file.write_text("a cat\n\n  ein Bär \na cat\n", encoding="utf-8")
+    assert prompts.read(file) == ["a cat", "ein Bär"]
+
+
+@pytest.mark.parametrize(("content", "words"), [(b"\n \n", "holds no prompt"), (b"caf\xe9", "not UTF-8")])
+def test_a_bad_prompts_file_is_refused(tmp_path, content, words):
+    file = tmp_path / "p.txt"
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=words):
+        prompts.read(file)
+    with pytest.raises(UsageError, match="cannot read"):
+        prompts.read(tmp_path / "nowhere.txt")

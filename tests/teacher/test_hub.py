@@ -136,7 +136,7 @@ def test_what_is_no_diffusers_model(hub, tmp_path):
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "old.safetensors").write_bytes(b"x")
     hub.add("someone/files", tmp_path / "files")
-    with pytest.raises(UsageError, match="neither model_index.json nor") as caught:
+    with pytest.raises(UsageError, match="neither model_index") as caught:
         resolve("someone/files")
     assert "old.safetensors" in caught.value.hint
 

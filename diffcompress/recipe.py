@@ -118,6 +118,7 @@ class TrainingSection(Section):
 class EvaluationSection(Section):
     num_samples: int = Field(2048, ge=1)
     sampler_steps: int = Field(25, ge=1)
+    guidance: float = Field(1.0, ge=0.0, description="classifier-free guidance scale, for teacher and student alike")
 
 
 def _default_stages() -> tuple[StageSection, ...]:
@@ -157,9 +158,12 @@ def builtin_names() -> list[str]:
     return sorted(path.stem for path in builtin_folder().glob("*.yaml"))
 
 
-def default_for(teacher: str) -> str:
-    """The built-in recipe for a teacher, by its id as the user wrote it."""
-    return "demo" if teacher.partition(":")[0] == "demo" else "default"
+def default_for(teacher: str, family: str = "default") -> str:
+    """The built-in recipe for a teacher, by its id as the user wrote it, and by the name its family gives."""
+    name, _, which = teacher.partition(":")
+    if name == "demo":
+        return f"demo-{which}" if f"demo-{which}" in builtin_names() else "demo"
+    return family if family in builtin_names() else "default"
 
 
 def load(

@@ -73,6 +73,7 @@ class RunFolder:
         self.marker = self.path / _MARKER
         self.recipe = self.path / "recipe.yaml"
         self.plan = self.path / "plan.json"
+        self.conditions = self.path / "conditions"
         self.bank = self.path / "bank"
         self.targets = self.path / "targets"
         self.student_init = self.path / "student-init"

@@ -108,7 +108,7 @@ def _sample_batch(teacher: LoadedPipeline, section: BankSection, seed: int, indi
 
 
 def _kept(num_calls: int, section: BankSection, keep: int, own: torch.Generator) -> Tensor:
-    """Which of a sample's denoiser calls stay `[keep]`: of each step one, mostly the conditional where there are two."""
+    """Which of a sample's denoiser calls stay `[keep]`: one of each step, mostly the conditional of two."""
     per_step = num_calls // section.sampler_steps
     steps = torch.randperm(section.sampler_steps, generator=own)[:keep]
     if per_step == 1:

@@ -57,8 +57,8 @@ def plan(
     """
     progress = progress or Progress()
     target.check(ratio, params, size)
-    settings = recipes.load(recipe or recipes.default_for(teacher), tuple(overrides))
     found = _find(teacher, scheduler)
+    settings = recipes.load(recipe or recipes.default_for(teacher, found.family.recipe), tuple(overrides))
     stored = dtype or found.dtype or "float32"
 
     def one(ratio: float | None) -> dict[str, Any]:

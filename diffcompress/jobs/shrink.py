@@ -6,7 +6,8 @@ import contextlib
 import functools
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,21 +17,29 @@ from torch import nn
 from diffcompress import recipe as recipes
 from diffcompress import runtime as runtimes
 from diffcompress.data import bank as banks
-from diffcompress.data.targets import Targets, taylor_batches
+from diffcompress.data import images
+from diffcompress.data import prompts as prompting
+from diffcompress.data.targets import Targets
+from diffcompress.errors import UsageError
+from diffcompress.evaluation.doubts import beats_teacher
 from diffcompress.evaluation.features import FeatureSpace, find_space
 from diffcompress.evaluation.protocol import Protocol
 from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.export import hub as publishing
+from diffcompress.export.licence import licence_of
 from diffcompress.export.proof import prove
+from diffcompress.export.provenance import relicense
 from diffcompress.export.report import write_report
 from diffcompress.export.sheets import write_sheet
 from diffcompress.export.weights import export_pipeline
+from diffcompress.jobs.students import as_student, averaged_student, copy_student, initial_student
 from diffcompress.recipe import Recipe
 from diffcompress.run_folder import RunFolder, discard, read_json, write_atomically, write_json, write_text
 from diffcompress.runtime import Progress, Runtime
 from diffcompress.sampling import automatic_batch_size, sample
-from diffcompress.student.inherit import start_student, taylor_scores
 from diffcompress.student.plan import StudentPlan, plan
-from diffcompress.teacher.load import LoadedPipeline, describe, load, state_fingerprint
+from diffcompress.teacher.encoding import with_prompts
+from diffcompress.teacher.load import LoadedPipeline, describe, load
 from diffcompress.teacher.reference import resolve
 from diffcompress.teacher.weights import stored_dtype
 from diffcompress.training import budget
@@ -47,7 +56,18 @@ ALONE = (
     "this launch asked for several processes but started one: `accelerate launch --cpu` needs MPI for more; "
     "`torchrun --nproc_per_node 2 -m diffcompress ...` starts two"
 )
-RESULT_FIELDS = ("run", "pipeline", "report", "teacher", "student", "stages", "metrics", "warnings", "seconds")
+RESULT_FIELDS = (
+    "run",
+    "pipeline",
+    "report",
+    "teacher",
+    "student",
+    "stages",
+    "metrics",
+    "warnings",
+    "seconds",
+    "pushed",
+)
 
 
 def shrink(
@@ -59,6 +79,7 @@ def shrink(
     output: str | None = None,
     overwrite: bool = False,
     data: str | None = None,
+    prompts: str | None = None,
     method: str = "lift-place",
     max_time: float | None = None,
     recipe: str | None = None,
@@ -68,16 +89,19 @@ def shrink(
     dtype: str | None = None,
     license: str | None = None,
     scheduler: str | None = None,
+    push_to_hub: str | None = None,
+    public: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compress `teacher` and return what `shrink --json` prints. The same call again resumes.
 
     Exactly one of ratio (0 < ratio < 1), params (a count) and size (bytes of the exported denoiser) sets the target;
-    max_time is in seconds of training. Raises DiffCompressError subclasses, each with its exit status.
+    max_time is in seconds of training; push_to_hub (owner/name) is pushed to in the end, private unless `public`.
+    Raises DiffCompressError subclasses, each with its exit status.
     """
     reference = resolve(teacher, scheduler)
     family, _ = describe(reference)
-    recipe = recipe or recipes.default_for(reference.id)
+    recipe = recipe or recipes.default_for(reference.id, family.recipe)
     asked = recipes.load(recipe, tuple(overrides), method, seed=seed)
     student_plan = plan(
         family,
@@ -90,15 +114,23 @@ def shrink(
     )
     run = RunFolder(output or f"./{reference.name}-{student_plan.requested_ratio:.4g}")
     runtime = runtimes.start(device)
-    loaded = load(reference, runtime.device)
+    progress = progress or Progress()
+    licence = licence_of(reference, license)
+    if license not in (None, licence.id):
+        progress.warn(f"--license {license} is not used: {licence.source} says {licence.id}")
+    if push_to_hub is not None and runtime.is_main:
+        publishing.check(push_to_hub, public=public, licence=licence)
+    reference.fetch(progress=progress)
+    loaded = load(reference, runtime.device, sample_size=asked.bank.sample_size)
+    texts = _texts(loaded, asked, data, prompts)
     identity = {
         "teacher": reference.id,
         "fingerprint": loaded.fingerprint,
         "target": {"ratio": ratio, "params": params, "size": size},
         "method": method,
         "data": data,
+        "prompts": prompts,
         "dtype": dtype,
-        "license": license,
         "scheduler": scheduler,
         "recipe_name": recipe,
         "recipe": asked.model_dump(mode="json"),
@@ -108,17 +140,31 @@ def shrink(
     try:
         with claim:
             runtime.wait()
-            context = _Context(run, loaded, student_plan, runtime, progress or Progress())
+            loaded = with_prompts(loaded, texts, run.conditions, runtime, progress)
+            context = _Context(run, loaded, student_plan, runtime, progress, license)
             if runtime.launched_alone:
                 context.progress.warn(ALONE)
             for note in (*reference.notes, *student_plan.notes):
                 context.progress.note(note)
             _run(context, asked, data, max_time)
+            if push_to_hub is not None and runtime.is_main:
+                _push(context, push_to_hub, public)
             runtime.wait()
             told = read_json(run.report_json)
             return {name: told[name] for name in RESULT_FIELDS}
     finally:
         runtime.stop.restore()
+
+
+def _texts(teacher: LoadedPipeline, recipe: Recipe, data: str | None, file: str | None) -> list[str]:
+    """What a text-conditional teacher is asked: the captions of the user's images, their prompts, or our own."""
+    if not teacher.takes_text:
+        if file is not None:
+            raise UsageError(f"--prompts {file}, but '{teacher.reference.id}' takes no text", "leave --prompts out")
+        return []
+    if data is not None:
+        return list(dict.fromkeys(images.captions(Path(data)).values()))
+    return prompting.read(Path(file)) if file else prompting.default_for(teacher.reference, recipe.bank.num_prompts)
 
 
 @dataclass(frozen=True)
@@ -128,6 +174,7 @@ class _Context:
     plan: StudentPlan
     runtime: Runtime
     progress: Progress
+    license: str | None
 
     def write_json(self, path: Any, value: Any) -> None:
         if self.runtime.is_main:
@@ -180,7 +227,12 @@ def _estimate(context: _Context, recipe: Recipe, *, own_images: bool) -> str:
     started = time.monotonic()
     sample(teacher, indices, seed=recipe.seed, num_steps=1)
     seconds = (time.monotonic() - started) / len(indices)
-    bank = 0.0 if own_images else seconds * recipe.bank.num_samples * recipe.bank.sampler_steps / context.runtime.count
+    calls = 2 if recipe.bank.guidance != 1 and teacher.conditions.null is not None else 1
+    bank = (
+        0.0
+        if own_images
+        else calls * seconds * recipe.bank.num_samples * recipe.bank.sampler_steps / context.runtime.count
+    )
     _, samples = _judged(teacher, recipe)
     # Student and untrained student are small beside the teacher, but not free: count the two as one teacher.
     evaluation = 2 * seconds * samples * recipe.evaluation.sampler_steps
@@ -228,8 +280,10 @@ def _job(context: _Context, recipe: Recipe, trainee: Trainee, bank: banks.Bank) 
 
     def preview(step: int) -> None:
         pipeline = as_student(context.teacher, context.plan, averaged_student(context.plan, trainee.student, state))
-        images = sample(pipeline, range(PREVIEW_SAMPLES), seed=recipe.seed, num_steps=recipe.evaluation.sampler_steps)
-        write_sheet(images, context.run.samples / f"preview-{step:06d}.png")
+        steps, guidance = recipe.evaluation.sampler_steps, recipe.evaluation.guidance
+        drawn = sample(pipeline, range(PREVIEW_SAMPLES), seed=recipe.seed, num_steps=steps, guidance=guidance)
+        codec = context.teacher.codec
+        write_sheet(drawn if codec is None else codec.decode(drawn), context.run.samples / f"preview-{step:06d}.png")
 
     wrapped = context.runtime.accelerator.prepare(trainee)
     return Job(recipe, context.teacher, wrapped, state, targets, context.runtime, context.progress, preview)
@@ -277,7 +331,13 @@ def _conclude(context: _Context, recipe: Recipe, start: nn.Module, trained: nn.M
     if not run.metrics.exists():
         with context.timed("evaluation"):
             space, wanted = _judged(teacher, recipe)
-            protocol = Protocol.make(space, num_samples=wanted, sampler_steps=recipe.evaluation.sampler_steps)
+            protocol = Protocol.make(
+                space,
+                num_samples=wanted,
+                sampler_steps=recipe.evaluation.sampler_steps,
+                guidance=recipe.evaluation.guidance if teacher.conditions.null is not None else 1.0,
+                conditions=teacher.conditions.digest,
+            )
             scored = evaluate_pipeline(
                 student,
                 teacher,
@@ -307,11 +367,19 @@ def _conclude(context: _Context, recipe: Recipe, start: nn.Module, trained: nn.M
                 "bank": bank.key,
                 "method": identity["method"],
             }
-            if identity["license"]:
-                provenance["license"] = identity["license"]
+            if context.license:
+                provenance["license"] = context.license
             export_pipeline(trained, teacher, run, dtype=dtype, provenance=provenance)
             prove(run, trained, teacher, dtype=dtype)
+    if context.license:
+        relicense(run.pipeline, context.license)
     write_report(run)
+
+
+def _push(context: _Context, repo: str, public: bool) -> None:
+    pushed = publishing.push(context.run, repo, public=public, progress=context.progress)
+    context.progress.note(f"pushed to {pushed['url']}, commit {pushed['commit']}")
+    write_report(context.run)
 
 
 def _warnings(context: _Context, bank: banks.Bank) -> list[str]:
@@ -324,53 +392,4 @@ def _warnings(context: _Context, bank: banks.Bank) -> list[str]:
                 f"{counters['rollbacks']} rollbacks (learning rate x {counters['learning_rate_scale']:g})"
             )
     found += read_json(context.run.bank / "bank.json").get("warnings", [])
-    metrics = read_json(context.run.metrics)["metrics"]
-    for name in ("fd_demo", "kd_demo"):
-        value, teacher = metrics.get(name), (metrics.get(name) or {}).get("teacher")
-        if (
-            value
-            and teacher
-            and value["value"] is not None
-            and teacher["value"] is not None
-            and value["value"] < teacher["value"]
-        ):
-            found.append(
-                f"the student scores better than its teacher in {name}: look at the samples before believing it"
-            )
-    return found
-
-
-def initial_student(
-    teacher: LoadedPipeline, student_plan: StudentPlan, recipe: Recipe, bank: banks.Bank, *, ranked: bool = True
-) -> nn.Module:
-    """The student before training: inherited from the teacher or random, as the recipe says; on the CPU.
-
-    Without `ranked` the Taylor pass is left out: for a student whose weights are about to be replaced.
-    """
-    scores = None
-    if ranked and recipe.student.start == "inherit" and recipe.student.importance == "taylor":
-        scores = taylor_scores(teacher.family, teacher.denoiser, taylor_batches(teacher, bank, recipe.seed))
-    state = {name: value.cpu() for name, value in teacher.denoiser.state_dict().items()}
-    return start_student(teacher.family, student_plan, recipe.student, state, scores=scores, seed=recipe.seed)
-
-
-def copy_student(student_plan: StudentPlan, model: nn.Module) -> nn.Module:
-    """A trainable student with the weights of `model`, on its device."""
-    copy = type(model).from_config(student_plan.config)  # type: ignore[attr-defined]
-    copy.load_state_dict(model.state_dict())
-    return copy.to(next(model.parameters()).device)
-
-
-def averaged_student(student_plan: StudentPlan, like: nn.Module, state: TrainingState) -> nn.Module:
-    """The student with its EMA weights, ready for sampling."""
-    student = copy_student(student_plan, like)
-    prefix = "student."
-    student.load_state_dict({k.removeprefix(prefix): v for k, v in state.ema.tensors.items() if k.startswith(prefix)})
-    return student.eval().requires_grad_(False)
-
-
-def as_student(teacher: LoadedPipeline, student_plan: StudentPlan, denoiser: nn.Module) -> LoadedPipeline:
-    """A student denoiser as a pipeline of its own, sampled as the teacher is."""
-    reference = replace(teacher.reference, config=dict(student_plan.config))
-    denoiser = denoiser.eval().requires_grad_(False)
-    return replace(teacher, reference=reference, denoiser=denoiser, fingerprint=state_fingerprint(denoiser))
+    return found + beats_teacher(read_json(context.run.metrics)["metrics"])

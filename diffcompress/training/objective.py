@@ -26,7 +26,7 @@ class Trainee(nn.Module):
     def forward(
         self, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """The prediction, with its learned variance, and block outputs widened to the teacher's (none without adapters)."""
+        """The prediction with its learned variance, and block outputs as wide as the teacher's (with adapters)."""
         if self.adapters is None:
             return self.family.predict(self.student, noisy, timestep, conditioning), []
         with FeatureTap(self.student, self.family) as tap:

@@ -13,6 +13,8 @@ from diffcompress.noise import generator
 
 RESAMPLES = 100
 BOOTSTRAP_STREAM = 302
+MOST_EXACT_DIMENSIONS = 256
+BLOCK = 1024
 
 
 class Estimate(NamedTuple):
@@ -52,29 +54,38 @@ def frechet_distance(features: Tensor, reference: Moments, *, seed: int = 0) -> 
             f"use --num-samples {2 * dimension} or more",
         )
     features = features.double()
-    root = _square_root(reference.covariance)
-    value = _frechet(Moments.of(features), reference, root)
-    draws = torch.stack([_frechet(Moments.of(features[picks]), reference, root) for picks in _resamples(count, seed)])
+    moments, root = Moments.of(features), _square_root(reference.covariance)
+    if dimension > MOST_EXACT_DIMENSIONS:
+        value, influence = _influence(features, moments, reference, root)
+        draws = torch.stack([influence[picks].mean() for picks in _resamples(count, seed)])
+    else:
+        value = _frechet(moments, reference, root)
+        resampled = (Moments.of(features[picks]) for picks in _resamples(count, seed))
+        draws = torch.stack([_frechet(one, reference, root) for one in resampled])
     # Resampling repeats some samples, which raises all draws alike; only their spread is laid around the value.
     return _around(value, draws, floor=0.0)
 
 
-def kernel_distance(features: Tensor, reference: Tensor, *, seed: int = 0) -> Estimate:
-    """Unbiased squared maximum mean discrepancy of `[N, D]` to `[M, D]`, kernel (x.y / D + 1)^3; may fall below 0."""
+def kernel_distance(features: Tensor, reference: Tensor, *, seed: int = 0, paired: bool = False) -> Estimate:
+    """Unbiased squared maximum mean discrepancy of `[N, D]` to `[M, D]`, kernel (x.y / D + 1)^3; may fall below 0.
+
+    paired: row i of both comes from the same noise, so M is N, pairs (i, i) say nothing and both are resampled as one.
+    """
     x, y = features.double(), reference.double()
-    dimension = x.shape[1]
-    within, cross = (x @ x.T / dimension + 1) ** 3, (x @ y.T / dimension + 1) ** 3
-    among = (y @ y.T / dimension + 1) ** 3
-    own = (among.sum() - among.diagonal().sum()) / (len(y) * (len(y) - 1))
-    to_reference, diagonal = cross.mean(1), within.diagonal()
     # Row r of `weights`: how often resample r holds each sample. Pairs of a sample with itself are left out everywhere.
     picks = torch.stack(_resamples(len(x), seed))
     weights = torch.zeros(len(picks) + 1, len(x), dtype=torch.float64)
     weights[0] = 1.0
     weights[1:].scatter_add_(1, picks, torch.ones_like(picks, dtype=torch.float64))
-    pairs = ((weights @ within) * weights).sum(1) - (weights**2) @ diagonal
-    num_pairs = weights.sum(1) ** 2 - (weights**2).sum(1)
-    values = pairs / num_pairs + own - 2 * (weights @ to_reference) / weights.sum(1)
+    total = weights.sum(1)
+    num_pairs = total**2 - (weights**2).sum(1)
+    within = _pairs(x, x, weights) / num_pairs
+    if paired:
+        values = within + (_pairs(y, y, weights) - 2 * _pairs(x, y, weights)) / num_pairs
+    else:
+        once = torch.ones(1, len(y), dtype=torch.float64)
+        to_reference = torch.cat([_kernel(part, y).mean(1) for part in x.split(BLOCK)])
+        values = within + _pairs(y, y, once) / (len(y) * (len(y) - 1)) - 2 * (weights @ to_reference) / total
     return _around(values[0], values[1:])
 
 
@@ -92,6 +103,39 @@ def _resamples(count: int, seed: int) -> list[Tensor]:
 def _around(value: Tensor, draws: Tensor, floor: float = -torch.inf) -> Estimate:
     low, high = torch.quantile(draws - draws.mean() + value, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Estimate(value.item(), max(low, floor), max(high, floor))
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def _pairs(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """Sum over i != j of w_i k(x_i, y_j) w_j for each row w of `weights`; in blocks, as N x N may not fit."""
+    found = torch.zeros(len(weights), dtype=torch.float64)
+    for start in range(0, len(x), BLOCK):
+        rows = slice(start, start + BLOCK)
+        kernel = _kernel(x[rows], y)
+        kernel.diagonal(start).zero_()
+        found += ((weights @ kernel.T) * weights[:, rows]).sum(1)
+    return found
+
+
+def _influence(features: Tensor, moments: Moments, reference: Moments, root: Tensor) -> tuple[Tensor, Tensor]:
+    """The distance and each sample's influence on it `[N]` (its derivative by the sample's weight).
+
+    One matrix decomposition in place of one for each resample, which would take minutes in 2,048 dimensions.
+    d tr (R S R)^(1/2) / dS = R (R S R)^(-1/2) R / 2, on the subspace that the samples span.
+    """
+    values, vectors = torch.linalg.eigh(root @ moments.covariance @ root)
+    values = values.clamp(min=0)
+    spanned = values > values.max() * 1e-10
+    inverse = torch.where(spanned, values, torch.inf).rsqrt()
+    slopes = root @ (vectors * inverse) @ vectors.T @ root
+    shift = moments.mean - reference.mean
+    centred = features - moments.mean
+    trace = moments.covariance.trace() + reference.covariance.trace() - 2 * values.sqrt().sum()
+    by_sample = 2 * centred @ shift + centred.square().sum(1) - ((centred @ slopes) * centred).sum(1)
+    return (shift.square().sum() + trace).clamp(min=0), by_sample
 
 
 def _square_root(matrix: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torchmetrics.image.fid import _compute_fid
 
 from diffcompress.errors import UsageError
+from diffcompress.evaluation import frechet
 from diffcompress.evaluation.frechet import Moments, frechet_distance, kernel_distance, mean_estimate
 
 
@@ -51,6 +52,18 @@ def test_the_interval_is_as_wide_as_fresh_sets_scatter():
     assert 0.4 < (found.high - found.low) / (4 * values.std().item()) < 3
 
 
+def test_in_many_dimensions_influences_replace_resampled_distances(monkeypatch):
+    for spread, shift in ((1.0, 0.5), (0.7, 0.0), (1.0, 0.0)):
+        values, reference = features(600, 20, shift, spread), Moments.of(features(800, 21))
+        values[:, 3] = 0
+        exact = frechet_distance(values, reference)
+        with monkeypatch.context() as patch:
+            patch.setattr(frechet, "MOST_EXACT_DIMENSIONS", 8)
+            quick = frechet_distance(values, reference)
+        assert quick.value == pytest.approx(exact.value, rel=1e-6)
+        assert quick.high - quick.low == pytest.approx(exact.high - exact.low, rel=0.4)
+
+
 def test_too_few_samples_for_a_frechet_distance_are_refused():
     with pytest.raises(UsageError, match=r"31 samples are too few .* 16 features.* at least 32"):
         frechet_distance(features(31, 8), Moments.of(features(100, 9)))
@@ -66,6 +79,30 @@ def test_kernel_distance_equals_loops():
     among = sum(kernel(y[i], y[j]) for i in range(5) for j in range(5) if i != j) / 20
     cross = sum(kernel(a, b) for a in x for b in y) / 35
     assert kernel_distance(x, y).value == pytest.approx(within + among - 2 * cross)
+
+
+def test_kernel_distance_equals_torchmetrics():
+    """On the same features; torchmetrics' kernel inception distance of one subset with all of them."""
+    from torchmetrics.image.kid import poly_mmd
+
+    x, y = features(300, 12), features(300, 13, 0.5)
+    assert kernel_distance(x, y).value == pytest.approx(poly_mmd(x.double(), y.double()).item(), rel=1e-3)
+
+
+def test_paired_kernel_distance(monkeypatch):
+    """The same sets have no distance at all; pairs (i, i) are left out; blocks change nothing."""
+    x, y = features(40, 14, dimension=3).double(), features(40, 15, 0.3, dimension=3).double()
+    assert kernel_distance(x, x, paired=True) == (0, 0, 0)
+    pairs = [(i, j) for i in range(40) for j in range(40) if i != j]
+
+    def kernel(a, b):
+        return float((a @ b / 3 + 1) ** 3)
+
+    parts = [kernel(x[i], x[j]) + kernel(y[i], y[j]) - kernel(x[i], y[j]) - kernel(x[j], y[i]) for i, j in pairs]
+    found = kernel_distance(x, y, paired=True)
+    assert found.value == pytest.approx(sum(parts) / len(parts))
+    monkeypatch.setattr(frechet, "BLOCK", 7)
+    assert kernel_distance(x, y, paired=True) == pytest.approx(found)
 
 
 def test_kernel_distance_of_equal_distributions_averages_to_zero():

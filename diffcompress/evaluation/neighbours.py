@@ -1,0 +1,53 @@
+"""Fidelity and diversity from nearest neighbours in a feature space, each in [0, 1] but density, which has no top.
+
+precision, recall: Kynkaanniemi et al. 2019, arXiv 1904.06991, with their 3 neighbours; density, coverage: Naeem et al.
+2020, arXiv 2002.09797, with their 5.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffcompress.evaluation.frechet import Estimate, mean_estimate
+
+PRECISION_NEIGHBOURS = 3
+DENSITY_NEIGHBOURS = 5
+FEWEST = 2 * DENSITY_NEIGHBOURS
+BLOCK = 1024
+
+
+def neighbour_metrics(features: Tensor, real: Tensor, *, seed: int = 0) -> dict[str, Estimate]:
+    """precision, recall, density and coverage of `features` `[N, D]` against `real` `[M, D]`; N = M compares best.
+
+    Intervals resample the samples for precision and density, the real images for recall and coverage. Raises ValueError
+    for fewer than `FEWEST` rows.
+    """
+    if min(len(features), len(real)) < FEWEST:
+        raise ValueError(f"{min(len(features), len(real))} rows are too few for neighbours: {FEWEST} or more")
+    features, real = features.double(), real.double()
+    around_sample = _radii(features, PRECISION_NEIGHBOURS)
+    around_real, around_real_5 = _radii(real, PRECISION_NEIGHBOURS), _radii(real, DENSITY_NEIGHBOURS)
+    recalled = torch.zeros(len(real), dtype=torch.bool)
+    covered = torch.zeros(len(real), dtype=torch.bool)
+    precise, dense = [], []
+    for part, radius in zip(features.split(BLOCK), around_sample.split(BLOCK), strict=True):
+        distance = torch.cdist(part, real)
+        precise.append((distance <= around_real).any(1).double())
+        dense.append((distance < around_real_5).double().sum(1) / DENSITY_NEIGHBOURS)
+        recalled |= (distance <= radius[:, None]).any(0)
+        covered |= (distance < around_real_5).any(0)
+    found = {"precision": torch.cat(precise), "recall": recalled.double()}
+    found |= {"density": torch.cat(dense), "coverage": covered.double()}
+    return {name: _bounded(mean_estimate(values, seed=seed), name != "density") for name, values in found.items()}
+
+
+def _radii(features: Tensor, neighbours: int) -> Tensor:
+    """`[N]`: distance of each row to its `neighbours`-th nearest other row."""
+    # One more than asked for, as each row is its own nearest.
+    parts = [torch.cdist(part, features).kthvalue(neighbours + 1, dim=1).values for part in features.split(BLOCK)]
+    return torch.cat(parts)
+
+
+def _bounded(found: Estimate, by_one: bool) -> Estimate:
+    return Estimate(found.value, max(found.low, 0.0), min(found.high, 1.0) if by_one else found.high)

@@ -72,7 +72,7 @@ def measure(
     levels: dict[str, list[Level]] = {name: [] for name in students}
     for level in range(num_levels):
         noisy, timestep = _inputs(teacher, clean, level, num_levels, seed)
-        edges = teacher.noise.at(torch.tensor([level / num_levels, (level + 1 - 1e-6) / num_levels]).double())
+        edges = teacher.noise.at(torch.tensor([level + 1e-6, level + 1 - 1e-6]).double() / num_levels)
         low, high = (int(edge) for edge in edges)
         theirs = predictions(teacher, noisy, timestep, conditioning, batch_size)
         for name, student in students.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffcompress.families.base import Family
+from diffcompress.student.size import build
 from diffcompress.teacher.load import LoadedPipeline
 
 BATCH_SIZES = (1, 16)
@@ -22,10 +24,12 @@ MOST_REPEATS, FEWEST_REPEATS, SECONDS = 20, 5, 1.5
 
 @dataclass(frozen=True)
 class Speed:
-    """params: of the denoiser, no buffers; macs: multiply-accumulates of a call at batch 1; latency_ms: median per call
-    at each of `BATCH_SIZES`; memory_bytes: weights and peak activations of a call at batch 1; threads: of the CPU."""
+    """params: of the denoiser, no buffers; size_bytes: of its tensors in their stored dtype; macs:
+    multiply-accumulates of a call at batch 1; latency_ms: median per call at each of `BATCH_SIZES`; memory_bytes:
+    weights and peak activations of a call at batch 1; threads: of the CPU."""
 
     params: int
+    size_bytes: int
     macs: int
     latency_ms: dict[int, float]
     memory_bytes: int
@@ -37,7 +41,8 @@ def measure(pipeline: LoadedPipeline) -> Speed:
     """Cost of one call of `pipeline`'s denoiser, on the device it lies on."""
     return Speed(
         sum(p.numel() for p in pipeline.denoiser.parameters()),
-        count_macs(pipeline),
+        sum(value.numel() for value in pipeline.denoiser.state_dict().values()) * pipeline.dtype.itemsize,
+        count_macs(pipeline.family, pipeline.config),
         {size: _latency(pipeline, size) for size in BATCH_SIZES},
         _memory(pipeline),
         torch.get_num_threads(),
@@ -45,26 +50,29 @@ def measure(pipeline: LoadedPipeline) -> Speed:
     )
 
 
-def count_macs(pipeline: LoadedPipeline) -> int:
-    """Multiply-accumulates of convolutions and matrix products at batch 1, counted on the meta device."""
+def count_macs(family: Family, config: Mapping[str, Any]) -> int:
+    """Multiply-accumulates of convolutions and matrix products of the denoiser that `config` builds, at batch 1.
+
+    Counted on the meta device: no weights are needed and nothing is computed.
+    """
+    denoiser = build(family, config, "meta")
     with torch.device("meta"):
-        denoiser = type(pipeline.denoiser).from_config(pipeline.denoiser.config)  # type: ignore[attr-defined]
-        inputs = pipeline.family.example_inputs(pipeline.config, 1)
+        inputs = family.example_inputs(config, 1)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        _predict(pipeline, denoiser.eval(), inputs)
+        _predict(family, denoiser, inputs)
     return counter.get_total_flops() // 2
 
 
-def _predict(pipeline: LoadedPipeline, denoiser: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+def _predict(family: Family, denoiser: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     conditioning = {name: value for name, value in inputs.items() if name not in ("noisy", "timestep")}
-    return pipeline.family.predict(denoiser, inputs["noisy"], inputs["timestep"], conditioning)
+    return family.predict(denoiser, inputs["noisy"], inputs["timestep"], conditioning)
 
 
 def _call(pipeline: LoadedPipeline, batch: int) -> Callable[[], Tensor]:
     with torch.device(pipeline.device):
         inputs = pipeline.family.example_inputs(pipeline.config, batch)
-    return lambda: _predict(pipeline, pipeline.denoiser, inputs)
+    return lambda: _predict(pipeline.family, pipeline.denoiser, inputs)
 
 
 @torch.no_grad()

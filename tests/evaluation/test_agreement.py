@@ -63,7 +63,8 @@ def test_agreement_equals_loops(tmp_path, teacher, clean):
         ours, theirs = [], []
         for i, image in enumerate(clean):
             stream = generator(7, agreement.AGREEMENT_STREAM, level, i)
-            timestep = torch.randint(25 * level, 25 * level + 25, (1,), generator=stream)
+            share = torch.rand((), generator=stream, dtype=torch.float64).item()
+            timestep = torch.tensor([int(25 * (level + share))])
             noise = torch.randn(1, 1, 8, 8, generator=stream)
             alpha = teacher.noise.alphas_cumprod[timestep].item()
             noisy = alpha**0.5 * image[None] + (1 - alpha) ** 0.5 * noise

@@ -1,0 +1,142 @@
+"""The two-coefficient probe: how much of a student's distance a slope and an intercept explain.
+
+The student's raw prediction is replaced by its best line to the teacher's, one line for each noise level and channel,
+and samples are drawn again ("LIFT and PLACE", Han, Yeo, Yoo, CVPR 2026, arXiv 2605.19729: 90.7 -> 18.2). What the lines
+mend, training should mend too; what is left takes a larger student.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffcompress.evaluation.agreement import predictions
+from diffcompress.evaluation.cache import weights_key
+from diffcompress.evaluation.metrics import full_name
+from diffcompress.losses.fit import fit_line
+from diffcompress.noise import generator
+from diffcompress.sampling import automatic_batch_size
+from diffcompress.teacher.load import LoadedPipeline
+
+CORRECTION_STREAM = 303
+NUM_IMAGES = 64
+# Samples that the lines are fitted on come from another seed than those that are evaluated.
+SEED_SHIFT = 2_000_003
+MOST, LEAST = 0.5, 0.2
+
+
+@dataclass(frozen=True)
+class Correction:
+    """timestep `[S]`: of the sampler's steps; slope, intercept `[S, C]`: the teacher's prediction is about
+    slope * student's + intercept."""
+
+    timestep: Tensor
+    slope: Tensor
+    intercept: Tensor
+
+    def __call__(self, prediction: Tensor, timestep: Tensor) -> Tensor:
+        """`prediction` `[B, C, *spatial]` at `timestep` `[B]`, corrected by the line of the nearest noise level."""
+        known = self.timestep.to(timestep.device)
+        level = (timestep[:, None] - known).abs().argmin(1)
+        shape = (*prediction.shape[:2], *(1,) * (prediction.dim() - 2))
+        slope, intercept = (values.to(prediction)[level].view(shape) for values in (self.slope, self.intercept))
+        return slope * prediction + intercept
+
+    def digest(self) -> str:
+        parts = (self.timestep, self.slope, self.intercept)
+        return hashlib.sha256(b"".join(value.double().numpy().tobytes() for value in parts)).hexdigest()
+
+
+@torch.no_grad()
+def fit(
+    student: LoadedPipeline,
+    teacher: LoadedPipeline,
+    clean: Tensor,
+    conditioning: Mapping[str, Tensor],
+    *,
+    num_steps: int,
+    seed: int,
+) -> Correction:
+    """Least squares over all of `clean` `[N, C, *spatial]`, noised to each of the sampler's `num_steps` levels."""
+    streams = [generator(seed, CORRECTION_STREAM, i) for i in range(len(clean))]
+    batch_size = automatic_batch_size(teacher)
+    timesteps, slopes, intercepts = teacher.noise.grid(num_steps)[:, 0], [], []
+    for timestep in timesteps:
+        noise = torch.stack([torch.randn(clean.shape[1:], generator=stream) for stream in streams])
+        repeated = timestep.expand(len(clean))
+        noisy = teacher.noise.noisy(clean, noise, repeated)
+        ours, theirs = (
+            _by_channel(predictions(model, noisy, repeated, conditioning, batch_size)) for model in (student, teacher)
+        )
+        line = fit_line(ours, theirs, theirs.var(-1, correction=0)[..., 0])
+        slopes.append(1 + line.tilt[0, :, 0])
+        intercepts.append(line.intercept[0, :, 0])
+    return Correction(timesteps.cpu(), torch.stack(slopes), torch.stack(intercepts))
+
+
+def corrected(student: LoadedPipeline, correction: Correction) -> LoadedPipeline:
+    """`student` with corrected predictions, to be sampled like any other pipeline."""
+    key = hashlib.sha256(f"{weights_key(student)} {correction.digest()}".encode()).hexdigest()
+    family: Any = _CorrectedFamily(student.family, correction)
+    return replace(student, family=family, fingerprint=key)
+
+
+class _CorrectedFamily:
+    """The family of the student in every question but `predict`."""
+
+    def __init__(self, family: Any, correction: Correction) -> None:
+        self._family, self._correction = family, correction
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._family, name)
+
+    def predict(self, model: nn.Module, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
+        return self._correction(self._family.predict(model, noisy, timestep, conditioning), timestep)
+
+
+def verdict(metrics: Mapping[str, Any], space: str | None) -> dict[str, Any] | None:
+    """What the probe says, from a student's metrics: `{"metric", "before", "after", "floor", "explained", "reading",
+    "sentence"}`.
+
+    explained: share of the student's distance beyond its teacher's (`floor`) that the lines take away; reading: "train
+    longer" from one half on, "too small" below one fifth, "both" between, "at the teacher" where there is no distance
+    to explain. None where no distance was computed with correction.
+    """
+    wanted = [full_name(name, metrics, space) for name in ("fid", "fd", "kd", "fd_teacher", "kd_teacher")]
+    name = next((one for one in (*wanted, "paired_distance") if f"{one}_corrected" in metrics), None)
+    if name is None:
+        return None
+    before, after = metrics[name], metrics[f"{name}_corrected"]
+    floor = before["teacher"]["value"] if before["teacher"] else 0.0
+    told: dict[str, Any] = {"metric": name, "before": before["value"], "after": after["value"], "floor": floor}
+    gap = before["value"] - floor
+    if gap <= 0 or (before["low"] is not None and before["low"] <= floor):
+        sentence = f"{name}: the student is as near as its teacher, so there is no distance to explain."
+        return {**told, "explained": None, "reading": "at the teacher", "sentence": sentence}
+    explained = (before["value"] - after["value"]) / gap
+    reading = "train longer" if explained >= MOST else "too small" if explained < LEAST else "both"
+    meaning = {
+        "train longer": "which training mends first: training longer is likely to help",
+        "too small": "so what is missing is detail, which a larger student carries better than longer training",
+        "both": "so both longer training and a larger student are likely to help",
+    }[reading]
+    sentence = (
+        f"{name} {before['value']:.4g} becomes {after['value']:.4g} when a slope and an intercept per noise level and "
+        f"channel correct the student (teacher {floor:.4g}): they explain {_percent(explained)} of its distance, "
+        f"{meaning}."
+    )
+    return {**told, "explained": explained, "reading": reading, "sentence": sentence}
+
+
+def _percent(share: float) -> str:
+    return "nothing" if share <= 0 else f"{100 * min(share, 1):.0f} %"
+
+
+def _by_channel(prediction: Tensor) -> Tensor:
+    """`[N, C, *spatial]` as one group for each channel, `[1, C, 1, N * spatial]`."""
+    return prediction.flatten(2).transpose(0, 1).flatten(1)[None, :, None, :]

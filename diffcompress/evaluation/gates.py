@@ -1,8 +1,8 @@
-"""Quality gates: `params<50M`, `fd<1.2*teacher`, `failed_samples<=5%`. A small grammar, read before any work is done.
+"""Quality gates: `params<50M`, `size_bytes<80MB`, `fd<1.2*teacher`. A small grammar, read before any work is done.
 
 gate   := metric operator limit
 limit  := number | [number "*"] model | model "*" number
-number := digits, with k, M, G, B (thousands, millions, billions, billions) or % behind
+number := digits; behind them k, M, G, B (thousands, millions, billions, billions), kB, MB, GB, KiB, MiB, GiB, ms or %
 model  := teacher | untrained: the same metric's value of that model
 """
 
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from diffcompress.errors import UsageError
+from diffcompress.evaluation.extractors import KNOWN
+from diffcompress.evaluation.metrics import full_name
 from diffcompress.run_folder import write_atomically
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -27,11 +29,13 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "%": 0.01}
+SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "%": 0.01, "ms": 1.0}
+SUFFIXES |= {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
 MODELS = ("teacher", "untrained")
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?P<suffix>[A-Za-z%]*)|(?P<word>[A-Za-z_]\w*)|(?P<sign><=|>=|==|<|>|\*))"
 )
+_SPECIAL = ("_corrected", "_held_out", *(f"_{space}" for space in KNOWN))
 _EXAMPLE = "write it like 'params<50M', 'agreement>0.9', 'fd<1.2*teacher' or 'failed_samples<=5%'"
 
 
@@ -62,18 +66,22 @@ def parse(expressions: Iterable[str], metrics: Sequence[str], models: Sequence[s
     return [_parse(expr, metrics, models) for expr in expressions]
 
 
-def judge(gates: Iterable[Gate], metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each gate's `{"expr", "value", "passed"}`; a gate whose numbers were not computed fails and says `why`."""
-    return [_judge(gate, metrics) for gate in gates]
+def judge(gates: Iterable[Gate], metrics: Mapping[str, Any], space: str | None = None) -> list[dict[str, Any]]:
+    """Each gate's `{"expr", "value", "passed"}`; a gate whose numbers were not computed fails and says `why`.
+
+    space: the feature space of the metrics, so that `fd` is `fd_<space>`.
+    """
+    return [_judge(gate, metrics, space) for gate in gates]
 
 
-def write_junit(path: Path, results: Sequence[Mapping[str, Any]], student: str) -> None:
-    """Gate results as JUnit XML: one test case per gate."""
-    failures = [result for result in results if not result["passed"]]
+def write_junit(path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Gate results of each student, by its name, as JUnit XML: one test case per gate and student."""
+    cases = [(student, result) for student, judged in results.items() for result in judged]
+    failures = sum(not result["passed"] for _, result in cases)
     suite = ET.Element(
-        "testsuite", name="diffcompress evaluate", tests=str(len(results)), failures=str(len(failures)), errors="0"
+        "testsuite", name="diffcompress evaluate", tests=str(len(cases)), failures=str(failures), errors="0"
     )
-    for result in results:
+    for student, result in cases:
         case = ET.SubElement(suite, "testcase", classname=f"diffcompress.{student}", name=result["expr"])
         if not result["passed"]:
             message = result.get("why") or f"measured {result['value']:.6g}"
@@ -95,7 +103,10 @@ def _parse(expr: str, metrics: Sequence[str], models: Sequence[str]) -> Gate:
         nearest = difflib.get_close_matches(metric.text, metrics, n=1, cutoff=0.4)
         meant = f"did you mean '{nearest[0]}'? " if nearest else ""
         raise UsageError(
-            f"gate '{expr}' names an unknown metric '{metric.text}'", f"{meant}known: {', '.join(metrics)}"
+            f"gate '{expr}' names an unknown metric '{metric.text}', column {metric.column + 1}\n"
+            f"  {expr}\n  {' ' * metric.column}^",
+            f"{meant}known: {', '.join(name for name in metrics if not name.endswith(_SPECIAL))}, "
+            "and distances with the name of a feature space behind them",
         )
     sign = take(("sign",), f"one of {' '.join(OPERATORS)}")
     if sign.text not in OPERATORS:
@@ -135,9 +146,8 @@ def _tokens(expr: str) -> list[_Token]:
         if kind == "number":
             suffix = match["suffix"].lower()
             if suffix not in SUFFIXES:
-                raise _syntax(
-                    expr, match.start("suffix"), f"unknown suffix '{match['suffix']}', expected k, M, G, B or %"
-                )
+                known = "k, M, G, B, kB, MB, GB, KiB, MiB, GiB, ms or %"
+                raise _syntax(expr, match.start("suffix"), f"unknown unit '{match['suffix']}', expected {known}")
             value = float(match["number"]) * SUFFIXES[suffix]
         tokens.append(_Token(kind, match[kind], match.start(kind), value))
         position = match.end()
@@ -150,16 +160,13 @@ def _syntax(expr: str, column: int, what: str) -> UsageError:
     )
 
 
-def _judge(gate: Gate, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    name = gate.metric
-    if name in ("fd", "kd"):
-        # Held-out distances are a check beside the measure that is steered by.
-        computed = [m for m in metrics if m.startswith(f"{name}_") and not m.endswith("_held_out")]
-        name = computed[0] if computed else name
+def _judge(gate: Gate, metrics: Mapping[str, Any], space: str | None) -> dict[str, Any]:
+    name = full_name(gate.metric, metrics, space)
     reasons = {item["metric"]: item["why"] for item in metrics.get("not_computed", ())}
     metric = metrics.get(name)
     if metric is None or metric["value"] is None:
-        return _missed(gate, None, reasons.get(name, f"{gate.metric} was not computed"))
+        why = reasons.get(name) or reasons.get(gate.metric) or f"{gate.metric} was not computed"
+        return _missed(gate, None, why)
     limit = gate.factor
     if gate.model is not None:
         other = metric.get(gate.model)

@@ -8,7 +8,9 @@ import pytest
 
 from diffcompress.errors import UsageError
 from diffcompress.evaluation.gates import judge, parse, write_junit
-from diffcompress.evaluation.score import METRICS
+from diffcompress.evaluation.metrics import metric_names
+
+METRICS = metric_names()
 
 
 def metric(value, teacher=None, untrained=None):
@@ -46,7 +48,7 @@ FOUND = {
     ],
 )
 def test_judges(expr, passed):
-    (result,) = judge(parse([expr], METRICS), FOUND)
+    (result,) = judge(parse([expr], METRICS), FOUND, "demo")
     assert result["expr"] == expr
     assert result["passed"] is passed
     assert result["value"] is not None
@@ -107,8 +109,8 @@ def test_a_value_that_is_not_a_number_fails():
 
 
 def test_junit(tmp_path):
-    results = judge(parse(["params<50M", "fd<1", "kd<1"], METRICS), FOUND)
-    write_junit(tmp_path / "gates.xml", results, "student")
+    results = judge(parse(["params<50M", "fd<1", "kd<1"], METRICS), FOUND, "demo")
+    write_junit(tmp_path / "gates.xml", {"student": results})
     suite = ET.parse(tmp_path / "gates.xml").getroot()
     assert (suite.get("tests"), suite.get("failures")) == ("3", "2")
     assert [case.get("name") for case in suite] == ["params<50M", "fd<1", "kd<1"]

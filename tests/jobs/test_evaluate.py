@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from diffcompress.errors import UsageError
 from diffcompress.evaluation.features import EXTRACTOR_FILE
+from diffcompress.evaluation.metrics import COSTS, NEIGHBOURS, SAMPLE_CHECKS, metric_names
 from diffcompress.jobs.evaluate import evaluate
 from diffcompress.runtime import Progress
 from tests.evaluation import models
@@ -43,9 +44,13 @@ def result(folders):
 
 def test_the_result_holds_every_metric_with_its_context(result):
     metrics = result["metrics"]
-    assert set(result) == {"student", "teacher", "protocol", "metrics", "gates"}
-    names = {"params", "macs", "latency_ms", "latency_ms_batch16", "memory_bytes", "agreement", "fd_demo", "kd_demo"}
-    assert set(metrics) == names | {"fd_demo_held_out", "failed_samples", "paired_distance", "not_computed"}
+    assert set(result) == {"student", "teacher", "protocol", "metrics", "probe", "warnings", "gates"}
+    distances = {f"{name}_demo" for name in ("fd", "kd", "fd_teacher", "kd_teacher")}
+    probed = distances | {"failed_samples", "paired_distance"}
+    names = {*COSTS, "agreement", *probed, *(f"{name}_corrected" for name in probed)}
+    names |= {f"{name}_demo" for name in NEIGHBOURS} | {"fd_demo_held_out"}
+    assert set(metrics) == names | {"not_computed"}
+    assert names <= set(metric_names())
     assert metrics["not_computed"] == []
     for name in set(metrics) - {"not_computed"}:
         assert {"value", "low", "high", "unit", "better", "teacher", "untrained", "real"} <= set(metrics[name])
@@ -53,6 +58,10 @@ def test_the_result_holds_every_metric_with_its_context(result):
     assert len(metrics["agreement"]["levels"]) == 10
     assert metrics["fd_demo"]["untrained"] is not None
     assert 0 < metrics["fd_demo"]["real"]["value"] < 0.1 * metrics["fd_demo"]["value"]
+    assert metrics["fd_teacher_demo"]["teacher"] is None
+    assert metrics["coverage_demo"]["value"] < 0.1 < 0.8 < metrics["coverage_demo"]["real"]["value"]
+    assert (metrics["precision_demo"]["neighbours"], metrics["density_demo"]["neighbours"]) == (3, 5)
+    assert metrics["precision_demo"]["samples"] == metrics["precision_demo"]["real_samples"] == 128
     assert metrics["paired_distance"]["value"] < metrics["paired_distance"]["untrained"]["value"]
     assert metrics["params"]["value"] == metrics["params"]["teacher"]["value"] == result["student"]["params"]
     assert result["protocol"]["num_samples"] == 128
@@ -93,7 +102,8 @@ def test_a_second_run_draws_nothing_and_says_the_same(folders, result):
 def test_without_extractor_and_teacher_it_says_what_is_missing(folders, tmp_path):
     found = evaluate(str(folders / "teacher"), output=tmp_path, gates=("fd<3",), **FAST)
     missing = {item["metric"]: item["why"] for item in found["metrics"]["not_computed"]}
-    assert set(missing) == {"fd", "kd", "agreement", "failed_samples", "paired_distance"}
+    assert set(missing) == {"fd", "kd", *NEIGHBOURS, "agreement", "fd_teacher", "kd_teacher", *SAMPLE_CHECKS}
+    assert missing["fd"].startswith("no perceptual metric computed: no feature weights; --feature-weights takes")
     assert found["gates"] == [{"expr": "fd<3", "value": None, "passed": False, "why": missing["fd"]}]
 
 
@@ -133,7 +143,6 @@ def test_the_users_images_are_the_reference(folders, tmp_path):
         ({"gates": ("params<untrained",)}, "none is given"),
         ({"num_samples": 0}, "--num-samples 0 is not a positive number"),
         ({"sampler_steps": -1}, "--sampler-steps -1 is not a positive number"),
-        ({"num_samples": 100, "feature_weights": EXTRACTOR_FILE}, "--num-samples 100 is too few"),
         ({"teacher": "nowhere"}, "no teacher at 'nowhere'"),
         ({"data": "nowhere"}, "no image folder at 'nowhere'"),
         ({"feature_weights": "nowhere"}, "no feature extractor at 'nowhere'"),

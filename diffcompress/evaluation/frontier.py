@@ -1,0 +1,72 @@
+"""Size against quality over several students: which are beaten by none, and a plot of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffcompress.evaluation.metrics import full_name
+from diffcompress.run_folder import write_atomically
+
+# The first that all students have is plotted.
+QUALITIES = ("fid", "fd", "fd_teacher", "kd", "kd_teacher", "agreement", "paired_distance", "failed_samples")
+STUDENT, TEACHER = "#2563eb", "#6b7280"
+
+
+def quality(results: Sequence[Mapping[str, Any]]) -> str | None:
+    """The metric that all `results` (of one protocol) have in common and that tells most about quality."""
+    space = results[0]["protocol"]["feature_space"]
+    for wanted in QUALITIES:
+        name = full_name(wanted, results[0]["metrics"], space)
+        if all((result["metrics"].get(name) or {}).get("value") is not None for result in results):
+            return name
+    return None
+
+
+def unbeaten(results: Sequence[Mapping[str, Any]], metric: str) -> list[bool]:
+    """Whether no other result is as small and as good, and better in one of the two."""
+    points = []
+    for result in results:
+        measured = result["metrics"][metric]
+        sign = 1 if measured["better"] == "lower" else -1
+        points.append((result["metrics"]["params"]["value"], sign * measured["value"]))
+    return [not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points) for p in points]
+
+
+def draw(path: Path, results: Sequence[Mapping[str, Any]], metric: str) -> None:
+    """An SVG of `metric` over denoiser parameters with 95 % intervals; the frontier is the line."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    best = unbeaten(results, metric)
+    points = []
+    for result, on in zip(results, best, strict=True):
+        x, one = result["metrics"]["params"]["value"], result["metrics"][metric]
+        spread = None
+        if one["low"] is not None:
+            spread = [[max(0.0, one["value"] - one["low"])], [max(0.0, one["high"] - one["value"])]]
+        face = STUDENT if on else "white"
+        axes.errorbar(x, one["value"], yerr=spread, fmt="o", color=STUDENT, mfc=face, capsize=3)
+        axes.annotate(result["student"]["name"], (x, one["value"]), (6, 6), textcoords="offset points", fontsize=8)
+        points += [(x, one["value"])] if on else []
+    axes.plot(*zip(*sorted(points), strict=True), color=STUDENT, linewidth=1, zorder=0)
+    shared = results[0]["metrics"]
+    if shared[metric]["teacher"] and shared["params"]["teacher"]:
+        x, y = shared["params"]["teacher"]["value"], shared[metric]["teacher"]["value"]
+        axes.axhline(y, color=TEACHER, linewidth=1, linestyle=":")
+        axes.plot(x, y, marker="*", color=TEACHER, markersize=11)
+        axes.annotate("teacher", (x, y), (6, 6), textcoords="offset points", fontsize=8, color=TEACHER)
+    axes.set_xscale("log")
+    axes.margins(x=0.15)
+    axes.set_xlabel("denoiser parameters, log scale")
+    axes.set_ylabel(f"{metric} ({shared[metric]['better']} is better)")
+    protocol = results[0]["protocol"]
+    told = f"{protocol['num_samples']:,} samples, {protocol['sampler_steps']} steps, 95 % intervals"
+    axes.set_title(told, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    # Ids that follow from the content, and no date: the same results give the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "diffcompress", "svg.fonttype": "none"}):
+        write_atomically(path, lambda part: figure.savefig(part, format="svg", metadata={"Date": None}))

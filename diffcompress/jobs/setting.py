@@ -1,0 +1,158 @@
+"""What all students of one evaluation share: protocol, teacher, feature space, real images, prompts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from diffcompress import recipe as recipes
+from diffcompress.data import images
+from diffcompress.data import prompts as prompting
+from diffcompress.errors import UsageError
+from diffcompress.evaluation.features import FeatureSpace, cached_space, find_space, image_shape
+from diffcompress.evaluation.neighbours import FEWEST
+from diffcompress.evaluation.protocol import Protocol
+from diffcompress.recipe import Recipe
+from diffcompress.runtime import Progress, Runtime
+from diffcompress.teacher.encoding import with_prompts
+from diffcompress.teacher.load import LoadedPipeline, describe, load
+from diffcompress.teacher.reference import Reference
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user asked of the protocol; None: the default, which is that of the teacher's recipe."""
+
+    num_samples: int | None
+    sampler_steps: int | None
+    seed: int
+    data: str | None
+    prompts: str | None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all students of one protocol share. model: the teacher, or without one the first student, with its prompts
+    encoded; clean: the inputs of agreement with their conditioning, None for the teacher's own samples."""
+
+    runtime: Runtime
+    model: LoadedPipeline
+    has_teacher: bool
+    space: FeatureSpace | None
+    clean: tuple[Tensor, Mapping[str, Tensor]] | None
+    protocol: Protocol
+    cache: Path
+    progress: Progress
+
+    @property
+    def teacher(self) -> LoadedPipeline | None:
+        return self.model if self.has_teacher else None
+
+    def alike(self, student: LoadedPipeline) -> LoadedPipeline:
+        """`student`, asked with the same prompts; it may have come without text encoders."""
+        return replace(student, conditions=self.model.conditions) if student.takes_text else student
+
+
+def prepare(
+    runtime: Runtime,
+    student: LoadedPipeline,
+    teacher: LoadedPipeline | None,
+    space: FeatureSpace | None,
+    asked: Asked,
+    cache: Path,
+    progress: Progress,
+) -> Setting:
+    """The protocol of `student`'s data format: feature space, real images, prompts, sampling.
+
+    Raises UsageError where the space, the images or the prompts do not fit.
+    """
+    model = teacher or student
+    shape = image_shape(model)
+    space = space or find_space(teacher)
+    if space is None and (space := cached_space(shape)) is not None:
+        progress.note(f"features: {space.name}, whose weights were found on this machine")
+    if space is not None and (why := space.why_unfit(shape)) is not None:
+        raise UsageError(
+            f"the feature extractor '{space.name}' does not fit: {why}",
+            "leave out --feature-weights, or name an extractor of the student's data format",
+        )
+    recipe = _recipe(model.reference)
+    if texts := _texts(model, recipe, asked):
+        writable(cache)
+        model = with_prompts(model, texts, cache / "conditions", runtime, progress)
+    clean, reference = None, "teacher samples"
+    if asked.data is not None:
+        real = _real_images(asked.data, model, progress)
+        clean, reference = _as_inputs(model, real), "data"
+        if space is not None:
+            space.extractor.to(runtime.device)
+            space = space.measured_to(real.clean, hashlib.sha256(real.clean.numpy().tobytes()).hexdigest())
+    protocol = Protocol.make(
+        space,
+        num_samples=asked.num_samples or recipe.evaluation.num_samples,
+        sampler_steps=asked.sampler_steps or recipe.evaluation.sampler_steps,
+        guidance=recipe.evaluation.guidance if model.conditions.null is not None else 1.0,
+        conditions=model.conditions.digest,
+        agreement_clean=reference,
+        seed=asked.seed,
+    )
+    return Setting(runtime, model, teacher is not None, space, clean, protocol, cache, progress)
+
+
+def fetched(reference: Reference, runtime: Runtime, progress: Progress) -> LoadedPipeline:
+    """A model of any place, with all parts of its pipeline here, at the size that its recipe samples."""
+    reference.fetch(progress=progress)
+    return load(reference, runtime.device, sample_size=_recipe(reference).bank.sample_size)
+
+
+def _recipe(reference: Reference) -> Recipe:
+    """The recipe that `shrink` takes for a teacher: evaluated alone or after a run, the protocol is the same."""
+    return recipes.load(recipes.default_for(reference.id, describe(reference)[0].recipe))
+
+
+def writable(folder: Path) -> None:
+    """Make `folder`; raises UsageError when it cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}", "choose another --output") from error
+
+
+def _texts(model: LoadedPipeline, recipe: Recipe, asked: Asked) -> list[str]:
+    """What a text-conditional model is asked: the captions of the user's images, their prompts, or our own."""
+    if not model.takes_text:
+        if asked.prompts is not None:
+            told = f"--prompts {asked.prompts}, but '{model.reference.id}' takes no text"
+            raise UsageError(told, "leave --prompts out")
+        return []
+    if asked.data is not None:
+        return list(dict.fromkeys(images.captions(Path(asked.data)).values()))
+    if asked.prompts is not None:
+        return prompting.read(Path(asked.prompts))
+    return prompting.default_for(model.reference, recipe.bank.num_prompts)
+
+
+def _real_images(folder: str, model: LoadedPipeline, progress: Progress) -> images.Images:
+    real = images.read_for(folder, model)
+    for text in real.warnings:
+        progress.warn(text)
+    if len(real.clean) < FEWEST:
+        raise UsageError(
+            f"{len(real.clean)} real images in '{folder}' are too few to compare with",
+            f"give {FEWEST} or more with --data; thousands make distances mean something",
+        )
+    return real
+
+
+def _as_inputs(model: LoadedPipeline, real: images.Images) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """The first images as the denoiser's clean samples, with their conditioning."""
+    first = slice(Protocol.agreement_images)
+    clean = real.clean[first]
+    return model.codec.encode(clean) if model.codec else clean, model.conditions.rows(real.index[first])

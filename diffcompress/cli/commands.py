@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -115,7 +115,7 @@ def plan(
 def evaluate(
     console: Output,
     student: Annotated[
-        str, typer.Argument(help="A diffusers pipeline folder, such as RUN/pipeline.", show_default=False)
+        list[str], typer.Argument(help="A pipeline such as RUN/pipeline; several are compared.", show_default=False)
     ],
     teacher: Annotated[str | None, typer.Option(metavar="T", help="Its teacher: " + _TEACHER)] = None,
     data: Data = None,
@@ -132,25 +132,34 @@ def evaluate(
     device: Device = None,
     scheduler: Scheduler = None,
 ) -> None:
-    """Score a student against its teacher.
+    """Score a student against its teacher, or several against each other.
 
-    And, with --data, against real images. Exits 3 when a gate is missed.
+    And, with --data, against real images. Exits 3 when a gate is missed. A student may also be the evaluation.json of
+    an earlier evaluation.
     """
     from diffcompress.cli import options, tables
 
-    options.not_yet(prompts=prompts)
     data = options.data(data)
-    from diffcompress.jobs.evaluate import evaluate as run
+    asked: dict[str, Any] = {
+        "teacher": teacher, "data": data, "num_samples": num_samples, "sampler_steps": sampler_steps,
+        "gates": tuple(gate or ()), "output": output, "feature_weights": feature_weights, "junit": junit, "seed": seed,
+        "device": device, "scheduler": scheduler, "prompts": prompts, "progress": console,
+    }  # fmt: skip
+    if len(student) == 1:
+        from diffcompress.jobs.evaluate import evaluate as run
 
-    result = run(
-        student, teacher=teacher, data=data, num_samples=num_samples, sampler_steps=sampler_steps,
-        gates=tuple(gate or ()), output=output, feature_weights=feature_weights, junit=junit, seed=seed, device=device,
-        scheduler=scheduler, progress=console,
-    )  # fmt: skip
-    console.result(result, *tables.evaluated(result))
-    missed = [g for g in result["gates"] if g["passed"] is False]
-    for miss in missed:
-        console.error(f"gate missed: {miss['expr']} (value {tables.number(miss['value'])})")
+        result = run(student[0], **asked)
+        results = [result]
+        console.result(result, *tables.evaluated(result))
+    else:
+        from diffcompress.jobs.compare import compare
+
+        results = compare(student, **asked)
+        console.result(results, *tables.compared(results))
+    missed = [(told["student"]["name"], one) for told in results for one in told["gates"] if not one["passed"]]
+    for name, miss in missed:
+        whose = f" by {name}" if len(results) > 1 else ""
+        console.error(f"gate missed{whose}: {miss['expr']} (value {tables.number(miss['value'])})")
     if missed:
         raise typer.Exit(int(ExitStatus.GATE_FAILED))
 

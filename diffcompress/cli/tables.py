@@ -57,9 +57,46 @@ def evaluated(result: dict[str, Any]) -> list[Any]:
     protocol = {name: value for name, value in result["protocol"].items() if isinstance(value, (str, int, float))}
     shown: list[Any] = [_metrics(result["metrics"]), "", _facts(protocol)]
     shown += [f"not computed: {entry['metric']}, {entry['why']}" for entry in result["metrics"].get("not_computed", [])]
+    if result.get("probe"):
+        shown.append(f"probe: {result['probe']['sentence']}")
     for gate in result["gates"]:
         shown.append(f"{'passed' if gate['passed'] else 'MISSED'}  {gate['expr']}  (value {number(gate['value'])})")
     return shown
+
+
+def compared(results: Sequence[dict[str, Any]]) -> list[Any]:
+    """Several students: a row for each metric, a column for each student, the teacher's beside."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("metric", no_wrap=True)
+    teacher = results[0]["teacher"] is not None
+    for name in [result["student"]["name"] for result in results] + (["teacher"] if teacher else []):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("unit")
+    names = dict.fromkeys(name for result in results for name in result["metrics"] if name != "not_computed")
+    for name in names:
+        told = [result["metrics"].get(name) for result in results]
+        measured = next(one for one in told if one is not None)
+        row = [_with_interval(one) for one in told] + ([_with_interval(measured.get("teacher"))] if teacher else [])
+        table.add_row(name, *row, str(measured.get("unit") or ""))
+    shown: list[Any] = [table, ""]
+    best = [result["student"]["name"] for result in results if result.get("unbeaten")]
+    if best:
+        shown.append(f"on the size-quality frontier: {', '.join(best)}")
+    for result in results:
+        if result.get("probe"):
+            shown.append(f"{result['student']['name']}: {result['probe']['sentence']}")
+    for result in results:
+        for gate in result["gates"]:
+            state = "passed" if gate["passed"] else "MISSED"
+            shown.append(f"{state}  {result['student']['name']}  {gate['expr']}  (value {number(gate['value'])})")
+    return shown
+
+
+def _with_interval(told: dict[str, Any] | None) -> str:
+    if told is None:
+        return "-"
+    low, high = told.get("low"), told.get("high")
+    return number(told["value"]) + ("" if low is None or high is None else f" [{number(low)}, {number(high)}]")
 
 
 def annotated(section: BaseModel, indent: int = 0) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -95,7 +96,9 @@ def _plan_stack(
     best = search.best()
     student = _verified(family, config, best, teacher_params, asked, KEPT_TOLERANCE) if best else None
     if student is None:
-        raise _does_not_fit(asked, target, search.nearest(), teacher_params, "whole heads and layers")
+        nearest = search.nearest()
+        kept = _kept_whole(family, config, nearest.choice) if nearest.error > 0 else ""
+        raise _does_not_fit(asked, target, nearest, teacher_params, "whole heads and layers", kept)
     return student
 
 
@@ -173,11 +176,27 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _does_not_fit(asked: float, target: float, nearest: Candidate, teacher_params: int, limit: str) -> DoesNotFitError:
+def _kept_whole(family: Family, config: Config, choice: Mapping[str, int]) -> str:
+    """Which of a student's layers do not shrink with it; nothing if they are less than half of it."""
+    rules = family.tensor_rules(config, family.shrunk_config(config, choice)).rules
+    sizes: Counter[str] = Counter()
+    for rule in rules:
+        if rule.scored and not any(rule.axes):
+            sizes[rule.student.partition(".")[0]] += math.prod(rule.shape)
+    fixed = sizes.total()
+    if fixed < _count(family, config, choice) / 2:
+        return ""
+    names = ", ".join(name for name, size in sizes.most_common() if size > fixed / 20)
+    return f", {fixed:,} of them in layers that never shrink ({names})"
+
+
+def _does_not_fit(
+    asked: float, target: float, nearest: Candidate, teacher_params: int, limit: str, kept: str = ""
+) -> DoesNotFitError:
     reached = round((1 + nearest.error) * target)
     why = "the smallest student" if nearest.error > 0 else "the nearest student"
     return DoesNotFitError(
         f"ratio {asked:.4g} cannot be reached within {TOLERANCE:.0%}: it means {target:,.0f} parameters, and {why} "
-        f"with {limit} has {reached:,}",
+        f"with {limit} has {reached:,}{kept}",
         f"ask for ratio {reached / teacher_params:.4g}",
     )

@@ -8,7 +8,7 @@ import pytest
 
 from diffcompress.errors import UsageError
 from diffcompress.evaluation.gates import judge, parse, write_junit
-from diffcompress.evaluation.metrics import metric_names
+from diffcompress.evaluation.metrics import full_name, metric_names
 
 METRICS = metric_names()
 
@@ -23,6 +23,10 @@ FOUND = {
     "fd_demo": metric(2.3, 2.0, 40.0),
     "fd_demo_held_out": metric(99.0, 99.0),
     "failed_samples": metric(0.05, 0.001),
+    "size_bytes": metric(80e6 - 1),
+    "latency_ms": metric(2.5),
+    "fd_demo_corrected": metric(1.5),
+    "coverage_demo": metric(0.92, 1.0),
     "not_computed": [{"metric": "kd", "why": "no extractor"}],
 }
 
@@ -45,6 +49,12 @@ FOUND = {
         ("fd_demo<0.1*untrained", True),
         ("failed_samples<=5%", True),
         ("failed_samples<5%", False),
+        ("size_bytes<80MB", True),
+        ("size_bytes<79MB", False),
+        ("size_bytes<76.4MiB", True),
+        ("latency_ms<3ms", True),
+        ("fd_corrected<1", False),
+        ("coverage>0.9*teacher", True),
     ],
 )
 def test_judges(expr, passed):
@@ -86,6 +96,29 @@ def test_an_unknown_metric_gets_the_nearest_name():
     with pytest.raises(UsageError) as caught:
         parse(["agrement>0.9"], METRICS)
     assert "did you mean 'agreement'" in caught.value.hint
+    assert caught.value.message.splitlines()[-2:] == ["  agrement>0.9", "  ^"]
+    assert "fd_corrected" not in caught.value.hint and "fd_demo" not in caught.value.hint
+
+
+def test_short_names_mean_the_space_that_is_used():
+    computed = {"fd_demo": {}, "params": {}}
+    assert full_name("fd", computed, "demo") == "fd_demo"
+    assert full_name("recall", computed, "demo") == "recall_demo"
+    assert full_name("fd_teacher_corrected", computed, "demo") == "fd_teacher_demo_corrected"
+    assert full_name("params", computed, "demo") == "params"
+    assert full_name("fd", {"fd": {}}, None) == "fd"
+    assert full_name("fd", {"fid": {}}, "inception") == "fid"
+    assert full_name("fd_inception", {"fid": {}}, "inception") == "fid"
+    assert full_name("kd_mine", {"kd_mine": {}}, "mine") == "kd_mine"
+    assert {"fd_mine", "coverage_mine"} <= set(metric_names("mine"))
+
+
+def test_every_student_has_its_test_cases(tmp_path):
+    gates = parse(["params<50M", "fd<1"], METRICS)
+    write_junit(tmp_path / "gates.xml", {name: judge(gates, FOUND, "demo") for name in ("a", "b")})
+    suite = ET.parse(tmp_path / "gates.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("4", "2")
+    assert [case.get("classname") for case in suite] == ["diffcompress.a"] * 2 + ["diffcompress.b"] * 2
 
 
 def test_a_model_that_is_not_there_is_refused_before_any_work():

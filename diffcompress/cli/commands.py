@@ -10,7 +10,7 @@ import typer
 from diffcompress.cli.console import Output
 from diffcompress.errors import ExitStatus
 
-_TEACHER = "demo, a diffusers pipeline folder or a denoiser folder (with --scheduler)."
+_TEACHER = "demo, a Hub id (owner/name[@revision]), a diffusers folder, or a .safetensors checkpoint."
 _MPI_RANKS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 Teacher = Annotated[str, typer.Argument(help=_TEACHER, show_default=False)]

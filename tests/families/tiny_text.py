@@ -8,10 +8,16 @@ from typing import Any
 
 import torch
 from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -84,3 +90,47 @@ def _t5(dim: int) -> dict[str, Any]:
         "num_heads": 2,
         "dropout_rate": 0.0,
     }
+
+
+def bert_tokenizer(length: int = 77) -> BertTokenizer:
+    """Letter by letter, lower case, at most `length` tokens unless a pipeline asks for more."""
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *("##" + letter for letter in LETTERS)]
+    return BertTokenizer(vocab={token: number for number, token in enumerate(tokens)}, model_max_length=length)
+
+
+def bert_encoder(dim: int = 8, *, length: int = 77, seed: int = 0) -> BertModel:
+    """Hidden states of `dim` channels of at most `length` tokens."""
+    config = BertConfig(
+        vocab_size=len(bert_tokenizer()),
+        hidden_size=dim,
+        intermediate_size=2 * dim,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=length,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return seeded(lambda: BertModel(config), seed)
+
+
+def gemma_tokenizer(length: int = 64) -> GemmaTokenizer:
+    """Letter by letter, at most `length` tokens unless a pipeline asks for more."""
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *LETTERS]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    return GemmaTokenizer(vocab=vocab, model_max_length=length, add_bos_token=True)
+
+
+def gemma2_encoder(dim: int = 8, *, seed: int = 0) -> Gemma2Model:
+    """Hidden states of `dim` channels, each of what stands before it."""
+    config = Gemma2Config(
+        vocab_size=len(gemma_tokenizer()),
+        hidden_size=dim,
+        intermediate_size=2 * dim,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=4,
+        query_pre_attn_scalar=4,
+        attn_implementation="eager",
+    )
+    return seeded(lambda: Gemma2Model(config), seed)

@@ -1,9 +1,10 @@
 """What the export proof looks at; only vanilla libraries may be imported here.
 
-It runs twice: imported, on the pipeline in memory; and as a script in a process of its own, where importing
-diffcompress is an error, on the exported folder.
+It runs twice: imported, on the models in memory; and as a script in a process of its own, where importing diffcompress
+is an error, on the exported folder. The denoiser call is one that was recorded in memory (`flatten`), so that no class
+needs code here.
 
-    python -I probe.py FOLDER INPUTS.safetensors OUTPUTS.safetensors
+    python -I probe.py FOLDER ASKED.json INPUTS.safetensors OUTPUTS.safetensors
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 import importlib.abc
 import inspect
 import json
+import os
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 NUM_STEPS = 4
 SEED = 0
+PROMPT = "a photo"
 
 
 class _Blocker(importlib.abc.MetaPathFinder):
@@ -28,47 +30,85 @@ class _Blocker(importlib.abc.MetaPathFinder):
             raise ImportError("the export must load without diffcompress")
 
 
+def flatten(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON, its tensors moved into `tensors` under the names that stand in their place."""
+    if isinstance(value, Tensor):
+        name = f"tensor.{len(tensors)}"
+        tensors[name] = value.detach().cpu().contiguous()
+        return {"tensor": name}
+    if isinstance(value, (list, tuple)):
+        return {"tuple" if isinstance(value, tuple) else "list": [flatten(item, tensors) for item in value]}
+    if isinstance(value, dict):
+        return {"dict": {key: flatten(item, tensors) for key, item in value.items()}}
+    return {"value": value}
+
+
+def restore(skeleton: Any, tensors: dict[str, Tensor]) -> Any:
+    """What `flatten` took apart."""
+    ((kind, inner),) = skeleton.items()
+    if kind == "tensor":
+        return tensors[inner]
+    if kind in ("list", "tuple"):
+        items = [restore(item, tensors) for item in inner]
+        return tuple(items) if kind == "tuple" else items
+    return {key: restore(item, tensors) for key, item in inner.items()} if kind == "dict" else inner
+
+
 @torch.no_grad()
-def observe(pipeline: Any, subfolder: str, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """One denoiser call on `inputs` (keyword tensors of its forward) and one sampled image; and how it was sampled.
+def predict(denoiser: Any, call: dict[str, Any]) -> Tensor:
+    """The output of one denoiser call with keyword arguments `call`."""
+    output = denoiser(**call, return_dict=False)[0]
+    return torch.stack(list(output)) if isinstance(output, (list, tuple)) else output
 
-    The image comes from the pipeline's own `__call__`. A class-conditional denoiser, which DDPM and DDIM pipelines
-    cannot call, is sampled with the pipeline's own scheduler instead.
+
+@torch.no_grad()
+def draw(pipeline: Any, subfolder: str, options: dict[str, Any]) -> tuple[Tensor, str]:
+    """One image (or video) of NUM_STEPS steps, and how it was sampled.
+
+    By the pipeline's own `__call__` with those of `options` that it takes. A class-conditional denoiser of a pipeline
+    that takes no labels (DDPM, DDIM) is sampled with the pipeline's scheduler instead.
     """
-    denoiser = getattr(pipeline, subfolder)
-    prediction = denoiser(**inputs).sample
     generator = torch.Generator().manual_seed(SEED)
-    if "class_labels" not in inputs:
-        pipeline.set_progress_bar_config(disable=True)
-        options: dict[str, Any] = {"num_inference_steps": NUM_STEPS, "generator": generator}
-        if "output_type" in inspect.signature(pipeline.__call__).parameters:
-            options["output_type"] = "np"
-        image = torch.from_numpy(pipeline(**options).images[0]).float()
-        return {"prediction": prediction, "image": image}, f"{type(pipeline).__name__}.__call__"
-    scheduler = pipeline.scheduler
-    scheduler.set_timesteps(NUM_STEPS)
-    noisy = torch.randn(inputs["sample"][:1].shape, generator=generator)
-    for timestep in scheduler.timesteps:
-        step = denoiser(noisy, timestep, class_labels=inputs["class_labels"][:1]).sample
-        noisy = scheduler.step(step, timestep, noisy, generator=generator).prev_sample
-    return {"prediction": prediction, "image": noisy}, f"{type(scheduler).__name__}.step"
+    accepted = inspect.signature(type(pipeline).__call__).parameters
+    pipeline.set_progress_bar_config(disable=True)
+    if "class_labels" in options and "class_labels" not in accepted:
+        denoiser, scheduler = getattr(pipeline, subfolder), pipeline.scheduler
+        scheduler.set_timesteps(NUM_STEPS)
+        labels = torch.tensor(options["class_labels"])
+        noisy = torch.randn((1, *options["shape"]), generator=generator)
+        for timestep in scheduler.timesteps:
+            step = denoiser(noisy, timestep, class_labels=labels, return_dict=False)[0]
+            noisy = scheduler.step(step, timestep, noisy, generator=generator).prev_sample
+        return noisy, f"{type(scheduler).__name__}.step"
+    given = {"num_inference_steps": NUM_STEPS, "generator": generator, "output_type": "np", "prompt": PROMPT, **options}
+    made = pipeline(**{name: value for name, value in given.items() if name in accepted}, return_dict=False)[0]
+    image = made[0] if isinstance(made, (list, tuple)) else made
+    return torch.as_tensor(image).float(), f"{type(pipeline).__name__}.__call__"
 
 
-def main(folder: str, inputs_file: str, outputs_file: str) -> None:
+def main(folder: str, asked_file: str, inputs_file: str, outputs_file: str) -> None:
     sys.meta_path.insert(0, _Blocker())
     import diffusers
-    from diffusers import DiffusionPipeline
     from safetensors.torch import load_file, save_file
 
-    inputs = load_file(inputs_file)
-    pipeline = DiffusionPipeline.from_pretrained(folder)
-    subfolder = "unet" if hasattr(pipeline, "unet") else "transformer"
-    outputs, _ = observe(pipeline, subfolder, inputs)
+    with open(asked_file, encoding="utf-8") as stream:
+        asked = json.load(stream)
+    subfolder = asked["subfolder"]
+    told: dict[str, Any] = {"versions": {"torch": torch.__version__, "diffusers": diffusers.__version__}}
+    if asked["draw"] is None:
+        cls = getattr(diffusers, asked["class_name"])
+        denoiser = cls.from_pretrained(os.path.join(folder, subfolder))
+        outputs = {}
+    else:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+        denoiser = getattr(pipeline, subfolder)
+        told["pipeline"] = type(pipeline).__name__
+        outputs = {"image": draw(pipeline, subfolder, asked["draw"])[0]}
+    outputs["prediction"] = predict(denoiser.eval(), restore(asked["call"], load_file(inputs_file)))
     if "diffcompress" in sys.modules:
         raise ImportError("the export must load without diffcompress")
     save_file({name: value.contiguous() for name, value in outputs.items()}, outputs_file)
-    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
-    print(json.dumps({"pipeline": type(pipeline).__name__, "versions": versions}))
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import psutil
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -21,10 +24,12 @@ from diffcompress.export import probe
 from diffcompress.export.provenance import weight_hashes
 from diffcompress.export.weights import as_shipped, name_of
 from diffcompress.noise import generator
-from diffcompress.run_folder import RunFolder, read_json, write_json
+from diffcompress.run_folder import RunFolder, write_json
 from diffcompress.teacher.load import LoadedPipeline
 
 TOLERANCE = 1e-4
+# Two processes hold the pipeline's other parts, half-precision weights as float32.
+ROOM = 4
 
 
 def prove(
@@ -33,25 +38,33 @@ def prove(
     """Compare `run.pipeline`, loaded elsewhere, with `student` in memory; write and return `run.proof`.
 
     Both compute in float32 on the CPU from weights rounded to `dtype`. Differences are relative to the largest value
-    in memory, and at most TOLERANCE. Raises DiffCompressError when the folder does not load or computes something else.
+    in memory, and at most TOLERANCE. An image is drawn where there is a whole pipeline that fits into memory twice;
+    else `image_difference` is None and `sampled_with` says why. Raises DiffCompressError when the folder does not load
+    or computes something else.
     """
     started = time.monotonic()
-    index = read_json(run.pipeline / "model_index.json")
-    subfolder = "unet" if "unet" in index else "transformer"
-    scheduler = getattr(diffusers, index["scheduler"][1]).from_config(teacher.reference.scheduler)
-    here = getattr(diffusers, index["_class_name"])(
-        **{subfolder: nn.Module.to(as_shipped(student, dtype), torch.float32), "scheduler": scheduler}
-    )
-    inputs = _inputs(teacher)
-    expected, sampled_with = probe.observe(here, subfolder, inputs)
-    found, told = _elsewhere(run.pipeline, inputs, threads)
+    denoiser = nn.Module.to(as_shipped(student, dtype), torch.float32)
+    call, prediction = _recorded(denoiser, teacher)
+    why_not = _why_no_image(run, teacher)
+    options = None if why_not else _options(run, teacher)
+    asked = {
+        "subfolder": teacher.family.subfolder,
+        "class_name": teacher.family.class_name,
+        "draw": options,
+    }
+    found, told = _elsewhere(run.pipeline, asked, call, threads)
+    expected, sampled_with = {"prediction": prediction}, why_not
+    if options is not None:
+        part = {teacher.family.subfolder: denoiser}
+        here = diffusers.DiffusionPipeline.from_pretrained(run.pipeline, **part)
+        expected["image"], sampled_with = probe.draw(here, teacher.family.subfolder, options)
     differences = {name: _difference(found.get(name), value) for name, value in expected.items()}
     passed = all(d is not None and d <= TOLERANCE for d in differences.values())
     proof = {
         "passed": passed,
         "tolerance": TOLERANCE,
         "prediction_difference": differences["prediction"],
-        "image_difference": differences["image"],
+        "image_difference": differences.get("image"),
         "sampled_with": sampled_with,
         "sampler_steps": probe.NUM_STEPS,
         "dtype": name_of(dtype),
@@ -69,16 +82,53 @@ def prove(
     return proof
 
 
-def _inputs(teacher: LoadedPipeline) -> dict[str, Tensor]:
-    """A fixed batch of two: noise at an early and a late timestep, and labels for a class-conditional denoiser."""
-    last = teacher.noise.num_timesteps - 1
+@torch.no_grad()
+def _recorded(denoiser: nn.Module, teacher: LoadedPipeline) -> tuple[dict[str, Any], Tensor]:
+    """The keyword arguments of the denoiser in one call by its family, and what it returns for them.
+
+    A batch of two: noise at an early and a late timestep, with the first and the last condition.
+    """
     noisy = torch.randn(2, *teacher.sample_shape, generator=generator(probe.SEED))
-    inputs = {"sample": noisy, "timestep": torch.tensor([last // 10, last])}
-    classes = teacher.family.num_classes(teacher.config)
-    return inputs if classes is None else inputs | {"class_labels": torch.tensor([0, classes - 1])}
+    timestep = teacher.noise.at(torch.tensor([0.1, 1 - 1e-6]))
+    last = teacher.conditions.count - 1
+    conditioning = teacher.conditions.rows(torch.tensor([0, last]))
+    names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
+    calls: list[dict[str, Any]] = []
+
+    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append(dict(zip(names, args, strict=False)) | kwargs)
+
+    handle = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
+    replace(teacher, denoiser=denoiser).predict_all(noisy, timestep, conditioning)
+    handle.remove()
+    call = {name: value for name, value in calls[0].items() if name != "return_dict"}
+    return call, probe.predict(denoiser, call)
 
 
-def _elsewhere(folder: Path, inputs: dict[str, Tensor], threads: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _why_no_image(run: RunFolder, teacher: LoadedPipeline) -> str | None:
+    if not (run.pipeline / "model_index.json").is_file():
+        return "no image: a denoiser alone is no pipeline"
+    needed = ROOM * (teacher.reference.other_bytes() or 0)
+    if needed > psutil.virtual_memory().available:
+        return f"no image: the pipeline's other parts need {needed / 2**30:.0f} GB of memory here"
+    return None
+
+
+def _options(run: RunFolder, teacher: LoadedPipeline) -> dict[str, Any]:
+    """How the pipeline is called for one image; what it does not take is left out later."""
+    options: dict[str, Any] = {"shape": list(teacher.sample_shape)}
+    if teacher.family.num_classes(teacher.config) is not None:
+        # Guidance of 1: DiTPipeline's null label fits ImageNet's classes alone.
+        options |= {"class_labels": [0], "guidance_scale": 1.0}
+    if teacher.codec is not None and len(teacher.sample_shape) == 3:
+        _, height, width = teacher.codec.pixel_shape(teacher.sample_shape)
+        options |= {"height": height, "width": width, "use_resolution_binning": False}
+    return options
+
+
+def _elsewhere(
+    folder: Path, asked: dict[str, Any], call: dict[str, Any], threads: int
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and words of `probe.py` in a process of its own; raises DiffCompressError when it fails."""
     hidden = {
         "CUDA_VISIBLE_DEVICES": "",
@@ -87,26 +137,22 @@ def _elsewhere(folder: Path, inputs: dict[str, Tensor], threads: int) -> tuple[d
         "MKL_NUM_THREADS": str(threads),
     }
     with tempfile.TemporaryDirectory(prefix="diffcompress-proof-") as scratch:
-        asked, answered = Path(scratch) / "inputs.safetensors", Path(scratch) / "outputs.safetensors"
-        save_file(inputs, asked)
-        command = [
-            sys.executable,
-            "-I",
-            str(Path(probe.__file__).resolve()),
-            str(folder.resolve()),
-            str(asked),
-            str(answered),
-        ]
+        files = [Path(scratch) / name for name in ("asked.json", "inputs.safetensors", "outputs.safetensors")]
+        tensors: dict[str, Tensor] = {}
+        skeleton = probe.flatten(call, tensors)
+        write_json(files[0], asked | {"call": skeleton})
+        save_file(tensors, files[1])
+        command = [sys.executable, "-I", str(Path(probe.__file__).resolve()), str(folder.resolve()), *map(str, files)]
         done = subprocess.run(
             command, cwd=scratch, env=os.environ | hidden, capture_output=True, text=True, check=False
         )
-        if done.returncode != 0 or not answered.is_file():
+        if done.returncode != 0 or not files[2].is_file():
             reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise DiffCompressError(
                 f"vanilla diffusers cannot load {folder} in a fresh process: {reason}",
                 "keep the run folder and report this as a bug",
             )
-        return load_file(answered), json.loads(done.stdout.strip().splitlines()[-1])
+        return load_file(files[2]), json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def _difference(found: Tensor | None, expected: Tensor) -> float | None:

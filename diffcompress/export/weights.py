@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +13,15 @@ import diffusers
 import torch
 from torch import nn
 
-from diffcompress.errors import DiffCompressError, UsageError
+from diffcompress.errors import DiffCompressError, RunStopped, UsageError
 from diffcompress.export import facts, model_card
 from diffcompress.export import provenance as provenances
 from diffcompress.export.licence import licence_files, licence_of
-from diffcompress.run_folder import RunFolder, read_json, write_atomically, write_json
+from diffcompress.run_folder import RunFolder, write_atomically, write_json
 from diffcompress.teacher.load import LoadedPipeline
+
+# Files larger than this are linked rather than copied.
+LINKED_FROM = 10 << 20
 
 
 def export_pipeline(
@@ -71,29 +75,57 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def _write_rest(folder: Path, teacher: LoadedPipeline) -> str:
-    """Everything of the pipeline but the denoiser, verbatim; returns the denoiser's subfolder."""
-    reference = teacher.reference
+    """Everything of the pipeline but the denoiser, as it is; returns the denoiser's subfolder.
+
+    Of a denoiser alone its scheduler, and a pipeline index where one can be made of the two.
+    """
+    reference, family = teacher.reference, teacher.family
     if reference.pipeline is None:
         scheduler = str(reference.scheduler.get("_class_name", "DDPMScheduler"))
-        subfolder = teacher.family.subfolder
-        index = {
-            "_class_name": "DDPMPipeline" if scheduler.startswith("DDPM") else "DDIMPipeline",
-            "_diffusers_version": diffusers.__version__,
-            "scheduler": ["diffusers", scheduler],
-            subfolder: ["diffusers", teacher.family.class_name],
-        }
-        write_json(folder / "model_index.json", index)
+        if family.class_name == "UNet2DModel":
+            index = {
+                "_class_name": "DDPMPipeline" if scheduler.startswith("DDPM") else "DDIMPipeline",
+                "_diffusers_version": diffusers.__version__,
+                "scheduler": ["diffusers", scheduler],
+                family.subfolder: ["diffusers", family.class_name],
+            }
+            write_json(folder / "model_index.json", index)
         write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": scheduler} | reference.scheduler)
-        return subfolder
-    subfolder = reference.denoiser.name
-    shutil.copyfile(reference.pipeline / "model_index.json", folder / "model_index.json")
-    for part, value in read_json(reference.pipeline / "model_index.json").items():
-        source = reference.pipeline / part
-        if part == subfolder or not isinstance(value, list) or value == [None, None]:
-            continue
-        if not source.is_dir():
+        return family.subfolder
+    subfolder = reference.denoiser_part
+    others = [part for part in reference.parts if part != subfolder]
+    for part in others:
+        if not (reference.pipeline / part).is_dir():
             raise UsageError(
-                f"{source} is missing, though model_index.json names it", "check that the teacher's folder is complete"
+                f"{reference.pipeline / part} is missing, though model_index.json names it",
+                "check that the teacher's folder is complete",
             )
-        shutil.copytree(source, folder / part)
+    _check_space(folder, reference.other_bytes() or 0)
+    for name in ("model_index.json", "prompts.txt"):
+        if (reference.pipeline / name).is_file():
+            shutil.copyfile(reference.pipeline / name, folder / name)
+    for part in others:
+        shutil.copytree(reference.pipeline / part, folder / part, copy_function=_link_or_copy)
     return subfolder
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise RunStopped(
+            f"the pipeline's other parts take {needed / 2**30:.1f} GB, of which {folder.parent} has {free / 2**30:.1f} left",
+            "free some space and run the same command again: it goes on with the export",
+        )
+
+
+def _link_or_copy(source: str, target: str) -> str:
+    """Weights, which nobody edits, are linked where that is possible: they can be many times the student."""
+    real = os.path.realpath(source)
+    if real.endswith((".safetensors", ".bin")) or os.path.getsize(real) > LINKED_FROM:
+        try:
+            os.link(real, target)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(real, target)
+        return target
+    shutil.copyfile(real, target)
+    return target

@@ -62,7 +62,7 @@ def test_a_folder_that_needs_diffcompress_is_caught(
     index["unet"] = ["diffcompress.families.unet2d", "UNet2D"]
     (run.pipeline / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(DiffCompressError, match=r"cannot load .*diffcompress\.families"):
-        proof._elsewhere(run.pipeline, proof._inputs(teacher), 1)
+        proof.prove(run, student, teacher, dtype=torch.float32, threads=1)
 
 
 def test_the_fresh_process_blocks_diffcompress_alone() -> None:

@@ -18,6 +18,9 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -134,3 +137,30 @@ def gemma2_encoder(dim: int = 8, *, seed: int = 0) -> Gemma2Model:
         attn_implementation="eager",
     )
     return seeded(lambda: Gemma2Model(config), seed)
+
+
+def qwen_tokenizer(length: int = 64) -> Qwen2Tokenizer:
+    """Letter by letter, at most `length` tokens unless a pipeline asks for more; with a template for chats."""
+    turns = ["<|im_start|>", "<|im_end|>"]
+    tokens = ["<|endoftext|>", *turns, "Ġ", "Ċ", *LETTERS]  # the marks stand for a space and a line's end
+    vocab = {token: number for number, token in enumerate(tokens)}
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], model_max_length=length, extra_special_tokens=turns)
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return tokenizer
+
+
+def qwen3_encoder(dim: int = 8, *, seed: int = 0) -> Qwen3Model:
+    """Hidden states of `dim` channels, each of what stands before it."""
+    config = Qwen3Config(
+        vocab_size=len(qwen_tokenizer()),
+        hidden_size=dim,
+        intermediate_size=2 * dim,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=4,
+    )
+    return seeded(lambda: Qwen3Model(config), seed)

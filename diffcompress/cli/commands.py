@@ -17,7 +17,7 @@ Teacher = Annotated[str, typer.Argument(help=_TEACHER, show_default=False)]
 Params = Annotated[str | None, typer.Option(metavar="N", help="Target as student denoiser parameters: 40M.")]
 Size = Annotated[str | None, typer.Option(metavar="BYTES", help="Target as size of the denoiser file: 80MB.")]
 Data = Annotated[str | None, typer.Option(metavar="PATH", help="Image folder; default: the teacher's own samples.")]
-Prompts = Annotated[str | None, typer.Option(metavar="FILE", help="One prompt a line; not supported yet.")]
+Prompts = Annotated[str | None, typer.Option(metavar="FILE", help="One prompt a line, for text-conditional teachers.")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same machine, same result.")]
 Device = Annotated[str | None, typer.Option(help="Default: cuda, else mps, else cpu.")]
 Scheduler = Annotated[str | None, typer.Option(metavar="PATH", help="Scheduler config of a denoiser folder.")]
@@ -47,8 +47,10 @@ def shrink(
     set_: Overrides = None,
     seed: Seed = 0,
     device: Device = None,
-    push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Not supported yet.")] = None,
-    public: Annotated[bool, typer.Option("--public", help="Not supported yet.")] = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Push the finished student to owner/name on the Hub; private.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push-to-hub: public instead.")] = False,
     license: Annotated[
         str | None, typer.Option(metavar="ID", help="For the card when the teacher's is unknown.")
     ] = None,
@@ -59,7 +61,7 @@ def shrink(
     from diffcompress.cli import options, tables
     from diffcompress.jobs import target
 
-    options.not_yet(prompts=prompts, push_to_hub=push_to_hub, public=public)
+    options.check_push(push_to_hub, public)
     one, count, limit = options.ratio(ratio), options.params(params), options.size(size)
     target.check(one, count, limit)
     method, dtype, data = options.method(method), options.dtype(dtype), options.data(data)
@@ -72,9 +74,9 @@ def shrink(
     from diffcompress.jobs.shrink import shrink as run
 
     result = run(
-        teacher, ratio=one, params=count, size=limit, output=output, overwrite=overwrite, data=data, method=method,
+        teacher, ratio=one, params=count, size=limit, output=output, overwrite=overwrite, data=data, prompts=prompts, method=method,
         max_time=budget, recipe=recipe, overrides=tuple(set_ or ()), seed=seed, device=device, dtype=dtype,
-        license=license, scheduler=scheduler, progress=console,
+        license=license, scheduler=scheduler, push_to_hub=push_to_hub, public=public, progress=console,
     )  # fmt: skip
     console.result(result, *tables.shrunk(result))
 

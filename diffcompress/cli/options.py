@@ -77,6 +77,12 @@ def data(text: str | None) -> str | None:
     return text
 
 
+def check_push(repo: str | None, public: bool) -> None:
+    """Refuse --public alone: it would be silently without effect."""
+    if public and repo is None:
+        raise UsageError("--public says nothing without --push-to-hub", "add --push-to-hub owner/name")
+
+
 def not_yet(**options: object) -> None:
     """Refuse documented options whose work has not landed, rather than ignore them."""
     for name, value in options.items():

@@ -1,0 +1,77 @@
+"""What every metric must tell: the embedded teacher is like itself, and a damaged copy of it is not."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from diffcompress.evaluation import correction, gates, speed
+from diffcompress.evaluation.features import demo_space
+from diffcompress.evaluation.metrics import COSTS, metric_names
+from diffcompress.evaluation.protocol import Protocol
+from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.noise import generator
+from diffcompress.teacher.load import load
+from diffcompress.teacher.reference import resolve
+
+GATES = ("agreement>0.99", "fd<1.2*teacher", "kd<1.2*teacher", "precision>0.9*teacher", "coverage>0.9*teacher",
+         "fd_teacher<1", "kd_teacher<0.1", "paired_distance<0.1", "failed_samples<=2%")  # fmt: skip
+
+
+def noisy_weights(denoiser):
+    for number, value in enumerate(denoiser.parameters()):
+        value += 0.5 * value.std(correction=0) * torch.randn(value.shape, generator=generator(0, number))
+
+
+def swapped_channels(denoiser):
+    weight = denoiser.conv_in.weight
+    weight.copy_(weight.flip(0).clone())
+
+
+@pytest.fixture(scope="module")
+def score(tmp_path_factory):
+    """Evaluates a damaged copy of the embedded teacher; few samples and two steps, so that it takes seconds."""
+    teacher, space = load(resolve("demo")), demo_space()
+    protocol = Protocol.make(space, num_samples=128, sampler_steps=2, agreement_images=8, agreement_levels=4)
+    folder = tmp_path_factory.mktemp("cache")
+
+    def run(damage=None):
+        student = teacher
+        if damage is not None:
+            student = replace(teacher, denoiser=copy.deepcopy(teacher.denoiser), fingerprint="")
+            with torch.no_grad():
+                damage(student.denoiser)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(speed, "SECONDS", 0.0)
+            patch.setattr(speed, "FEWEST_REPEATS", 1)
+            patch.setattr(correction, "NUM_IMAGES", 8)
+            return evaluate_pipeline(student, teacher, protocol, space=space, cache_folder=folder)
+
+    return run
+
+
+def test_the_teacher_is_like_itself(score):
+    result = score()
+    metrics = result["metrics"]
+    for name in ("fd_teacher_demo", "kd_teacher_demo", "paired_distance"):
+        assert metrics[name]["low"] <= 0 <= metrics[name]["high"], name
+        assert metrics[name]["value"] == pytest.approx(0, abs=1e-6)
+    assert metrics["agreement"]["value"] == 1
+    for name, metric in metrics.items():
+        if name != "not_computed" and name not in COSTS and metric["teacher"] is not None:
+            assert metric["value"] == metric["teacher"]["value"], name
+    assert result["probe"]["reading"] == "at the teacher"
+    assert result["warnings"] == []
+    assert metrics["not_computed"] == []
+    assert all(one["passed"] for one in gates.judge(gates.parse(GATES, metric_names()), metrics, "demo"))
+
+
+@pytest.mark.parametrize("damage", [noisy_weights, swapped_channels])
+def test_a_damaged_copy_is_flagged_by_every_metric(score, damage):
+    result = score(damage)
+    verdicts = {one["expr"]: one for one in gates.judge(gates.parse(GATES, metric_names()), result["metrics"], "demo")}
+    assert [expr for expr, one in verdicts.items() if one["passed"]] == []
+    assert result["probe"]["before"] > result["probe"]["floor"]

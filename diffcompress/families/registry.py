@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 from diffcompress.errors import UsageError
-from diffcompress.families import dit, hunyuandit, lumina2, pixart, sana, sd3, unet2d, unet2d_condition, wan, z_image
+from diffcompress.families import (
+    auraflow,
+    dit,
+    flux,
+    hunyuandit,
+    lumina2,
+    pixart,
+    qwenimage,
+    sana,
+    sd3,
+    unet2d,
+    unet2d_condition,
+    wan,
+    z_image,
+)
 from diffcompress.families.base import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -11,6 +25,9 @@ FAMILIES: tuple[Family, ...] = (
     unet2d_condition.FAMILY,
     dit.FAMILY,
     sd3.FAMILY,
+    flux.FAMILY,
+    auraflow.FAMILY,
+    qwenimage.FAMILY,
     wan.FAMILY,
     pixart.FAMILY,
     sana.FAMILY,

@@ -18,6 +18,8 @@ TOLERANCE = 0.01
 DEPTH_FIRST = 0.35
 # A width this far (in log) off the common scale counts three times.
 BALANCED = math.log(1.35)
+# A fine knob below this share of the common scale counts much more.
+SMALLEST_FINE = 0.3
 # Width settings looked at per variant.
 NUM_SETTINGS = 4000
 
@@ -177,6 +179,8 @@ def _imbalance(points: np.ndarray, knobs: list[Knob], scale: float) -> np.ndarra
     worst = off[:, is_width].max(-1)
     cost = worst + 0.5 * off[:, is_width].mean(-1) + 2 * np.maximum(0, worst - BALANCED)
     cost += 0.2 * off[:, ~is_width].sum(-1)
+    # Little is left of what a fine knob stands for (the timestep's embedding) once it is far behind the widths.
+    cost += 2 * np.maximum(0, np.log(SMALLEST_FINE * scale * teacher[~is_width] / points[:, ~is_width])).sum(-1)
     # Widths that differ in the teacher should differ in the student, or shortcut convolutions get lost.
     order = np.sign(np.diff(teacher[is_width]))
     cost += 0.5 * (np.sign(np.diff(points[:, is_width], axis=1)) != order).sum(-1)

@@ -85,7 +85,7 @@ def plan(
                 return student
     nearest = min(found, key=lambda candidate: abs(candidate.error))
     limit = f"at least {section.channels_per_group} channel(s) per norm group"
-    raise _does_not_fit(asked, target, nearest, teacher_params, limit)
+    raise _does_not_fit(asked, target, nearest, teacher_params, limit, nearest.error > 0)
 
 
 def _plan_stack(
@@ -97,8 +97,12 @@ def _plan_stack(
     student = _verified(family, config, best, teacher_params, asked, KEPT_TOLERANCE) if best else None
     if student is None:
         nearest = search.nearest()
-        kept = _kept_whole(family, config, nearest.choice) if nearest.error > 0 else ""
-        raise _does_not_fit(asked, target, nearest, teacher_params, "whole heads and layers", kept)
+        freest = variants[-1]
+        smallest = nearest.choice == {**freest.fixed, **{knob.name: knob.values[0] for knob in freest.knobs}}
+        limit = "whole heads and layers"
+        raise _does_not_fit(
+            asked, target, nearest, teacher_params, limit, smallest, _kept_whole(family, config, nearest.choice)
+        )
     return student
 
 
@@ -191,12 +195,12 @@ def _kept_whole(family: Family, config: Config, choice: Mapping[str, int]) -> st
 
 
 def _does_not_fit(
-    asked: float, target: float, nearest: Candidate, teacher_params: int, limit: str, kept: str = ""
+    asked: float, target: float, nearest: Candidate, teacher_params: int, limit: str, smallest: bool, kept: str = ""
 ) -> DoesNotFitError:
     reached = round((1 + nearest.error) * target)
-    why = "the smallest student" if nearest.error > 0 else "the nearest student"
+    which = "smallest" if smallest else "nearest"
     return DoesNotFitError(
-        f"ratio {asked:.4g} cannot be reached within {TOLERANCE:.0%}: it means {target:,.0f} parameters, and {why} "
-        f"with {limit} has {reached:,}{kept}",
+        f"ratio {asked:.4g} cannot be reached within {TOLERANCE:.0%}: it means {target:,.0f} parameters, and the "
+        f"{which} student with {limit} has {reached:,}{kept}",
         f"ask for ratio {reached / teacher_params:.4g}",
     )

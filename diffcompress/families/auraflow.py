@@ -95,5 +95,4 @@ FAMILY = Transformer(
     inputs=_inputs,
     tiny=_tiny,
     text=lambda _config: ("encoder_hidden_states",),
-    head_sizes=lambda config: range(_size(config)[1], 63, -16),
 )

@@ -110,7 +110,6 @@ FAMILY = Transformer(
     tiny=_tiny,
     text=lambda _config: ("encoder_hidden_states", "pooled_projections"),
     channels=lambda _config: 4,
-    head_sizes=lambda config: range(_size(config)[1], 31, -8),
     rotary=True,  # a vector that scales the queries of all heads fixes their channels too
     feature_output=1,
 )

@@ -91,7 +91,8 @@ class Transformer:
             if size != head_dim and not self.rotary:  # smaller heads may be more
                 values = range(step, heads * head_dim // size + 1, step)
             if values:
-                cost = 0.15 * abs(math.log2(head_dim / size))
+                # Attention kernels like head sizes that are multiples of 8.
+                cost = 0.15 * abs(math.log2(head_dim / size)) + (0.05 if size % 8 else 0.0)
                 knobs = (Knob("heads", values, heads, "width"), *depths)
                 found.append(Variant({"head_dim": size}, knobs, cost))
         return tuple(found)

@@ -138,9 +138,18 @@ class Dit(Teacher):
     def export(self, folder: Path) -> None:
         pipeline = DiTPipeline(self.model.half(), self.vae.half(), self.scheduler)
         pipeline.save_pretrained(folder)
+        _forget_origin(folder)
         index = json.loads((folder / "model_index.json").read_text())
         index["id2label"] = {str(i): name for i, name in enumerate(fashion_mnist.CLASS_NAMES)}
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _forget_origin(folder: Path) -> None:
+    """Leave out where the autoencoder was read from: a path of the machine that trained it."""
+    file = folder / "vae" / "config.json"
+    config = json.loads(file.read_text())
+    config.pop("_name_or_path", None)
+    file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 class RepeatLast(TorchFunctionMode):
@@ -234,6 +243,7 @@ class Mmdit(Teacher):
 
     def export(self, folder: Path) -> None:
         self.pipeline.to(torch.float16).save_pretrained(folder)
+        _forget_origin(folder)
         for name in ("tokenizer", "tokenizer_2"):
             demo_text.save_tokenizer(self.pipeline.tokenizer, folder / name)
         (folder / "prompts.txt").write_text("\n".join(demo_text.prompts()) + "\n")

@@ -76,7 +76,7 @@ def train(folder: Path, num_steps: int) -> None:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Means of the latents `[N, 4, 14, 14]` of images `[N, 1, 28, 28]`, not scaled."""
-    return torch.cat([vae.encode(part).latent_dist.mode() for part in images.split(256)])
+    return torch.cat([vae.encode(part).latent_dist.mode().contiguous() for part in images.split(256)]).contiguous()
 
 
 @torch.no_grad()

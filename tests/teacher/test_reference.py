@@ -101,7 +101,7 @@ def test_an_unknown_class_and_an_unknown_noise_process(pipeline):
 
     for file, changes, said in (
         ("unet/config.json", {"_class_name": "MyUNet"}, "MyUNet"),
-        ("scheduler/scheduler_config.json", {"_class_name": "EulerDiscreteScheduler"}, "EulerDiscreteScheduler"),
+        ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler"),
         ("scheduler/scheduler_config.json", {"prediction_type": "velocity"}, "velocity"),
     ):
         path = pipeline / file

@@ -103,7 +103,7 @@ def _rotary(model: nn.Module, noisy: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _forward(model: nn.Module, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
-    given = {name: conditioning[name] for name in (*TEXT, *TOLD) if name in conditioning}
+    given = {name: conditioning[name].contiguous() for name in (*TEXT, *TOLD) if name in conditioning}
     # The class embeds the time in the dtype that the time is given in.
     time = timestep.to(noisy.dtype)
     return model(noisy, time, image_rotary_emb=_rotary(model, noisy), return_dict=False, **given)[0]

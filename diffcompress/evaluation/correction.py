@@ -98,7 +98,9 @@ class _CorrectedFamily:
         return getattr(self._family, name)
 
     def predict(self, model: nn.Module, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
-        return self._correction(self._family.predict(model, noisy, timestep, conditioning), timestep)
+        whole = self._family.predict(model, noisy, timestep, conditioning)
+        channels = noisy.shape[1]  # a learned variance behind them stays as it is
+        return torch.cat([self._correction(whole[:, :channels], timestep), whole[:, channels:]], 1)
 
 
 def verdict(metrics: Mapping[str, Any], space: str | None) -> dict[str, Any] | None:

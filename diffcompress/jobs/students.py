@@ -12,6 +12,7 @@ from diffcompress.recipe import Recipe
 from diffcompress.student.inherit import start_student, taylor_scores
 from diffcompress.student.plan import StudentPlan
 from diffcompress.teacher.load import LoadedPipeline, state_fingerprint
+from diffcompress.teacher.weights import open_state
 from diffcompress.training.state import TrainingState
 
 
@@ -25,7 +26,7 @@ def initial_student(
     scores = None
     if ranked and recipe.student.start == "inherit" and recipe.student.importance == "taylor":
         scores = taylor_scores(teacher.family, teacher.denoiser, taylor_batches(teacher, bank, recipe.seed))
-    state = {name: value.cpu() for name, value in teacher.denoiser.state_dict().items()}
+    state = open_state(teacher.reference)
     return start_student(teacher.family, student_plan, recipe.student, state, scores=scores, seed=recipe.seed)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ def start_student(
 ) -> nn.Module:
     """The planned student on the CPU in float32, trainable, with its first weights.
 
-    teacher: the teacher's state dict. scores: elementwise importance of each teacher tensor, from `taylor_scores`;
+    teacher: the teacher's tensors by name, read one by one. scores: elementwise importance of each teacher tensor, from `taylor_scores`;
     None ranks by magnitude. A random start follows from `seed` alone.
     """
     with torch.random.fork_rng(devices=[]):
@@ -48,9 +48,25 @@ def inherit(
     return {rule.student: _cut(rule, rules.sets, kept, teacher) for rule in rules.rules}
 
 
-def magnitude_scores(teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def magnitude_scores(teacher: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Squared weights: summed over a channel's slices they are its squared L2 norm."""
-    return {name: value.detach().float().square() for name, value in teacher.items()}
+    return _Squares(teacher)
+
+
+class _Squares(Mapping[str, Tensor]):
+    """Each is read when it is asked for, so that a teacher that lies on disk is never in memory as a whole."""
+
+    def __init__(self, teacher: Mapping[str, Tensor]) -> None:
+        self._teacher = teacher
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._teacher[name].detach().float().square()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._teacher)
+
+    def __len__(self) -> int:
+        return len(self._teacher)
 
 
 def taylor_scores(

@@ -54,8 +54,8 @@ def draw(path: Path, results: Sequence[Mapping[str, Any]], metric: str) -> None:
         points += [(x, one["value"])] if on else []
     axes.plot(*zip(*sorted(points), strict=True), color=STUDENT, linewidth=1, zorder=0)
     shared = results[0]["metrics"]
-    if shared[metric]["teacher"] and shared["params"]["teacher"]:
-        x, y = shared["params"]["teacher"]["value"], shared[metric]["teacher"]["value"]
+    if shared["params"]["teacher"]:
+        x, y = shared["params"]["teacher"]["value"], _of_teacher(metric, shared[metric])
         axes.axhline(y, color=TEACHER, linewidth=1, linestyle=":")
         axes.plot(x, y, marker="*", color=TEACHER, markersize=11)
         axes.annotate("teacher", (x, y), (6, 6), textcoords="offset points", fontsize=8, color=TEACHER)
@@ -70,3 +70,10 @@ def draw(path: Path, results: Sequence[Mapping[str, Any]], metric: str) -> None:
     # Ids that follow from the content, and no date: the same results give the same file.
     with matplotlib.rc_context({"svg.hashsalt": "diffcompress", "svg.fonttype": "none"}):
         write_atomically(path, lambda part: figure.savefig(part, format="svg", metadata={"Date": None}))
+
+
+def _of_teacher(name: str, measured: Mapping[str, Any]) -> float:
+    """The teacher's own value; of what compares with the teacher, that of equal models."""
+    if measured["teacher"] is not None:
+        return float(measured["teacher"]["value"])
+    return 1.0 if name == "agreement" else 0.0

@@ -8,9 +8,12 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from diffcompress.errors import UsageError
+from diffcompress.cli.app import explain
+from diffcompress.errors import ExitStatus, UsageError
+from diffcompress.evaluation import cache as caching
 from diffcompress.evaluation.features import EXTRACTOR_FILE
 from diffcompress.evaluation.metrics import COSTS, NEIGHBOURS, SAMPLE_CHECKS, metric_names
 from diffcompress.jobs.evaluate import evaluate
@@ -153,6 +156,86 @@ def test_bad_input_is_told_before_anything_is_written(folders, tmp_path, options
     values = {"teacher": str(folders / "teacher"), **FAST, **options}
     with pytest.raises(UsageError, match=message):
         evaluate(str(folders / "untrained"), output=tmp_path / "out", **values)
+    assert not (tmp_path / "out").exists()
+
+
+def images(folder, count, broken=0):
+    stream = np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(count):
+        Image.fromarray(stream.integers(0, 255, (30, 30), dtype=np.uint8)).save(folder / f"{i}.png")
+    for i in range(broken):
+        (folder / f"broken{i}.png").write_text("no image")
+    return str(folder)
+
+
+def test_images_that_are_no_reference(folders, tmp_path):
+    values = {"teacher": str(folders / "teacher"), "output": tmp_path / "out", **FAST}
+    for data, message in (
+        (images(tmp_path / "empty", 0), "no readable image in"),
+        (images(tmp_path / "broken", 0, 3), r"no readable image in .* \(3 broken"),
+        (images(tmp_path / "tiny", 9), "9 real images in .* are too few"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            evaluate(str(folders / "untrained"), data=data, **values)
+    assert not (tmp_path / "out").exists()
+
+
+def test_few_images_or_samples_leave_out_what_takes_more(folders, tmp_path):
+    found = evaluate(
+        str(folders / "untrained"),
+        data=images(tmp_path / "few", 12),
+        feature_weights=EXTRACTOR_FILE,
+        output=tmp_path / "out",
+        gates=("fd<9", "kd<1000"),
+        **{**FAST, "num_samples": 20},
+    )
+    missing = {item["metric"]: item["why"] for item in found["metrics"]["not_computed"]}
+    assert (
+        missing["fd_demo"]
+        == "20 samples are too few for a Frechet distance of 64 features: --num-samples of 128 or more"
+    )
+    assert found["metrics"]["coverage_demo"]["samples"] == 12
+    assert [gate["passed"] for gate in found["gates"]] == [False, True]
+    assert found["gates"][0]["why"] == missing["fd_demo"]
+
+
+def test_a_student_folder_that_cannot_be_written(folders, tmp_path):
+    """As root may write anywhere, a file lies where the folder of results would be."""
+    models.save(tmp_path / "run" / "pipeline", size=28)
+    (tmp_path / "run" / "evaluation").write_text("in the way")
+    with pytest.raises(UsageError, match=r"cannot write to .*evaluation") as caught:
+        evaluate(str(tmp_path / "run" / "pipeline"), **FAST)
+    assert "--output" in caught.value.hint
+    before = sorted((tmp_path / "run").rglob("*"))
+    evaluate(str(tmp_path / "run" / "pipeline"), output=tmp_path / "elsewhere", **FAST)
+    assert sorted((tmp_path / "run").rglob("*")) == before
+
+
+def test_a_full_disk_is_resumable(folders, tmp_path, monkeypatch):
+    """The error that safetensors raises; the console turns it into exit code 75."""
+
+    def full(*_args, **_values):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    values = {"teacher": str(folders / "teacher"), "output": tmp_path / "out", **{**FAST, "num_samples": 8}}
+    with monkeypatch.context() as patch:
+        patch.setattr(caching, "save_file", full)
+        with pytest.raises(SafetensorError) as caught:
+            evaluate(str(folders / "untrained"), **values)
+    assert explain(caught.value)[2] == ExitStatus.STOPPED
+    assert not list((tmp_path / "out").rglob("*.part"))
+    assert evaluate(str(folders / "untrained"), **values)["metrics"]["agreement"]["value"] < 1
+
+
+@pytest.mark.parametrize(("name", "message"), [("empty", "is empty"), ("file", "not a"), ("other", "holds neither")])
+def test_a_student_that_is_no_pipeline(tmp_path, name, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.txt").write_text("x")
+    with pytest.raises(UsageError, match=message):
+        evaluate(str(tmp_path / name), output=tmp_path / "out", **FAST)
     assert not (tmp_path / "out").exists()
 
 

@@ -121,6 +121,11 @@ class EvaluationSection(Section):
     guidance: float = Field(1.0, ge=0.0, description="classifier-free guidance scale, for teacher and student alike")
 
 
+class ExportSection(Section):
+    onnx: bool = Field(False, description="also the denoiser as ONNX, checked with onnxruntime (diffcompress[onnx])")
+    single_file: bool = Field(False, description="also the denoiser as one safetensors file with its config inside")
+
+
 def _default_stages() -> tuple[StageSection, ...]:
     return (
         StageSection(name="lift", num_steps=1600, weights=LossWeights(lift=1.0)),
@@ -139,6 +144,7 @@ class Recipe(Section):
     stages: tuple[StageSection, ...] = Field(default_factory=_default_stages, min_length=1)
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
+    export: ExportSection = ExportSection()
 
     @property
     def num_steps(self) -> int:

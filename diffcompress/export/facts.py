@@ -77,6 +77,7 @@ def collect(run: RunFolder) -> dict[str, Any]:
         "proof": proof,
         "timings": timings,
         "environment": environment,
+        "exports": reader.json(run.exports / "exports.json", None, None),
         "provenance": provenance,
         "warnings": warnings,
         "not_computed": [*reader.missing, *_named(skipped)],

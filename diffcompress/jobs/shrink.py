@@ -25,7 +25,9 @@ from diffcompress.evaluation.doubts import beats_teacher
 from diffcompress.evaluation.features import FeatureSpace, find_space
 from diffcompress.evaluation.protocol import Protocol
 from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.export import formats
 from diffcompress.export import hub as publishing
+from diffcompress.export.formats import write_formats
 from diffcompress.export.licence import licence_of
 from diffcompress.export.proof import prove
 from diffcompress.export.provenance import relicense
@@ -120,6 +122,7 @@ def shrink(
         progress.warn(f"--license {license} is not used: {licence.source} says {licence.id}")
     if push_to_hub is not None and runtime.is_main:
         publishing.check(push_to_hub, public=public, licence=licence)
+    formats.check(asked.export)
     reference.fetch(progress=progress)
     loaded = load(reference, runtime.device, sample_size=asked.bank.sample_size)
     texts = _texts(loaded, asked, data, prompts)
@@ -133,7 +136,8 @@ def shrink(
         "dtype": dtype,
         "scheduler": scheduler,
         "recipe_name": recipe,
-        "recipe": asked.model_dump(mode="json"),
+        # A finished run may be exported to another format later.
+        "recipe": asked.model_dump(mode="json", exclude={"export"}),
     }
     runtime.stop.install()
     claim = run.claim(identity, overwrite=overwrite) if runtime.is_main else contextlib.nullcontext()
@@ -205,7 +209,7 @@ def _run(context: _Context, asked: Recipe, data: str | None, max_time: float | N
         start = _start(context, asked, bank)
     recipe, trained = _train(context, asked, start, bank, max_time)
     if runtime.is_main:
-        _conclude(context, recipe, start, trained, bank)
+        _conclude(context, recipe.model_copy(update={"export": asked.export}), start, trained, bank)
 
 
 def _start(context: _Context, recipe: Recipe, bank: banks.Bank) -> nn.Module:
@@ -360,7 +364,7 @@ def _conclude(context: _Context, recipe: Recipe, start: nn.Module, trained: nn.M
     write_json(run.warnings, _warnings(context, bank))
     if not (run.proof.exists() and read_json(run.proof)["passed"]):
         with context.timed("export"):
-            dtype = getattr(torch, identity["dtype"]) if identity["dtype"] else teacher.dtype
+            dtype = _export_dtype(context)
             provenance = {
                 "recipe": recipe.model_dump(mode="json"),
                 "seed": recipe.seed,
@@ -371,9 +375,16 @@ def _conclude(context: _Context, recipe: Recipe, start: nn.Module, trained: nn.M
                 provenance["license"] = context.license
             export_pipeline(trained, teacher, run, dtype=dtype, provenance=provenance)
             prove(run, trained, teacher, dtype=dtype)
+    with context.timed("export"):
+        write_formats(trained, teacher, run, recipe.export, dtype=_export_dtype(context))
     if context.license:
         relicense(run.pipeline, context.license)
     write_report(run)
+
+
+def _export_dtype(context: _Context) -> torch.dtype:
+    asked = context.run.identity["dtype"]
+    return getattr(torch, asked) if asked else context.teacher.dtype
 
 
 def _push(context: _Context, repo: str, public: bool) -> None:

@@ -1,0 +1,75 @@
+"""Copies of the exported denoiser in other formats, in `exports/` of the run folder, as the recipe asks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from diffcompress.export import provenance
+from diffcompress.export.onnx import check_installed, export_onnx
+from diffcompress.export.weights import as_shipped
+from diffcompress.recipe import ExportSection
+from diffcompress.run_folder import RunFolder, read_json, write_atomically, write_json
+from diffcompress.teacher.load import LoadedPipeline
+
+RECORD = "exports.json"
+ONNX, SINGLE_FILE = "denoiser.onnx", "denoiser.safetensors"
+
+
+def check(section: ExportSection) -> None:
+    """Raises UsageError for a format that this installation cannot write."""
+    if section.onnx:
+        check_installed()
+
+
+def write_formats(
+    student: nn.Module, teacher: LoadedPipeline, run: RunFolder, section: ExportSection, *, dtype: torch.dtype
+) -> dict[str, Any] | None:
+    """Write what `section` asks for, all or nothing, and return exports.json's content; None when it asks for nothing.
+
+    The weights are those of `run.pipeline`, rounded to `dtype`; what is there and still of these weights is kept.
+    """
+    asked = section.model_dump()
+    if not any(asked.values()):
+        return None
+    shipped = read_json(run.pipeline / provenance.FILE)["files"]
+    done = run.exports / RECORD
+    if done.exists() and (found := dict(read_json(done)))["asked"] == asked and found["pipeline_files"] == shipped:
+        return found
+    rounded = as_shipped(student, dtype)
+    config = dict(student.config)  # type: ignore[arg-type]
+    record: dict[str, Any] = {"asked": asked, "pipeline_files": shipped, "files": {}}
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        if section.single_file:
+            record["single_file"] = {"file": SINGLE_FILE, "dtype": str(dtype).removeprefix("torch.")}
+            save_file(rounded.state_dict(), folder / SINGLE_FILE, _header(run, teacher, config))
+        if section.onnx:
+            plain = nn.Module.to(rounded, torch.float32)
+            told = export_onnx(teacher.family, plain, config, folder / ONNX)
+            record["onnx"] = {"file": ONNX, "dtype": "float32"} | told
+        record["files"] = {file.name: provenance.sha256(file) for file in sorted(folder.iterdir())}
+        write_json(folder / RECORD, record)
+
+    write_atomically(run.exports, write)
+    return record
+
+
+def _header(run: RunFolder, teacher: LoadedPipeline, config: dict[str, Any]) -> dict[str, str]:
+    """What makes one file enough: the class to build and its config, and what it was made from."""
+    record = read_json(run.pipeline / provenance.FILE)
+    plain = {key: value for key, value in config.items() if not key.startswith("_")}
+    return {
+        "format": "pt",
+        "class_name": teacher.family.class_name,
+        "config": json.dumps({"_class_name": teacher.family.class_name} | plain),
+        "scheduler": json.dumps(teacher.reference.scheduler, default=str),
+        "teacher": json.dumps(record["teacher"]),
+        "license": str(record["license"]["id"]),
+    }

@@ -25,7 +25,8 @@ def _size(config: Config) -> tuple[int, int]:
 
 def _resized(config: Config, heads: int, head_dim: int, depths: Mapping[str, int]) -> dict[str, Any]:
     """Blocks with a second attention are those that start from such a block."""
-    changes = {"num_attention_heads": heads, "attention_head_dim": head_dim, "caption_projection_dim": heads * head_dim}
+    changes: dict[str, Any] = {"num_attention_heads": heads, "attention_head_dim": head_dim}
+    changes["caption_projection_dim"] = heads * head_dim
     dual = config.get("dual_attention_layers")
     if dual:
         order = _order(depths["num_layers"], config.get("num_layers", 18))

@@ -152,6 +152,9 @@ def _pick(call: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Tensor]:
             value = value.get(part) if isinstance(value, Mapping) else None
         if isinstance(value, list):
             value, found[f"{name}.length"] = _padded(value)
+        if value is None and name.removesuffix("_mask") in found:
+            # Pipelines leave out a mask that hides nothing; longer prompts elsewhere may need it.
+            value = torch.ones(found[name.removesuffix("_mask")].shape[:2], dtype=torch.long)
         if value is None:
             continue
         found[name] = value.detach().cpu()

@@ -55,10 +55,12 @@ def assert_reproduced(
     guidance: float,
     *,
     unpack: Callable[[Tensor], Tensor] = lambda latents: latents,
+    rescale: Callable[[Tensor, Tensor], Tensor] = lambda guided, ours: guided,
 ) -> None:
     """Each recorded scheduler step's model output equals ours, guided by hand: null + guidance * (ours - null).
 
-    unpack: from what the pipeline hands its scheduler to latent shape `[B, C, *spatial]`.
+    unpack: from what the pipeline hands its scheduler to latent shape `[B, C, *spatial]`. rescale: what it makes of the
+    guided prediction, given our own.
     """
     assert recording.steps
     for model_output, timestep, sample in recording.steps:
@@ -69,6 +71,6 @@ def assert_reproduced(
             if null:
                 nothing = {name: value.expand(len(noisy), *value.shape[1:]) for name, value in null.items()}
                 base = family.predict(model, noisy, times, nothing)
-                ours = base + guidance * (ours - base)
+                ours = rescale(base + guidance * (ours - base), ours)
         expected = unpack(model_output).float()
         torch.testing.assert_close(ours[:, : expected.shape[1]], expected, rtol=1e-4, atol=1e-4)

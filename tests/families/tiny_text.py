@@ -18,6 +18,8 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3Model,
@@ -164,3 +166,23 @@ def qwen3_encoder(dim: int = 8, *, seed: int = 0) -> Qwen3Model:
         head_dim=4,
     )
     return seeded(lambda: Qwen3Model(config), seed)
+
+
+def qwen_vl_encoder(dim: int = 8, *, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
+    """Hidden states of `dim` channels, each of what stands before it; it could read images too."""
+    tokens = len(qwen_tokenizer())
+    text = {
+        "vocab_size": tokens,
+        "hidden_size": dim,
+        "intermediate_size": 2 * dim,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, dim // 4 - 2]},
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
+    vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 2, "out_hidden_size": dim}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    return seeded(lambda: Qwen2_5_VLForConditionalGeneration(config), seed)

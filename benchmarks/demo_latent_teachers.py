@@ -155,8 +155,8 @@ def _forget_origin(folder: Path) -> None:
 class RepeatLast(TorchFunctionMode):
     """Inside, attention counts its last key `n` times (`[B]`): what `n` equal tokens without positions amount to.
 
-    Without a third encoder the pipeline appends `max_sequence_length` zero tokens, 256 unless asked otherwise; training
-    on one token that counts as many costs the time of one.
+    The third encoder is silent, so the pipeline appends `max_sequence_length` zero tokens, 256 unless asked otherwise;
+    training on one token that counts as many costs the time of one.
     """
 
     def __init__(self, n: Tensor) -> None:
@@ -185,7 +185,7 @@ class Mmdit(Teacher):
             pos_embed_max_size=7,
         ).eval()
         start(self.model, ("norm1.linear", "norm1_context.linear", "norm_out.linear", "proj_out"))
-        tokenizer = demo_text.build_tokenizer()
+        tokenizer, silent = demo_text.build_tokenizer(), demo_text.build_silent_tokenizer()
         self.pipeline = StableDiffusion3Pipeline(
             transformer=self.model,
             scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0),
@@ -194,8 +194,8 @@ class Mmdit(Teacher):
             tokenizer=tokenizer,
             text_encoder_2=demo_text.build_encoder(tokenizer, 1),
             tokenizer_2=tokenizer,
-            text_encoder_3=None,
-            tokenizer_3=None,
+            text_encoder_3=demo_text.build_silent_encoder(silent),
+            tokenizer_3=silent,
         )
         # Row c P + p: phrase p of class c; the last row: the empty prompt.
         phrases = demo_text.phrases()

@@ -1,19 +1,31 @@
 """Prompts of the text demo teacher: phrases for the ten classes, a CLIP tokenizer of their words, frozen encoders.
 
-The encoders are random on purpose: they hold no knowledge, they only tell phrases apart, and the transformer learns
-what the phrases mean. Everything follows from the seed.
+The CLIP encoders are random on purpose: they hold no knowledge, they only tell phrases apart, and the transformer
+learns what the phrases mean. The T5 encoder is silent: diffusers loads no StableDiffusion3Pipeline without one unless
+told so by hand. Everything follows from the seed.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import fashion_mnist
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from diffusers import StableDiffusion3Pipeline
+from tokenizers import pre_tokenizers
+from torch import Tensor, nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 SEED = 11
 MAX_TOKENS = 12
@@ -46,20 +58,30 @@ def prompts() -> list[str]:
 
 def build_tokenizer() -> CLIPTokenizer:
     """A byte-level BPE tokenizer as CLIP has, its merges learned from the phrases until every word is one token."""
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.normalizer = normalizers.Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    words = sorted({word for prompt in prompts() for word in re.findall(r"[a-z]+|[^\sa-z]+", prompt)})
+    merges = learn_merges(words)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=2000, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
-    )
-    bpe.train_from_iterator(prompts(), trainer)
-    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
     tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges), *SPECIAL]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def learn_merges(words: list[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges, the most frequent pair first, until every word is whole.
+
+    Of equally frequent pairs the first in the alphabet: `tokenizers`' own trainer breaks ties by chance, and other
+    numbers for the words would be other words to the frozen encoders.
+    """
+    split = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
+    merges: list[tuple[str, str]] = []
+    while counts := Counter(pair for parts in split for pair in pairwise(parts)):
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        for parts in split:
+            for i in reversed(range(len(parts) - 1)):
+                if tuple(parts[i : i + 2]) == best:
+                    parts[i : i + 2] = ["".join(best)]
+    return merges
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
@@ -98,10 +120,28 @@ def build_encoder(tokenizer: CLIPTokenizer, index: int) -> CLIPTextModelWithProj
     return encoder.half().float().eval().requires_grad_(False)
 
 
-def embeddings(pipeline, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """`[N, MAX_TOKENS + 1, D]` and pooled `[N, 2 WIDTH]`, from the pipeline itself; the last token stands for the
-    missing third encoder."""
+def build_silent_tokenizer() -> T5Tokenizer:
+    """Of the phrases' words, one token each, and of letters for the rest."""
+    words = sorted({f"\u2581{word}" for prompt in prompts() for word in prompt.split()})
+    letters = [f"{chr(code)}" for code in range(ord("a"), ord("z") + 1)]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    vocabulary = special + [(word, -3.0) for word in words] + [(letter, -8.0) for letter in letters]
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=256)
+
+
+def build_silent_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
+    """All its outputs are zero: what the pipeline itself puts in the place of a missing third encoder."""
+    torch.manual_seed(SEED + 2)
+    config = T5Config(vocab_size=len(tokenizer), d_model=2 * WIDTH, d_kv=16, d_ff=2 * WIDTH, num_layers=1, num_heads=2)
+    encoder = T5EncoderModel(config)
+    nn.init.zeros_(encoder.encoder.final_layer_norm.weight)
+    return encoder.eval().requires_grad_(False)
+
+
+def embeddings(pipeline: StableDiffusion3Pipeline, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """`[N, MAX_TOKENS + 1, D]` and pooled `[N, 2 WIDTH]`, from the pipeline itself; the last token, zero, stands for
+    all those of the silent encoder."""
     tokens, _, pooled, _ = pipeline.encode_prompt(
-        texts, None, None, do_classifier_free_guidance=False, max_sequence_length=1
+        texts, None, None, do_classifier_free_guidance=False, max_sequence_length=MAX_TOKENS
     )
-    return tokens, pooled
+    return tokens[:, : MAX_TOKENS + 1], pooled

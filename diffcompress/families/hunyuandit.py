@@ -54,6 +54,7 @@ def _resized(config: Config, heads: int, head_dim: int, depths: Mapping[str, int
 
 def _rules(teacher: Config, student: Config) -> Rules:
     sizes = (_size(teacher), _size(student))
+    (_, old), (_, new) = sizes
     wide, narrow = (heads * size for heads, size in sizes)
     ratio = teacher.get("mlp_ratio", 4.0)
     told = ("sizes", "residual") if _is_told(teacher) else ()
@@ -74,7 +75,7 @@ def _rules(teacher: Config, student: Config) -> Rules:
         student,
         sizes,
         ffn=(int(ratio * wide), int(ratio * narrow)),
-        head=nearest_positions(*([size // 2] * 2 for _, size in sizes), pair=2),  # rows, columns
+        head=nearest_positions([old // 2] * 2, [new // 2] * 2, pair=2),  # rows, columns
         normed=True,
         widths=widths,
         roles=roles,
@@ -157,6 +158,7 @@ FAMILY = Transformer(
     text=lambda config: (*TEXT, *TOLD) if _is_told(config) else TEXT,
     check=_check,
     rotary=True,
+    recipe="dit",
     # A quarter of a head for the sines, and cosines, of rows, and columns.
-    head_sizes=lambda config: range(_size(config)[1] // 4 * 4, _size(config)[1] // 4 - 1, -4),
+    head_sizes=lambda config: range(_size(config)[1] // 4 * 4, 0, -4),
 )

@@ -71,6 +71,7 @@ def collect(run: RunFolder) -> dict[str, Any]:
         "plan": {"choice": plan.get("choice"), "notes": plan.get("notes") or []},
         "evidence": evidence.lookup((plan.get("config") or {}).get("_class_name", ""), plan.get("ratio")),
         "protocol": evaluation.get("protocol") or {},
+        "probe": evaluation.get("probe"),
         "gates": evaluation.get("gates") or [],
         "weights_bytes": _weights_bytes(run.pipeline),
         "parts": _parts(run.pipeline),

@@ -87,6 +87,22 @@ def agreement(metrics: Mapping[str, Any]) -> list[Figure]:
     return found
 
 
+def headline(metrics: Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | None]:
+    """The one quality figure for the top of the page: distance to real images, else to the teacher, else agreement."""
+    plain = [name for name in metrics if not name.endswith(("_held_out", "_corrected"))]
+    for stem in ("fid", "fd_teacher", "agreement", "paired_distance"):
+        if stem == "fd_teacher" and (to_real := [n for n in plain if n == "fd" or _is_to_real(n)]):
+            return to_real[0], metrics[to_real[0]]
+        for name in plain:
+            if name == stem or name.startswith(f"{stem}_"):
+                return name, metrics[name]
+    return "quality", None
+
+
+def _is_to_real(name: str) -> bool:
+    return name.startswith("fd_") and not name.startswith("fd_teacher")
+
+
 def quality(metrics: Mapping[str, Any]) -> list[Figure]:
     """Teacher, student, untrained student and real images on one axis, for each quality figure."""
     found = []

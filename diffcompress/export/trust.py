@@ -7,8 +7,7 @@ from typing import Any
 
 from diffcompress.export import words
 
-# What a distance in features is called; "_demo" and "_held_out" are variants.
-_DISTANCES = ("fd", "kd", "fid", "kid")
+_PERCEPTUAL = ("fid", "fd", "kd", "precision", "clip")
 
 
 def remarks(collected: Mapping[str, Any], seed: int | None) -> list[str]:
@@ -16,12 +15,14 @@ def remarks(collected: Mapping[str, Any], seed: int | None) -> list[str]:
     metrics: Mapping[str, Any] = collected["metrics"]
     protocol: Mapping[str, Any] = collected["protocol"]
     found = [] if collected["finished"] else ["The run is not finished: figures may be missing or change."]
-    if not any(name.partition("_")[0] in _DISTANCES for name in metrics):
+    measured = [name for name in metrics if name.partition("_")[0] in _PERCEPTUAL]
+    if not measured:
         found.append("No perceptual metric was computed: nothing here says how good the images look.")
     elif protocol.get("feature_space") == "demo":
-        found.append(
-            "Distances are in the features of a small Fashion-MNIST classifier: not FID, and of no use elsewhere."
-        )
+        found.append("Distances are in the features of a small Fashion-MNIST classifier: not FID, of no use elsewhere.")
+    elif "fid" not in metrics:
+        space = protocol.get("feature_space") or "an unrecorded feature space"
+        found.append(f"Distances are in the features of {space}: not FID, comparable under the same protocol alone.")
     if metrics and not any((metric.get("teacher") or {}).get("value") is not None for metric in _quality(metrics)):
         found.append("The teacher was not scored under the same protocol, so nothing says how much was lost.")
     found.append(
@@ -31,6 +32,9 @@ def remarks(collected: Mapping[str, Any], seed: int | None) -> list[str]:
     found.append("No baseline was trained at equal budget, so nothing says how much the method itself gained.")
     if str(protocol.get("agreement_clean", "")).startswith("teacher"):
         found.append("Agreement is measured on the teacher's own samples, not on real images.")
+    probe = collected.get("probe")
+    if probe:
+        found.append(f"Train longer, or larger? {probe['sentence']}")
     passed = [gate["passed"] for gate in collected["gates"]]
     found.append(f"{sum(passed)} of {len(passed)} quality gates passed." if passed else "No quality gate was set.")
     return found

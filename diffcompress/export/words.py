@@ -9,26 +9,47 @@ from typing import Any
 NOTHING = "not computed"
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _LABELS = {
-    "fd_demo": "Fréchet distance (fd_demo)",
-    "fd_demo_held_out": "Fréchet distance, held-out images",
-    "kd_demo": "Kernel distance (kd_demo)",
-    "fd": "Fréchet distance",
-    "kd": "Kernel distance",
-    "paired_distance": "Distance to the teacher's image",
     "latency_ms": "Time of one denoiser call, batch of 1",
     "latency_ms_batch16": "Time of one denoiser call, batch of 16",
     "agreement": "Agreement with the teacher",
-    "failed_samples": "Failed samples",
     "params": "Denoiser parameters",
+    "size_bytes": "Denoiser weights in memory",
     "macs": "Multiply-accumulates per denoiser call",
     "memory_bytes": "Memory of one denoiser call",
+    "paired_distance": "Distance to the teacher's image",
+    "failed_samples": "Failed samples",
+    "clip_score": "CLIP score",
+    "fid": "FID",
 }
+# Measured in some feature space, whose name follows.
+_IN_A_SPACE = {
+    "fd_teacher": "Fréchet distance to the teacher's samples",
+    "kd_teacher": "Kernel distance to the teacher's samples",
+    "fd": "Fréchet distance",
+    "kd": "Kernel distance",
+    "precision": "Precision",
+    "recall": "Recall",
+    "density": "Density",
+    "coverage": "Coverage",
+}
+_ENDINGS = {"_held_out": ", held-out images", "_corrected": ", student corrected by the probe"}
 _COST_UNITS = ("parameters", "multiply-accumulates", "ms per call", "bytes")
 _BETTER = {"lower": "lower is better", "higher": "higher is better"}
 
 
 def label(name: str) -> str:
-    return _LABELS.get(name) or name.replace("_", " ").capitalize()
+    """A metric's name in words; that of its feature space stays beside it."""
+    for ending, words in _ENDINGS.items():
+        if name.endswith(ending):
+            return label(name.removesuffix(ending)) + words
+    if name in _LABELS:
+        return _LABELS[name]
+    for stem, words in _IN_A_SPACE.items():
+        if name == stem:
+            return words
+        if name.startswith(f"{stem}_"):
+            return f"{words} ({name})"
+    return name.replace("_", " ").capitalize()
 
 
 def is_cost(metric: Mapping[str, Any]) -> bool:

@@ -142,6 +142,7 @@ def evaluation(teacher: str) -> dict[str, Any]:
         "teacher": {"id": teacher},
         "protocol": protocol,
         "metrics": metrics,
+        "probe": {"metric": "fd_demo", "sentence": "fd_demo 9.31 becomes 4 when a slope and an intercept correct it."},
         "gates": [],
     }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import diffusers
 import pytest
 
-from diffcompress.export import evidence, facts, trust
+from diffcompress.export import evidence, facts, figures, trust, words
 from tests.export.synthetic_run import write_run
 
 TABLE = json.loads((resources.files("diffcompress.export") / "evidence.json").read_text(encoding="utf-8"))
@@ -62,6 +62,28 @@ def test_measured_rows_repeat_what_the_benchmarks_say() -> None:
     assert [line.split(",")[0].split(" (")[0] for line in told] == ["fd_demo 0.62", "fd_demo 2.76"]
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("params", "agreement", "fd_teacher_dino", "fd_demo_held_out", "fd_demo", "kd_demo"), "fd_demo"),
+        (("fd_teacher_dino", "agreement", "fd_teacher_dino_corrected"), "fd_teacher_dino"),
+        (("fd_inception", "fid"), "fid"),
+        (("paired_distance", "agreement"), "agreement"),
+        (("params",), "quality"),
+    ],
+)
+def test_the_figure_on_top(names: tuple[str, ...], expected: str) -> None:
+    metrics = {name: {"value": 1.0} for name in names}
+    assert figures.headline(metrics) == (expected, metrics.get(expected))
+
+
+def test_names_in_words() -> None:
+    assert words.label("fd_demo_held_out") == "Fréchet distance (fd_demo), held-out images"
+    assert words.label("fd_teacher_dino_corrected").startswith("Fréchet distance to the teacher's samples (fd_teacher")
+    assert words.label("recall_demo") == "Recall (recall_demo)"
+    assert words.label("brand_new") == "Brand new"
+
+
 def test_remarks_follow_from_the_files(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     collected = facts.collect(run)
@@ -69,6 +91,7 @@ def test_remarks_follow_from_the_files(tmp_path: Path) -> None:
     assert "not finished" in told
     assert "not FID" in told
     assert "one seed (7)" in told
+    assert "Train longer, or larger? fd_demo 9.31 becomes 4" in told
     assert "No quality gate" in told
     assert "teacher was not scored" not in told
     bare = collected | {"metrics": {}, "protocol": {}, "finished": True, "gates": [{"passed": True}, {"passed": False}]}

@@ -66,19 +66,24 @@ def discard(path: Path) -> None:
 
 
 class RunFolder:
-    """Paths of one run. Creating the object touches nothing; `claim` makes the folder ours and locks it."""
+    """Paths of one run. Creating the object touches nothing; `claim` makes the folder ours and locks it.
 
-    def __init__(self, path: Path | str) -> None:
+    shared: where several runs keep what does not depend on the student; default: the run's own folder.
+    """
+
+    def __init__(self, path: Path | str, shared: Path | None = None) -> None:
         self.path = Path(path)
+        self.shared = shared
+        common = shared or self.path
         self.marker = self.path / _MARKER
         self.recipe = self.path / "recipe.yaml"
         self.plan = self.path / "plan.json"
-        self.conditions = self.path / "conditions"
-        self.bank = self.path / "bank"
-        self.targets = self.path / "targets"
+        self.conditions = common / "conditions"
+        self.bank = common / "bank"
+        self.targets = common / "targets"
         self.student_init = self.path / "student-init"
         self.samples = self.path / "samples"
-        self.cache = self.path / "cache"
+        self.cache = common / "cache"
         self.metrics = self.path / "metrics.json"
         self.proof = self.path / "export-proof.json"
         self.timings = self.path / "timings.json"

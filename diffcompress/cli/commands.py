@@ -34,7 +34,10 @@ Dtype = Annotated[str | None, typer.Option(metavar="D", help="Of the exported we
 def shrink(
     console: Output,
     teacher: Teacher,
-    ratio: Annotated[str | None, typer.Option(metavar="R", help="Share of the teacher's parameters to keep.")] = None,
+    ratio: Annotated[
+        str | None,
+        typer.Option(metavar="R", help="Share of the teacher's parameters to keep; several: one student each."),
+    ] = None,
     params: Params = None,
     size: Size = None,
     output: Annotated[str | None, typer.Option(metavar="DIR", help="Run folder; default ./<teacher>-<ratio>.")] = None,
@@ -62,8 +65,8 @@ def shrink(
     from diffcompress.jobs import target
 
     options.check_push(push_to_hub, public)
-    one, count, limit = options.ratio(ratio), options.params(params), options.size(size)
-    target.check(one, count, limit)
+    ratios, count, limit = options.ratios(ratio), options.params(params), options.size(size)
+    target.check(ratios, count, limit)
     method, dtype, data = options.method(method), options.dtype(dtype), options.data(data)
     budget = options.seconds(max_time)
     if "MASTER_ADDR" in os.environ and not any(name in os.environ for name in _MPI_RANKS):
@@ -71,13 +74,20 @@ def shrink(
             "a launcher set MASTER_ADDR but started one process only; "
             "torchrun --nproc_per_node 2 -m diffcompress shrink ... starts two"
         )
+    from diffcompress.jobs.several import shrink_several
     from diffcompress.jobs.shrink import shrink as run
 
-    result = run(
-        teacher, ratio=one, params=count, size=limit, output=output, overwrite=overwrite, data=data, prompts=prompts, method=method,
-        max_time=budget, recipe=recipe, overrides=tuple(set_ or ()), seed=seed, device=device, dtype=dtype,
-        license=license, scheduler=scheduler, push_to_hub=push_to_hub, public=public, progress=console,
-    )  # fmt: skip
+    asked: dict[str, Any] = {
+        "output": output, "overwrite": overwrite, "data": data, "prompts": prompts, "method": method,
+        "max_time": budget, "recipe": recipe, "overrides": tuple(set_ or ()), "seed": seed, "device": device,
+        "dtype": dtype, "license": license, "scheduler": scheduler, "push_to_hub": push_to_hub, "public": public,
+        "progress": console,
+    }  # fmt: skip
+    if ratios is not None and len(ratios) > 1:
+        results = shrink_several(teacher, ratios, **asked)
+        console.result(results, *(line for result in results for line in (*tables.shrunk(result), "")))
+        return
+    result = run(teacher, ratio=ratios[0] if ratios else None, params=count, size=limit, **asked)
     console.result(result, *tables.shrunk(result))
 
 

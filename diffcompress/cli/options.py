@@ -29,17 +29,6 @@ def ratios(text: str | None) -> list[float] | None:
     return values
 
 
-def ratio(text: str | None) -> float | None:
-    """One ratio; a list is refused, because a run makes one student."""
-    values = ratios(text)
-    if values is not None and len(values) > 1:
-        raise UsageError(
-            f"--ratio '{text}' is a list, but one run makes one student",
-            "run shrink once for each; plan compares several",
-        )
-    return values[0] if values else None
-
-
 def params(text: str | None) -> int | None:
     """ "40M" as a number of parameters."""
     return None if text is None else round(_with_unit("--params", text, _COUNT, "40M"))

@@ -66,9 +66,12 @@ class Targets:
         num_steps: int,
         runtime: Runtime,
         progress: Progress,
+        keep: bool = False,
     ) -> None:
+        """keep: leave used pools on disk, for other students of the same recipe."""
         self.folder, self.teacher, self.bank, self.section = folder, teacher, bank, section
         self.seed, self.batch_size, self.runtime, self.progress = seed, batch_size, runtime, progress
+        self.keep = keep
         uses = max(1, num_steps * batch_size)  # a run of no steps has no use for targets, but is no error
         unique = -(-uses // section.reuse)
         share = min(section.trajectory_share, bank.num_trajectory / unique)
@@ -105,8 +108,8 @@ class Targets:
     def _load_pool(self, number: int) -> Tensors:
         if self._pool is None or self._pool[0] != number:
             self._pool = None
-            folder = self.folder / f"pool-{number:05d}"
             forward = self.pool_size - self.num_trajectory
+            folder = self.folder / f"pool-{number:05d}-of-{forward}"
             parts = [self._from_trajectories(number)]
             if forward:
                 make_shards(
@@ -119,7 +122,7 @@ class Targets:
                     "targets",
                 )
                 parts.append(read_shards(folder, forward, SHARD_SIZE))
-            if self.runtime.is_main:
+            if self.runtime.is_main and not self.keep:
                 for old in self.folder.glob("pool-*"):
                     if old.name < folder.name:
                         discard(old)

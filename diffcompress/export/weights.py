@@ -113,7 +113,7 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise RunStopped(
-            f"the pipeline's other parts take {needed / 2**30:.1f} GB, of which {folder.parent} has {free / 2**30:.1f} left",
+            f"the pipeline's other parts take {needed:,} bytes, and {folder.parent} has {free:,} bytes left",
             "free some space and run the same command again: it goes on with the export",
         )
 

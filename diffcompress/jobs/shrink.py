@@ -93,13 +93,14 @@ def shrink(
     scheduler: str | None = None,
     push_to_hub: str | None = None,
     public: bool = False,
+    shared: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compress `teacher` and return what `shrink --json` prints. The same call again resumes.
 
     Exactly one of ratio (0 < ratio < 1), params (a count) and size (bytes of the exported denoiser) sets the target;
     max_time is in seconds of training; push_to_hub (owner/name) is pushed to in the end, private unless `public`.
-    Raises DiffCompressError subclasses, each with its exit status.
+    shared: see RunFolder. Raises DiffCompressError subclasses, each with its exit status.
     """
     reference = resolve(teacher, scheduler)
     family, _ = describe(reference)
@@ -114,7 +115,7 @@ def shrink(
         dtype=dtype or stored_dtype(reference),
         section=asked.student,
     )
-    run = RunFolder(output or f"./{reference.name}-{student_plan.requested_ratio:.4g}")
+    run = RunFolder(output or f"./{reference.name}-{student_plan.requested_ratio:.4g}", shared)
     runtime = runtimes.start(device)
     progress = progress or Progress()
     licence = licence_of(reference, license)
@@ -280,6 +281,7 @@ def _job(context: _Context, recipe: Recipe, trainee: Trainee, bank: banks.Bank) 
         num_steps=recipe.num_steps,
         runtime=context.runtime,
         progress=context.progress,
+        keep=context.run.shared is not None,
     )
 
     def preview(step: int) -> None:

@@ -29,8 +29,8 @@ def start_student(
 ) -> nn.Module:
     """The planned student on the CPU in float32, trainable, with its first weights.
 
-    teacher: the teacher's tensors by name, read one by one. scores: elementwise importance of each teacher tensor, from `taylor_scores`;
-    None ranks by magnitude. A random start follows from `seed` alone.
+    teacher: the teacher's tensors by name, read one by one. scores: elementwise importance of each teacher tensor, from
+    `taylor_scores`; None ranks by magnitude. A random start follows from `seed` alone.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -96,7 +96,7 @@ def test_a_pool_is_used_as_often_as_asked_and_then_replaced(tmp_path, teacher, b
         [source.batch(step).noisy.flatten(1)[:, 0] for step in range(steps_per_pool, 2 * steps_per_pool)]
     )
     assert not set(following.tolist()) & set(values.tolist())
-    assert [path.name for path in tmp_path.iterdir()] == ["pool-00001"]
+    assert [path.name for path in tmp_path.iterdir()] == ["pool-00001-of-16"]
 
 
 def test_any_step_can_be_had_at_any_time(tmp_path, teacher, bank, runtime):

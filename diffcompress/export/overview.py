@@ -1,0 +1,46 @@
+"""overview.html: several students of one teacher on one page, drawn from the files of their run folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from diffcompress.export import figures, words
+from diffcompress.run_folder import RunFolder, read_json, write_text
+
+FILE, FRONTIER = "overview.html", "frontier.svg"
+
+
+def write_overview(folder: Path, runs: Sequence[RunFolder]) -> Path:
+    """Write `folder`/overview.html about finished `runs`, with links to their reports; returns its path."""
+    reports = [read_json(run.report_json) for run in runs]
+    rows = [
+        {
+            "report": report,
+            "headline": figures.headline(report["metrics"]),
+            "link": run.report_html.relative_to(folder).as_posix(),
+        }
+        for run, report in zip(runs, reports, strict=True)
+    ]
+    svg = folder / FRONTIER
+    environment = Environment(
+        loader=PackageLoader("diffcompress.export"),
+        autoescape=select_autoescape(["j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("overview.html.j2").render(
+        rows=rows, w=words, teacher=reports[0]["teacher"], frontier=_inline(svg) if svg.is_file() else None
+    )
+    write_text(folder / FILE, page)
+    return folder / FILE
+
+
+def _inline(svg: Path) -> Markup:
+    """The picture without the prologue that only a file of its own may have."""
+    text = svg.read_text(encoding="utf-8")
+    return Markup(text[text.index("<svg") :])

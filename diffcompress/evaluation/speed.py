@@ -20,18 +20,19 @@ from diffcompress.teacher.load import LoadedPipeline
 
 BATCH_SIZES = (1, 16)
 MOST_REPEATS, FEWEST_REPEATS, SECONDS = 20, 5, 1.5
+LONGEST_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class Speed:
     """params: of the denoiser, no buffers; size_bytes: of its tensors in their stored dtype; macs:
-    multiply-accumulates of a call at batch 1; latency_ms: median per call at each of `BATCH_SIZES`; memory_bytes:
+    multiply-accumulates of a call at batch 1; latency_ms: median per call at each of `BATCH_SIZES`, None where it would take too long; memory_bytes:
     weights and peak activations of a call at batch 1; threads: of the CPU."""
 
     params: int
     size_bytes: int
     macs: int
-    latency_ms: dict[int, float]
+    latency_ms: dict[int, float | None]
     memory_bytes: int
     threads: int
     device: str
@@ -43,7 +44,7 @@ def measure(pipeline: LoadedPipeline) -> Speed:
         sum(p.numel() for p in pipeline.denoiser.parameters()),
         sum(value.numel() for value in pipeline.denoiser.state_dict().values()) * pipeline.dtype.itemsize,
         count_macs(pipeline.family, pipeline.config),
-        {size: _latency(pipeline, size) for size in BATCH_SIZES},
+        _latencies(pipeline),
         _memory(pipeline),
         torch.get_num_threads(),
         pipeline.device.type,
@@ -70,27 +71,41 @@ def _predict(family: Family, denoiser: torch.nn.Module, inputs: dict[str, Tensor
 
 
 def _call(pipeline: LoadedPipeline, batch: int) -> Callable[[], Tensor]:
-    with torch.device(pipeline.device):
-        inputs = pipeline.family.example_inputs(pipeline.config, batch)
+    inputs = pipeline.example_inputs(batch)
     return lambda: _predict(pipeline.family, pipeline.denoiser, inputs)
+
+
+def _latencies(pipeline: LoadedPipeline) -> dict[int, float | None]:
+    """A batch that would keep the user waiting, by the time of one sample, is left out."""
+    found: dict[int, float | None] = {}
+    for size in BATCH_SIZES:
+        alone = found.get(1)
+        slow = alone is not None and alone / 1000 * size * FEWEST_REPEATS > LONGEST_SECONDS
+        found[size] = None if slow else _latency(pipeline, size)
+    return found
 
 
 @torch.no_grad()
 def _latency(pipeline: LoadedPipeline, batch: int) -> float:
-    call, on_cuda = _call(pipeline, batch), pipeline.device.type == "cuda"
-    for _ in range(2):
-        call()
+    """Median milliseconds of some calls; a call of many seconds is made twice only, the first to warm up."""
+    call = _call(pipeline, batch)
+    warm_up = _timed(call, pipeline.device)
+    fewest = 1 if warm_up * FEWEST_REPEATS > LONGEST_SECONDS else FEWEST_REPEATS
     times: list[float] = []
     started = time.perf_counter()
-    while len(times) < FEWEST_REPEATS or (len(times) < MOST_REPEATS and time.perf_counter() - started < SECONDS):
-        if on_cuda:
-            torch.cuda.synchronize()
-        before = time.perf_counter()
-        call()
-        if on_cuda:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - before)
+    while len(times) < fewest or (len(times) < MOST_REPEATS and time.perf_counter() - started < SECONDS):
+        times.append(_timed(call, pipeline.device))
     return median(times) * 1000
+
+
+def _timed(call: Callable[[], Tensor], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    before = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - before
 
 
 @torch.no_grad()

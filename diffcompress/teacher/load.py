@@ -58,6 +58,12 @@ class LoadedPipeline:
         """From latents to pixels and back; None where samples are pixels, or no autoencoder came with the denoiser."""
         return load_codec(self.reference, self.device)
 
+    def example_inputs(self, batch: int = 1) -> dict[str, Tensor]:
+        """noisy, timestep and conditioning tensors of this pipeline's interface, sample shape and device."""
+        with torch.device(self.device):
+            inputs = self.family.example_inputs(self.config, batch)
+            return inputs | {"noisy": torch.zeros(batch, *self.sample_shape)}
+
     def predict(self, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
         """The prediction `[B, C, *spatial]` in float32, without a learned variance. Timesteps keep their precision."""
         return self.predict_all(noisy, timestep, conditioning)[:, : noisy.shape[1]]

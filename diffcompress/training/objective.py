@@ -68,9 +68,8 @@ def make_adapters(student: nn.Module, teacher: LoadedPipeline) -> losses.Adapter
     family = teacher.family
     widths = []
     for model in (student, teacher.denoiser):
-        inputs = family.example_inputs(teacher.config)
         device = next(model.parameters()).device
-        given = {name: value.to(device) for name, value in inputs.items()}
+        given = {name: value.to(device) for name, value in teacher.example_inputs().items()}
         with torch.no_grad(), FeatureTap(model, family) as tap:
             family.predict(model, given.pop("noisy"), given.pop("timestep"), given)
         widths.append([feature.shape[1] for feature in tap.features])

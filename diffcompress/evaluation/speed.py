@@ -26,8 +26,8 @@ LONGEST_SECONDS = 20.0
 @dataclass(frozen=True)
 class Speed:
     """params: of the denoiser, no buffers; size_bytes: of its tensors in their stored dtype; macs:
-    multiply-accumulates of a call at batch 1; latency_ms: median per call at each of `BATCH_SIZES`, None where it would take too long; memory_bytes:
-    weights and peak activations of a call at batch 1; threads: of the CPU."""
+    multiply-accumulates of a call at batch 1; latency_ms: median per call at each of `BATCH_SIZES`, None where it would
+    take too long; memory_bytes: weights and peak activations of a call at batch 1; threads: of the CPU."""
 
     params: int
     size_bytes: int

@@ -191,10 +191,8 @@ def test_few_images_or_samples_leave_out_what_takes_more(folders, tmp_path):
         **{**FAST, "num_samples": 20},
     )
     missing = {item["metric"]: item["why"] for item in found["metrics"]["not_computed"]}
-    assert (
-        missing["fd_demo"]
-        == "20 samples are too few for a Frechet distance of 64 features: --num-samples of 128 or more"
-    )
+    few = "20 samples are too few for a Frechet distance of 64 features"
+    assert missing["fd_demo"] == f"{few}: --num-samples of 128 or more"
     assert found["metrics"]["coverage_demo"]["samples"] == 12
     assert [gate["passed"] for gate in found["gates"]] == [False, True]
     assert found["gates"][0]["why"] == missing["fd_demo"]
@@ -228,7 +226,10 @@ def test_a_full_disk_is_resumable(folders, tmp_path, monkeypatch):
     assert evaluate(str(folders / "untrained"), **values)["metrics"]["agreement"]["value"] < 1
 
 
-@pytest.mark.parametrize(("name", "message"), [("empty", "is empty"), ("file", "not a"), ("other", "holds neither")])
+NO_PIPELINES = [("empty", "is empty"), ("file", "no .safetensors file"), ("other", "holds neither")]
+
+
+@pytest.mark.parametrize(("name", "message"), NO_PIPELINES)
 def test_a_student_that_is_no_pipeline(tmp_path, name, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")

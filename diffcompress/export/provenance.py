@@ -1,4 +1,4 @@
-"""diffcompress.json in the exported pipeline: all it was made from (docs/schemas/diffcompress.schema.json)."""
+"""diffcompress.json in the exported pipeline: all it was made from (docs/schemas/provenance.schema.json)."""
 
 from __future__ import annotations
 

@@ -22,8 +22,9 @@ from diffcompress.export.weights import export_pipeline
 from diffcompress.run_folder import RunFolder, read_json
 from diffcompress.runtime import Progress
 from diffcompress.teacher.load import LoadedPipeline
+from tests.export.loopback import point_client_at
 from tests.export.synthetic_run import write_run
-from tests.hub_server import TOKEN, HubServer
+from tests.hub_server import HubServer
 
 MIT = Licence("mit", "the teacher's model card")
 NOW = {"Retry-After": "0"}
@@ -31,14 +32,8 @@ NOW = {"Retry-After": "0"}
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    constants = huggingface_hub.constants
     with HubServer(tmp_path / "hub") as opened:
-        monkeypatch.setattr(constants, "ENDPOINT", opened.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(hub, "_WAITS", (0.0, 0.0))
+        point_client_at(opened, monkeypatch)
         yield opened
 
 

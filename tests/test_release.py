@@ -1,0 +1,257 @@
+"""examples/release.sh and docs/release.md against a Hub on the loopback: every exit code, every schema."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jsonschema
+import psutil
+import pytest
+from huggingface_hub import ModelCard
+
+from diffcompress.recipe import Recipe
+from tests.cli.command import run as cli
+from tests.export.loopback import point_client_at
+from tests.hub_server import HubServer
+from tests.jobs.tiny_teacher import save_teacher, settings
+
+ROOT = Path(__file__).parent.parent
+SCHEMAS = ROOT / "docs" / "schemas"
+REPO = "someone/small"
+OPTIONS = settings(stages__0__num_steps=400, stages__1__num_steps=100)
+
+
+def validate(name: str, value: object) -> None:
+    schema = json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(value)
+
+
+def lines(file: Path) -> int:
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+@dataclass
+class Release:
+    """A workshop: the script, its teacher and the Hub that it pushes to."""
+
+    folder: Path
+    teacher: Path
+    hub: HubServer
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "out" / "run"
+
+    def start(self, **variables: str) -> subprocess.Popen[str]:
+        own = {
+            "TEACHER": str(self.teacher),
+            "RATIO": "0.3",
+            "MAX_TIME": "3s",
+            "OUT": str(self.folder / "out"),
+            "REPO": REPO,
+            "LEAST_AGREEMENT": "0.01",
+            "SHRINK_OPTIONS": " ".join(OPTIONS),
+            "EVALUATE_OPTIONS": "--num-samples 4 --sampler-steps 2",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+        }
+        env = os.environ | self.hub.environment(self.folder / "home") | own | variables
+        script = ["sh", str(ROOT / "examples" / "release.sh")]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(script, env=env, cwd=self.folder, stdout=pipe, stderr=pipe, text=True)
+
+    def signal_when(self, script: subprocess.Popen[str], condition: Callable[[], bool], number: int) -> None:
+        """To the diffcompress that the script is running, as a scheduler or a keyboard would send it."""
+        deadline = time.monotonic() + 240
+        while not condition():
+            assert script.poll() is None, script.communicate()
+            assert time.monotonic() < deadline, "the condition never held"
+            time.sleep(0.01)
+        (child,) = psutil.Process(script.pid).children()
+        child.send_signal(number)
+
+    def command(self, *more: str) -> list[str]:
+        """The shrink of the script."""
+        target = ["--ratio", "0.3", "--max-time", "3s", "--output", str(self.run)]
+        return ["shrink", str(self.teacher), *target, *OPTIONS, "--json", "--quiet", *more]
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
+    folder = tmp_path_factory.mktemp("release")
+    teacher = save_teacher(folder / "teacher")
+    (teacher / "README.md").write_text("---\nlicense: mit\n---\n# A tiny teacher\n")
+    with HubServer(folder / "hub") as hub:
+        yield Release(folder, teacher, hub)
+
+
+@pytest.fixture(scope="module")
+def released(release: Release) -> tuple[Release, str]:
+    """Interrupted once (130), started again, stopped once (75, which the script itself mends), and finished (0)."""
+    log = release.run / "stage-1-lift" / "metrics.jsonl"
+    first = release.start()
+    release.signal_when(first, lambda: lines(log) >= 3, signal.SIGINT)
+    _, told = first.communicate(timeout=240)
+    assert first.returncode == 130, told
+    assert "run this script again" in told
+    assert not (release.run / "pipeline").exists()
+    before = lines(log)
+    second = release.start()
+    release.signal_when(second, lambda: lines(log) >= before + 3, signal.SIGTERM)
+    out, told = second.communicate(timeout=240)
+    assert second.returncode == 0, told
+    assert "shrink was stopped, going on (1 of 3)" in told
+    return release, out
+
+
+def test_the_script_releases_through_every_stop(released: tuple[Release, str]) -> None:
+    release, out = released
+    assert re.findall(r"release: (\w+) done", out) == ["plan", "shrink", "evaluate", "push"]
+    files = release.hub.files(REPO)
+    assert release.hub.repositories[REPO].private
+    pipeline = release.run / "pipeline"
+    assert files == {f.relative_to(pipeline).as_posix(): f.read_bytes() for f in pipeline.rglob("*") if f.is_file()}
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.license == "mit"
+    assert card.data.library_name == "diffusers"
+    told = json.loads((release.folder / "out" / "push.json").read_text())
+    assert told["pushed"]["commit"] in out
+    assert "<testsuite" in (release.folder / "out" / "gates.xml").read_text()
+    assert sum("/commit/" in request for request in release.hub.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("plan", "plan.json"),
+        ("shrink", "shrink.json"),
+        ("shrink", "push.json"),
+        ("evaluate", "evaluate.json"),
+        ("evaluate", "evaluation/evaluation.json"),
+        ("report", "run/report.json"),
+        ("provenance", "run/pipeline/diffcompress.json"),
+    ],
+)
+def test_what_it_left_fits_the_schemas(released: tuple[Release, str], name: str, file: str) -> None:
+    path = released[0].folder / "out" / file
+    validate(name, json.loads(path.read_text(encoding="utf-8")))
+    assert subprocess.run([sys.executable, "-m", "json.tool", str(path)], capture_output=True).returncode == 0
+    damaged = json.loads(path.read_text(encoding="utf-8"))
+    for one in (damaged.pop(next(iter(damaged))), None):
+        with pytest.raises(jsonschema.ValidationError):
+            validate(name, damaged if one is not None else [{}])
+
+
+def test_a_missed_gate_is_3(released: tuple[Release, str]) -> None:
+    release, _ = released
+    options = ["--teacher", release.teacher, "--num-samples", 4, "--sampler-steps", 2, "--json", "--quiet"]
+    gates = ["--gate", "params<1", "--gate", "agreement>0.01", "--junit", release.folder / "missed.xml"]
+    outcome = cli(
+        "evaluate", release.run / "pipeline", *options, *gates, "--output", release.folder / "out" / "evaluation"
+    )
+    assert outcome.code == 3
+    told = json.loads(outcome.stdout)
+    validate("evaluate", told)
+    assert [gate["passed"] for gate in told["gates"]] == [False, True]
+    assert "<failure" in (release.folder / "missed.xml").read_text()
+
+
+def test_a_failed_push_is_1_and_the_same_command_mends_it(
+    released: tuple[Release, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, _ = released
+    point_client_at(release.hub, monkeypatch)
+    weights = release.run / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
+    before = weights.stat().st_mtime_ns
+    release.hub.fail("POST */commit/*", 503, headers={"Retry-After": "0"})
+    outcome = cli(*release.command("--push-to-hub", "someone/again"))
+    assert outcome.code == 1
+    assert "someone/again" in outcome.stderr
+    assert "same command again pushes it" in outcome.stderr
+    assert outcome.stdout == ""
+    release.hub.mend()
+    outcome = cli(*release.command("--push-to-hub", "someone/again"))
+    assert outcome.code == 0, outcome.stderr
+    told = json.loads(outcome.stdout)
+    validate("shrink", told)
+    assert told["pushed"]["repo"] == "someone/again"
+    assert weights.stat().st_mtime_ns == before
+    assert "README.md" in release.hub.files("someone/again")
+
+
+def test_an_unknown_licence_is_4_before_anything_is_made(tmp_path: Path) -> None:
+    teacher = save_teacher(tmp_path / "teacher")
+    options = ["--ratio", "0.3", "--output", tmp_path / "run", "--push-to-hub", REPO]
+    outcome = cli("shrink", teacher, *options)
+    assert outcome.code == 4
+    assert "licence" in outcome.stderr
+    assert "--license" in outcome.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["plan", "demo", "--ratio", "2"], 2, "not between 0 and 1"),
+        (["shrink", "demo", "--ratio", "0.05", "--public"], 2, "--push-to-hub"),
+        (["shrink", "demo", "--ratio", "0.05", "--push-to-hub", "nowhere"], 2, "owner/name"),
+        (["plan", "demo", "--ratio", "0.0001"], 5, "hint:"),
+    ],
+)
+def test_codes_2_and_5(
+    arguments: list[str], code: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = cli(*arguments)
+    assert outcome.code == code, outcome.stderr
+    assert told in outcome.stderr
+    assert outcome.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("plan", ["plan", "demo", "--ratio", "0.1,0.0001"]),
+        ("recipes", ["recipes", "list"]),
+        ("recipe", ["recipes", "show", "demo"]),
+        ("env", ["env"]),
+    ],
+)
+def test_other_commands_fit_their_schemas(name: str, arguments: list[str]) -> None:
+    outcome = cli(*arguments, "--json")
+    assert outcome.code == 0, outcome.stderr
+    validate(name, json.loads(outcome.stdout))
+
+
+def test_schemas_are_schemas_and_documented() -> None:
+    documented = (ROOT / "docs" / "release.md").read_text(encoding="utf-8")
+    files = sorted(SCHEMAS.glob("*.json"))
+    assert len(files) == 8
+    for file in files:
+        schema = json.loads(file.read_text(encoding="utf-8"))
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert f"(schemas/{file.name})" in documented
+
+
+def test_the_recipe_schema_is_the_recipe() -> None:
+    kept = json.loads((SCHEMAS / "recipe.schema.json").read_text(encoding="utf-8"))
+    kept.pop("$schema")
+    assert kept == Recipe.model_json_schema(), "write docs/schemas/recipe.schema.json again: Recipe has changed"
+
+
+def test_links_and_options_of_the_page_exist() -> None:
+    page = (ROOT / "docs" / "release.md").read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page):
+        assert (ROOT / "docs" / link).exists(), link
+    options = set(re.findall(r"--[a-z-]+", cli("shrink", "--help").stdout + cli("evaluate", "--help").stdout))
+    assert set(re.findall(r"`(--[a-z-]+)", page)) <= options

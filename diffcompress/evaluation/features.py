@@ -121,7 +121,7 @@ def cached_space(shape: tuple[int, ...]) -> FeatureSpace | None:
     if len(shape) != 3 or shape[0] != 3 or min(shape[1:]) < SMALLEST_SIDE:
         return None
     files = [Path(torch.hub.get_dir()) / "checkpoints" / name for name in _CACHED_FILES]
-    places = [*(path for path in files if path.is_file()), *filter(extractors.cached, _CACHED_IDS)]
+    places: list[str | Path] = [*(path for path in files if path.is_file()), *filter(extractors.cached, _CACHED_IDS)]
     if not places:
         return None
     found = extractors.read(places[0])

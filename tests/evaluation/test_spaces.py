@@ -12,6 +12,7 @@ from torch import nn
 
 from diffcompress.errors import UsageError
 from diffcompress.evaluation import extractors, features
+from diffcompress.evaluation.distances import frechet_name
 from diffcompress.evaluation.embedded import Extractor
 from diffcompress.evaluation.features import cached_space, find_space
 from diffcompress.evaluation.inception import Inception, _stretch
@@ -191,3 +192,10 @@ def test_which_images_fit(inception):
     large = features.FeatureSpace("inception", "", inception)
     assert large.why_unfit(grey) is large.why_unfit((3, 32, 32)) is None
     assert large.why_unfit(latent) == "it reads grey or RGB images, the student makes 4x64x64"
+
+
+def test_fid_is_only_what_the_word_means(inception):
+    large, small = features.FeatureSpace("inception", "", inception), features.FeatureSpace("demo", "", Extractor())
+    assert frechet_name(large, 10_000, 10_000) == "fid"
+    assert frechet_name(large, 9_999, 10_000) == frechet_name(large, 10_000, 9_999) == "fd_inception"
+    assert frechet_name(small, 50_000, 50_000) == "fd_demo"

@@ -1,0 +1,86 @@
+"""`evaluate` of a text-conditional latent pipeline: prompts, decoded pixels, CLIP."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffcompress.errors import UsageError
+from diffcompress.jobs.evaluate import evaluate
+from tests.evaluation.test_spaces import clip
+from tests.families.pipe_stable_diffusion import pipeline
+
+__all__ = ["clip"]
+FAST = {"num_samples": 12, "sampler_steps": 2, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("text")
+    whole = pipeline()
+    whole.save_pretrained(root / "teacher")
+    with torch.no_grad():
+        whole.unet.conv_out.weight.mul_(0.8)
+        whole.unet.conv_out.bias.mul_(0.8)
+    whole.save_pretrained(root / "student" / "pipeline")
+    (root / "prompts.txt").write_text("a b\nc d\ne f\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def result(root, clip):
+    return evaluate(
+        str(root / "student" / "pipeline"),
+        teacher=str(root / "teacher"),
+        prompts=str(root / "prompts.txt"),
+        feature_weights=clip,
+        **FAST,
+    )
+
+
+def test_prompts_are_part_of_the_protocol(result):
+    assert result["protocol"]["conditions"] == hashlib.sha256(b"a b\nc d\ne f").hexdigest()
+    assert result["protocol"]["feature_space"] == "clip"
+
+
+def test_scores_of_a_text_pipeline(result):
+    metrics = result["metrics"]
+    score = metrics["clip_score"]
+    assert 0 <= score["low"] <= score["value"] <= score["high"] <= 100
+    assert score["teacher"]["value"] is not None
+    assert metrics["kd_teacher_clip"]["value"] != 0
+    assert 0 < metrics["paired_distance"]["value"] < 2  # of pixels, not of latents
+    assert metrics["paired_distance_corrected"]["value"] < 0.1 * metrics["paired_distance"]["value"]
+    missing = {item["metric"] for item in metrics["not_computed"]}
+    assert {"fd_clip", "kd_clip", "coverage_clip", "fd_teacher_clip"} <= missing
+
+
+def test_captioned_images_are_prompts_and_reference(root, clip, tmp_path):
+    stream = np.random.default_rng(0)
+    rows = []
+    for i in range(12):
+        Image.fromarray(stream.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        rows.append(json.dumps({"file_name": f"{i}.png", "text": f"caption {'abc'[i % 3]}"}))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    found = evaluate(
+        str(root / "student" / "pipeline"),
+        teacher=str(root / "teacher"),
+        data=str(tmp_path),
+        feature_weights=clip,
+        output=tmp_path / "out",
+        **FAST,
+    )
+    assert found["protocol"]["conditions"] == hashlib.sha256(b"caption a\ncaption b\ncaption c").hexdigest()
+    assert found["metrics"]["kd_clip"]["reference"] == "data"
+    assert found["metrics"]["agreement"]["samples"] == 12
+    assert found["metrics"]["agreement"]["value"] < 1
+
+
+def test_prompts_for_a_model_without_text_are_refused(root, tmp_path):
+    with pytest.raises(UsageError, match="'demo' takes no text"):
+        evaluate("demo", prompts=str(root / "prompts.txt"), output=tmp_path / "out", **FAST)

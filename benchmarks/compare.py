@@ -25,7 +25,7 @@ from diffcompress.data.targets import Targets
 from diffcompress.evaluation.features import find_space
 from diffcompress.evaluation.protocol import Protocol
 from diffcompress.evaluation.score import evaluate_pipeline
-from diffcompress.jobs.shrink import as_student, averaged_student, initial_student
+from diffcompress.jobs.students import as_student, averaged_student, initial_student
 from diffcompress.runtime import Progress
 from diffcompress.student.plan import plan
 from diffcompress.teacher.load import load

@@ -22,7 +22,7 @@ from diffcompress import recipe as recipes
 from diffcompress import runtime as runtimes
 from diffcompress.data import bank as banks
 from diffcompress.data.targets import Targets
-from diffcompress.jobs.shrink import initial_student
+from diffcompress.jobs.students import initial_student
 from diffcompress.runtime import Progress
 from diffcompress.student.plan import plan
 from diffcompress.teacher.load import LoadedPipeline, load

@@ -103,6 +103,9 @@ class StageSection(Section):
 
 class TrainingSection(Section):
     batch_size: int = Field(64, ge=1, description="global batch, over all processes")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="samples of a process's share in one forward; null: all of them, or what memory holds"
+    )
     learning_rate: float = Field(3e-3, gt=0.0)
     warmup_steps: int = Field(50, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"

@@ -41,6 +41,18 @@ class Batch:
     diffusion_target: Tensor
     conditioning: dict[str, Tensor]
 
+    def split(self, size: int) -> list[Batch]:
+        """Parts of `size` rows; this batch itself when it is no larger."""
+        if size >= len(self.noisy):
+            return [self]
+        parts = []
+        for start in range(0, len(self.noisy), size):
+            rows = slice(start, start + size)
+            conditioning = {name: value[rows] for name, value in self.conditioning.items()}
+            noisy, timestep = self.noisy[rows], self.timestep[rows]
+            parts.append(Batch(noisy, timestep, self.prediction[rows], self.diffusion_target[rows], conditioning))
+        return parts
+
     def to(self, device: torch.device) -> Batch:
         def there(value: Tensor) -> Tensor:
             return value.to(device, non_blocking=True)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffcompress.families.base import Family
@@ -63,10 +65,44 @@ def count(family: Family, config: Mapping[str, Any]) -> Costs:
             saved[storage._cdata] = storage.nbytes()
         return tensor
 
-    counter = FlopCounterMode(display=False)
-    with saved_tensors_hooks(keep, lambda tensor: tensor), counter:
+    counter, attention = FlopCounterMode(display=False), _FusedAttention()
+    with saved_tensors_hooks(keep, lambda tensor: tensor), counter, attention:
         prediction = family.predict(denoiser, inputs["noisy"], inputs["timestep"], conditioning)
     del prediction  # held the graph, so that no storage's address came twice
     shapes = {name: tuple(value.shape) for name, value in denoiser.state_dict().items()}
     params = sum(p.numel() for p in denoiser.parameters())
-    return Costs(params, counter.get_total_flops() // 2, sum(saved.values()), shapes)
+    return Costs(params, counter.get_total_flops() // 2 + attention.macs, sum(saved.values()), shapes)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as fused kernels do it: on the meta device torch would build, and keep, the whole attention matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        query, key, value = (
+            args[i] if i < len(args) else (kwargs or {})[name] for i, name in enumerate(("query", "key", "value"))
+        )
+        pairs = query.shape[:-1].numel() * key.shape[-2]
+        self.macs += pairs * (query.shape[-1] + value.shape[-1])
+        return _Kept.apply(query, key, value)
+
+
+class _Kept(torch.autograd.Function):
+    """Keeps what fused attention keeps: queries, keys, values and its output."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError("costs are counted without a backward pass")

@@ -44,7 +44,7 @@ from diffcompress.teacher.encoding import with_prompts
 from diffcompress.teacher.load import LoadedPipeline, describe, load
 from diffcompress.teacher.reference import resolve
 from diffcompress.teacher.weights import stored_dtype
-from diffcompress.training import budget
+from diffcompress.training import budget, micro
 from diffcompress.training.ema import Ema
 from diffcompress.training.objective import Trainee, make_adapters
 from diffcompress.training.optim import make_optimizer
@@ -317,9 +317,9 @@ def _resolved(context: _Context, asked: Recipe, trainee: Trainee, bank: banks.Ba
             for path in (run.metrics, run.proof, run.report_json):
                 discard(path)
     elif max_time is None:
-        recipe = asked
+        recipe = _with_micro_batches(context, asked, trainee)
     else:
-        job = _job(context, asked, trainee, bank)
+        job = _job(context, _with_micro_batches(context, asked, trainee), trainee, bank)
         recipe = budget.fit_steps(job, max_time, run.targets)
         context.progress.note(f"{recipe.num_steps} steps fit into {max_time:g} s of training")
     if runtime.is_main:
@@ -328,6 +328,20 @@ def _resolved(context: _Context, asked: Recipe, trainee: Trainee, bank: banks.Ba
         write_text(run.recipe, recipe.to_yaml())
     runtime.wait()
     return recipe
+
+
+def _with_micro_batches(context: _Context, recipe: Recipe, trainee: Trainee) -> Recipe:
+    """The recipe with a step's batch in parts, where memory cannot hold it whole; every process has the same."""
+    runtime, section = context.runtime, recipe.training
+    if section.micro_batch_size is not None:
+        return recipe
+    share = len(range(section.batch_size)[runtime.share(section.batch_size)])
+    found = torch.tensor([micro.automatic_size(trainee, context.teacher, share, runtime.device)], device=runtime.device)
+    size = int(runtime.accelerator.gather(found).min())
+    if size >= share:
+        return recipe
+    context.progress.note(f"batches of {share} are trained in parts of {size}: what memory holds")
+    return recipe.model_copy(update={"training": section.model_copy(update={"micro_batch_size": size})})
 
 
 def _conclude(context: _Context, recipe: Recipe, start: nn.Module, trained: nn.Module, bank: banks.Bank) -> None:

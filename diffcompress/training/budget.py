@@ -10,7 +10,7 @@ import torch
 
 from diffcompress.data.targets import Targets
 from diffcompress.recipe import Recipe
-from diffcompress.training.objective import step_losses
+from diffcompress.training.micro import backward
 from diffcompress.training.optim import make_optimizer
 from diffcompress.training.stage import Job
 
@@ -37,16 +37,16 @@ def fit_steps(job: Job, seconds: float, folder: Path) -> Recipe:
     teacher_seconds = time.monotonic() - started
     forward_share = 1 - job.targets.num_trajectory / job.targets.pool_size
     target_seconds = teacher_seconds * (1.0 if recipe.targets.reuse == 1 else forward_share / recipe.targets.reuse)
+    size = recipe.training.micro_batch_size or len(batch.noisy)
     total = 0.0
     for stage in recipe.stages:
         for step in range(WARMUP_STEPS + TIMED_STEPS):
             if step == WARMUP_STEPS:
                 started = time.monotonic()
-            loss, _ = step_losses(trainee, job.teacher, batch, stage, runtime.mean)
-            loss.backward()
+            loss, _ = backward(trainee, job.teacher, batch, stage, runtime, runtime.mean, size)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            float(loss.detach())
+            float(loss)
         step_seconds = (time.monotonic() - started) / TIMED_STEPS
         total += stage.num_steps * (step_seconds + target_seconds)
     slowest = runtime.accelerator.gather(torch.tensor([total], device=runtime.device)).max().item()

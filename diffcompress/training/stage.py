@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from diffcompress.recipe import Recipe, StageSection
 from diffcompress.runtime import Progress, Runtime
 from diffcompress.teacher.load import LoadedPipeline
 from diffcompress.training.log import MetricsLog
-from diffcompress.training.objective import step_losses
+from diffcompress.training.micro import backward
 from diffcompress.training.optim import learning_rate
 from diffcompress.training.state import Checkpoints, TrainingState
 
@@ -97,12 +97,19 @@ def run_stage(job: Job, index: int, folder: Path) -> None:
     job.runtime.wait()
 
 
-def _update(job: Job, stage: StageSection, step: int) -> dict[str, Tensor] | None:
+def _update(job: Job, stage: StageSection, step: int) -> Mapping[str, Tensor] | None:
     """One optimizer step; None when it was skipped because a loss or gradient was not finite."""
     state, section = job.state, job.recipe.training
     batch = job.targets.batch(step)
-    total, terms = step_losses(job.trainee, job.teacher, batch, stage, job.runtime.mean)
-    job.runtime.accelerator.backward(total)
+    total, terms = backward(
+        job.trainee,
+        job.teacher,
+        batch,
+        stage,
+        job.runtime,
+        job.runtime.mean,
+        section.micro_batch_size or len(batch.noisy),
+    )
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, section.max_grad_norm)
     finite = bool(torch.isfinite(job.runtime.mean(total.detach() + norm)))

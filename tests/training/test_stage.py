@@ -1,6 +1,7 @@
 """The loop: guard rails, checkpoints, EMA, schedule, and that it learns."""
 
 import json
+import types
 from dataclasses import replace
 
 import pytest
@@ -9,12 +10,13 @@ import torch
 from diffcompress.data import bank as banks
 from diffcompress.data.targets import Targets
 from diffcompress.errors import DiffCompressError, RunStopped
-from diffcompress.jobs.shrink import initial_student
+from diffcompress.jobs.students import initial_student
 from diffcompress.recipe import BankSection, LossWeights, Recipe, StageSection, TargetsSection, TrainingSection
 from diffcompress.runtime import Progress, start
 from diffcompress.student.plan import plan
 from diffcompress.teacher.load import load
 from diffcompress.teacher.reference import resolve
+from diffcompress.training import micro
 from diffcompress.training.ema import Ema
 from diffcompress.training.objective import Trainee, make_adapters
 from diffcompress.training.optim import learning_rate, make_optimizer
@@ -169,3 +171,28 @@ def test_the_rate_warms_up_and_falls_to_zero():
     assert rates[-1] < 0.01
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert learning_rate(section.model_copy(update={"schedule": "constant"}), 99, 100) == 1.0
+
+
+@pytest.mark.parametrize("size", [4, 2])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(world, tmp_path, size):
+    """Of a loss without a gate over the batch; the log tells the same too."""
+    work = job(world, tmp_path, weights={"output_kd": 1.0})
+    batch, stage, runtime = work.targets.batch(0), work.recipe.stages[0], work.runtime
+    found = []
+    for rows_each in (8, size):
+        work.trainee.zero_grad()
+        total, terms = micro.backward(work.trainee, work.teacher, batch, stage, runtime, runtime.mean, rows_each)
+        found.append((total, terms["output_kd"], [p.grad.clone() for p in work.trainee.parameters()]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_micro_batches_are_what_memory_holds(world, tmp_path, monkeypatch):
+    work = job(world, tmp_path)
+    device = work.runtime.device
+    assert micro.automatic_size(work.trainee, work.teacher, 12, device) == 12
+    needed = micro._saved_bytes(work.trainee, work.teacher)
+    assert needed > 10_000
+    for fitting, expected in ((11, 6), (4, 4), (1, 1), (0, 1)):
+        free = types.SimpleNamespace(available=int(needed * (fitting + 0.5) / micro.MEMORY_SHARE))
+        monkeypatch.setattr(micro.psutil, "virtual_memory", lambda free=free: free)
+        assert micro.automatic_size(work.trainee, work.teacher, 12, device) == expected

@@ -35,7 +35,7 @@ WARMUP_STEPS = 200
 EMA_DECAY = 0.9995
 DECAY_FRACTION = 0.25
 VAE_STEPS = 1000
-GUIDANCE = (1.0, 2.0, 3.0)
+GUIDANCE = (1.0, 2.0)
 
 
 def learning_rate(step: int, num_steps: int) -> float:

@@ -7,7 +7,7 @@ in ten is trained without its label or with the empty prompt.
 Resumable and seeded by (seed, step), as train_demo.py is. The learning rate stays constant and falls linearly to zero
 over the last quarter of `--epochs`; stop the process and start it again with other epochs to move the fall.
 
-    python benchmarks/train_demo_latent.py --teacher dit --epochs 5
+    python benchmarks/train_demo_latent.py --teacher dit --epochs 2.1
     python benchmarks/train_demo_latent.py --teacher dit --evaluate 2048
 """
 

@@ -50,6 +50,9 @@ class BankSection(Section):
         description="share of targets with the null conditioning, so that guidance works on students",
     )
     num_prompts: int = Field(1024, ge=1, description="prompts of the built-in grammar, for text-conditional teachers")
+    text_length: int | None = Field(
+        None, ge=1, description="max_sequence_length of pipelines that take one; null: their default"
+    )
     sample_size: int | None = Field(
         None, ge=1, description="height and width of samples (of latents); null: as the teacher's pipeline makes them"
     )

@@ -80,6 +80,11 @@ def draw(pipeline: Any, subfolder: str, options: dict[str, Any]) -> tuple[Tensor
             step = denoiser(noisy, timestep, class_labels=labels, return_dict=False)[0]
             noisy = scheduler.step(step, timestep, noisy, generator=generator).prev_sample
         return noisy, f"{type(scheduler).__name__}.step"
+    if len(options["shape"]) > 3:  # a video: its own scale factors turn a latent's shape into frames and pixels
+        _, frames, height, width = options["shape"]
+        spatial, temporal = pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal
+        options = options | {"height": height * spatial, "width": width * spatial}
+        options["num_frames"] = (frames - 1) * temporal + 1
     given = {"num_inference_steps": NUM_STEPS, "generator": generator, "output_type": "np", "prompt": PROMPT, **options}
     made = pipeline(**{name: value for name, value in given.items() if name in accepted}, return_dict=False)[0]
     image = made[0] if isinstance(made, (list, tuple)) else made

@@ -30,6 +30,8 @@ from diffcompress.teacher.load import LoadedPipeline
 TOLERANCE = 1e-4
 # Two processes hold the pipeline's other parts, half-precision weights as float32.
 ROOM = 4
+# Elements of a video's latent that a CPU samples and decodes in a minute or so.
+LARGEST_VIDEO = 200_000
 
 
 def prove(
@@ -108,6 +110,8 @@ def _recorded(denoiser: nn.Module, teacher: LoadedPipeline) -> tuple[dict[str, A
 def _why_no_image(run: RunFolder, teacher: LoadedPipeline) -> str | None:
     if not (run.pipeline / "model_index.json").is_file():
         return "no image: a denoiser alone is no pipeline"
+    if len(teacher.sample_shape) > 3 and torch.Size(teacher.sample_shape).numel() > LARGEST_VIDEO:
+        return "no video: one of the teacher's length takes too long on a CPU"
     needed = ROOM * (teacher.reference.other_bytes() or 0)
     if needed > psutil.virtual_memory().available:
         return f"no image: the pipeline's other parts need {needed / 2**30:.0f} GB of memory here"

@@ -81,9 +81,9 @@ def prepare(
             "leave out --feature-weights, or name an extractor of the student's data format",
         )
     recipe = _recipe(model.reference)
-    if texts := _texts(model, recipe, asked):
+    if texts := texts_for(model, recipe, asked.data, asked.prompts):
         writable(cache)
-        model = with_prompts(model, texts, cache / "conditions", runtime, progress)
+        model = with_prompts(model, texts, cache / "conditions", runtime, progress, recipe.bank.text_length)
     clean, reference = None, "teacher samples"
     if asked.data is not None:
         real = _real_images(asked.data, model, progress)
@@ -125,17 +125,17 @@ def writable(folder: Path) -> None:
         raise UsageError(f"cannot write to {folder}: {error.strerror}", "choose another --output") from error
 
 
-def _texts(model: LoadedPipeline, recipe: Recipe, asked: Asked) -> list[str]:
-    """What a text-conditional model is asked: the captions of the user's images, their prompts, or our own."""
+def texts_for(model: LoadedPipeline, recipe: Recipe, data: str | None, prompts: str | None) -> list[str]:
+    """What a text-conditional model is asked: the captions of the user's images, their prompts, or our own; nothing
+    for other models. Raises UsageError for prompts without use, and for captions or prompts that cannot be read."""
     if not model.takes_text:
-        if asked.prompts is not None:
-            told = f"--prompts {asked.prompts}, but '{model.reference.id}' takes no text"
-            raise UsageError(told, "leave --prompts out")
+        if prompts is not None:
+            raise UsageError(f"--prompts {prompts}, but '{model.reference.id}' takes no text", "leave --prompts out")
         return []
-    if asked.data is not None:
-        return list(dict.fromkeys(images.captions(Path(asked.data)).values()))
-    if asked.prompts is not None:
-        return prompting.read(Path(asked.prompts))
+    if data is not None:
+        return list(dict.fromkeys(images.captions(Path(data)).values()))
+    if prompts is not None:
+        return prompting.read(Path(prompts))
     return prompting.default_for(model.reference, recipe.bank.num_prompts)
 
 

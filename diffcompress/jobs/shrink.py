@@ -17,10 +17,7 @@ from torch import nn
 from diffcompress import recipe as recipes
 from diffcompress import runtime as runtimes
 from diffcompress.data import bank as banks
-from diffcompress.data import images
-from diffcompress.data import prompts as prompting
 from diffcompress.data.targets import Targets
-from diffcompress.errors import UsageError
 from diffcompress.evaluation.doubts import beats_teacher
 from diffcompress.evaluation.features import FeatureSpace, find_space
 from diffcompress.evaluation.protocol import Protocol
@@ -34,6 +31,7 @@ from diffcompress.export.provenance import relicense
 from diffcompress.export.report import write_report
 from diffcompress.export.sheets import write_sheet
 from diffcompress.export.weights import export_pipeline
+from diffcompress.jobs.setting import texts_for
 from diffcompress.jobs.students import as_student, averaged_student, copy_student, initial_student
 from diffcompress.recipe import Recipe
 from diffcompress.run_folder import RunFolder, discard, read_json, write_atomically, write_json, write_text
@@ -126,7 +124,7 @@ def shrink(
     formats.check(asked.export)
     reference.fetch(progress=progress)
     loaded = load(reference, runtime.device, sample_size=asked.bank.sample_size)
-    texts = _texts(loaded, asked, data, prompts)
+    texts = texts_for(loaded, asked, data, prompts)
     identity = {
         "teacher": reference.id,
         "fingerprint": loaded.fingerprint,
@@ -145,7 +143,7 @@ def shrink(
     try:
         with claim:
             runtime.wait()
-            loaded = with_prompts(loaded, texts, run.conditions, runtime, progress)
+            loaded = with_prompts(loaded, texts, run.conditions, runtime, progress, asked.bank.text_length)
             context = _Context(run, loaded, student_plan, runtime, progress, license)
             if runtime.launched_alone:
                 context.progress.warn(ALONE)
@@ -159,17 +157,6 @@ def shrink(
             return {name: told[name] for name in RESULT_FIELDS}
     finally:
         runtime.stop.restore()
-
-
-def _texts(teacher: LoadedPipeline, recipe: Recipe, data: str | None, file: str | None) -> list[str]:
-    """What a text-conditional teacher is asked: the captions of the user's images, their prompts, or our own."""
-    if not teacher.takes_text:
-        if file is not None:
-            raise UsageError(f"--prompts {file}, but '{teacher.reference.id}' takes no text", "leave --prompts out")
-        return []
-    if data is not None:
-        return list(dict.fromkeys(images.captions(Path(data)).values()))
-    return prompting.read(Path(file)) if file else prompting.default_for(teacher.reference, recipe.bank.num_prompts)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,21 +73,27 @@ class _Seen(Exception):
 
 
 def trace(
-    pipeline: Any, family: Family, prompts: Sequence[str], size: tuple[int, ...] | None = None
+    pipeline: Any,
+    family: Family,
+    prompts: Sequence[str],
+    size: tuple[int, ...] | None = None,
+    text_length: int | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The conditioning of `prompts` as `pipeline` (a diffusers pipeline) encodes them, and its null conditioning.
 
     Tensors have a row for each prompt; of the null conditioning one row, and it is empty where the pipeline has none
-    (guidance-distilled models). size: latent shape `[C, *spatial]` whose height and width are asked for. No denoiser
-    is run. Raises UsageError when the pipeline cannot encode them.
+    (guidance-distilled models). size: latent shape `[C, *spatial]` whose height and width are asked for; text_length:
+    tokens of a prompt, where the pipeline lets one choose. No denoiser is run. Raises UsageError when the pipeline
+    cannot encode them.
     """
     names = family.text_conditioning(dict(getattr(pipeline, family.subfolder).config))
-    calls = _watch(pipeline, family, list(prompts), size, most=1)
+    watch = partial(_watch, pipeline, family, size=size, text_length=text_length)
+    calls = watch(list(prompts), most=1)
     found = _pick(calls[0], names)
     rows = {len(value) for value in found.values()}
     if rows == {2 * len(prompts)}:
         # Guidance in one call: most pipelines put the null conditioning first.
-        alone = _pick(_watch(pipeline, family, list(prompts[:1]), size, most=1, guidance=0.0)[0], names)
+        alone = _pick(watch(list(prompts[:1]), most=1, guidance=0.0)[0], names)
         halves = [{name: value.split(len(prompts))[half] for name, value in found.items()} for half in (0, 1)]
         ours, null = halves if _nearer(alone, halves) == 0 else reversed(halves)
         return ours, {name: value[:1] for name, value in null.items()}
@@ -95,12 +102,19 @@ def trace(
             f"{type(pipeline).__name__} made {sorted(rows)} rows of conditioning for {len(prompts)} prompts",
             "report this pipeline as a bug",
         )
-    both = _watch(pipeline, family, list(prompts[:1]), size, most=2)
+    both = watch(list(prompts[:1]), most=2)
     return found, _pick(both[1], names) if len(both) > 1 and _same_time(both) else {}
 
 
 def _watch(
-    pipeline: Any, family: Family, prompts: list[str], size: tuple[int, ...] | None, most: int, guidance: float = GUIDED
+    pipeline: Any,
+    family: Family,
+    prompts: list[str],
+    *,
+    most: int,
+    size: tuple[int, ...] | None,
+    text_length: int | None,
+    guidance: float = GUIDED,
 ) -> list[dict[str, Any]]:
     """Keyword arguments of the first denoiser calls, at most `most`, of one pipeline run with guidance."""
     denoiser = getattr(pipeline, family.subfolder)
@@ -127,6 +141,8 @@ def _watch(
     if size is not None:
         scale: int = getattr(pipeline, "vae_scale_factor", 0) or getattr(pipeline, "vae_scale_factor_spatial", 1)
         wanted |= {"height": size[-2] * scale, "width": size[-1] * scale}
+    if text_length is not None:
+        wanted["max_sequence_length"] = text_length
     wanted |= family.call_options
     denoiser.forward = watched
     try:

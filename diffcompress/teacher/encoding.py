@@ -27,10 +27,16 @@ NULL = "null"
 
 
 def with_prompts(
-    pipeline: LoadedPipeline, prompts: Sequence[str], folder: Path, runtime: Runtime, progress: Progress
+    pipeline: LoadedPipeline,
+    prompts: Sequence[str],
+    folder: Path,
+    runtime: Runtime,
+    progress: Progress,
+    text_length: int | None = None,
 ) -> LoadedPipeline:
     """`pipeline` with `prompts` as its conditions, encoded into `folder` where that is not done yet.
 
+    text_length: tokens of a prompt, for pipelines that let one choose (max_sequence_length); None: their default.
     Pipelines without text are returned as they are. Raises UsageError when the text parts of the pipeline are missing
     or cannot encode; RunStopped or RunInterrupted between shards.
     """
@@ -41,10 +47,10 @@ def with_prompts(
             f"'{pipeline.reference.id}' is a text-conditional denoiser without text encoders",
             "name the pipeline folder that it belongs to",
         )
-    place = folder / _key(pipeline, prompts)
+    place = folder / _key(pipeline, prompts, text_length)
     shards = [list(prompts[start : start + SHARD_SIZE]) for start in range(0, len(prompts), SHARD_SIZE)]
     if runtime.is_main and not all((place / _name(number)).is_file() for number in range(len(shards))):
-        _encode(pipeline, shards, place, runtime, progress)
+        _encode(pipeline, shards, place, runtime, progress, text_length)
     runtime.wait()
     runtime.stop.raise_if_set()
     parts = [load_file(place / _name(number)) for number in range(len(shards))]
@@ -57,7 +63,12 @@ def with_prompts(
 
 
 def _encode(
-    pipeline: LoadedPipeline, shards: list[list[str]], place: Path, runtime: Runtime, progress: Progress
+    pipeline: LoadedPipeline,
+    shards: list[list[str]],
+    place: Path,
+    runtime: Runtime,
+    progress: Progress,
+    text_length: int | None,
 ) -> None:
     from diffusers import DiffusionPipeline
 
@@ -78,7 +89,7 @@ def _encode(
     for number, prompts in enumerate(shards):
         file = place / _name(number)
         if not file.is_file():
-            rows, null = trace(whole, family, prompts, pipeline.sample_shape)
+            rows, null = trace(whole, family, prompts, pipeline.sample_shape, text_length)
             if not (place / f"{NULL}.safetensors").is_file():
                 _save(place / f"{NULL}.safetensors", null or {"none": torch.zeros(1)})
             _save(file, rows)
@@ -97,7 +108,7 @@ def _name(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
 
 
-def _key(pipeline: LoadedPipeline, prompts: Sequence[str]) -> str:
+def _key(pipeline: LoadedPipeline, prompts: Sequence[str], text_length: int | None) -> str:
     """What encoded prompts follow from: the teacher's pipeline (its revision, or its files' sizes), shape, texts."""
     reference = pipeline.reference
     assert reference.pipeline is not None
@@ -106,7 +117,7 @@ def _key(pipeline: LoadedPipeline, prompts: Sequence[str]) -> str:
         parts = [part for part in reference.parts if part.startswith(("text_encoder", "tokenizer"))]
         files = sorted(f for part in parts for f in (reference.pipeline / part).rglob("*") if f.is_file())
         stamp = [[str(f.relative_to(reference.pipeline)), f.stat().st_size] for f in files]
-    text = json.dumps([reference.id, stamp, list(pipeline.sample_shape), list(prompts)])
+    text = json.dumps([reference.id, stamp, list(pipeline.sample_shape), text_length, list(prompts)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -1,0 +1,60 @@
+"""Students of real teachers, planned from their configurations alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diffcompress.errors import DoesNotFitError, UsageError
+from diffcompress.families import registry
+from diffcompress.student.plan import plan
+
+CONFIGS = {path.stem: path for path in (Path(__file__).parent.parent / "teachers").glob("*.json")}
+REFUSED = ("cogvideox-2b", "cogvideox-5b", "flux2-dev")
+# Published parameter counts, as far as they are known to the last digit.
+PUBLISHED = {"ddpm-cifar10-32": 35_746_307, "sd15": 859_520_964, "sdxl-base": 2_567_463_684, "sd21-base": 865_910_724}
+TEACHERS = sorted(name for name in CONFIGS if not name.startswith("ref-") and name not in REFUSED)
+
+
+def read(name: str) -> dict:
+    return json.loads(CONFIGS[name].read_text())
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.02])
+@pytest.mark.parametrize("name", TEACHERS)
+def test_a_real_teacher_has_a_student_within_tolerance(name: str, ratio: float) -> None:
+    config = read(name)
+    family = registry.find(config["_class_name"])
+    if name == "hunyuandit-1.2" and ratio == 0.02:
+        with pytest.raises(DoesNotFitError, match="never shrink") as caught:
+            plan(family, config, ratio=ratio)
+        assert 0.025 < float(caught.value.hint.rpartition(" ")[2]) < 0.027
+        return
+    student = plan(family, config, ratio=ratio)
+    if name in PUBLISHED:
+        assert student.teacher_params == PUBLISHED[name]
+    choice = student.choice
+    tolerance = 0.01
+    if family.kind == "transformer":
+        kept = family.variants(config, channels_per_group=4)[0].fixed["head_dim"]
+        if choice["head_dim"] == kept and choice["heads"] * kept % 16 == 0:
+            tolerance = 0.05
+        assert choice["head_dim"] % 2 == 0
+    assert abs(student.ratio / ratio - 1) <= tolerance
+    assert all(student.config[key] == value for key, value in config.items() if key in INTERFACE)
+
+
+INTERFACE = (
+    "in_channels out_channels sample_size patch_size joint_attention_dim pooled_projection_dim caption_channels "
+    "cap_feat_dim text_dim num_embeds_ada_norm num_class_embeds guidance_embeds cross_attention_dim_t5 "
+    "projection_class_embeddings_input_dim addition_embed_type"
+).split()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_class_without_a_family_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(UsageError, match=read(name)["_class_name"]) as caught:
+        registry.find(read(name)["_class_name"])
+    assert "SD3Transformer2DModel" in caught.value.hint

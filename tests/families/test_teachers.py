@@ -46,11 +46,23 @@ def test_a_real_teacher_has_a_student_within_tolerance(name: str, ratio: float) 
     assert all(student.config[key] == value for key, value in config.items() if key in INTERFACE)
 
 
-INTERFACE = (
-    "in_channels out_channels sample_size patch_size joint_attention_dim pooled_projection_dim caption_channels "
-    "cap_feat_dim text_dim num_embeds_ada_norm num_class_embeds guidance_embeds cross_attention_dim_t5 "
-    "projection_class_embeddings_input_dim addition_embed_type"
-).split()
+INTERFACE = [
+    "in_channels",
+    "out_channels",
+    "sample_size",
+    "patch_size",
+    "joint_attention_dim",
+    "pooled_projection_dim",
+    "caption_channels",
+    "cap_feat_dim",
+    "text_dim",
+    "num_embeds_ada_norm",
+    "num_class_embeds",
+    "guidance_embeds",
+    "cross_attention_dim_t5",
+    "projection_class_embeddings_input_dim",
+    "addition_embed_type",
+]
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types demo-teacher demo-teachers bench
+.PHONY: help demo test test-all lint types demo-teacher demo-teachers bench
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 15
@@ -18,6 +18,9 @@ demo: $(STAMP) ## compress the embedded teacher to 5 % and draw the report (abou
 
 test: $(STAMP) ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+
+test-all: $(STAMP) ## run the tests with the slow ones: every family end to end
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m "slow or not slow"
 
 lint: $(STAMP) types ## ruff, formatting, types and import direction
 	$(BIN)/ruff check .

@@ -192,8 +192,12 @@ class Targets:
 def taylor_batches(
     teacher: LoadedPipeline, bank: Bank, seed: int
 ) -> list[tuple[Tensor, Tensor, dict[str, Tensor], Tensor]]:
-    """A few batches (noisy, timestep, conditioning, diffusion target) of the bank, for ranking channels."""
+    """A few batches (noisy, timestep, conditioning, diffusion target) of the bank, for ranking channels.
+
+    Smaller ones for teachers whose activations would not fit otherwise.
+    """
     batches = []
+    size = min(TAYLOR_BATCH_SIZE, automatic_batch_size(teacher))
     for number in range(TAYLOR_BATCHES):
         own = generator(seed, TAYLOR_STREAM, number)
         index = torch.randint(bank.num_samples, (TAYLOR_BATCH_SIZE,), generator=own)
@@ -201,5 +205,9 @@ def taylor_batches(
         timestep = teacher.noise.draw_timesteps(TAYLOR_BATCH_SIZE, own, "antithetic")
         conditioning = {n: v.to(teacher.device) for n, v in bank.conditions.rows(bank.index[index]).items()}
         noisy, target = teacher.noise.noisy(clean, noise, timestep), teacher.noise.target(clean, noise, timestep)
-        batches.append((noisy.to(teacher.device), timestep.to(teacher.device), conditioning, target.to(teacher.device)))
+        for start in range(0, TAYLOR_BATCH_SIZE, size):
+            rows = slice(start, start + size)
+            part = {name: value[rows] for name, value in conditioning.items()}
+            device = teacher.device
+            batches.append((noisy[rows].to(device), timestep[rows].to(device), part, target[rows].to(device)))
     return batches

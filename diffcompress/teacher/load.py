@@ -22,10 +22,13 @@ from diffcompress.teacher.conditioning import Conditions, without_text
 from diffcompress.teacher.reference import Reference
 from diffcompress.teacher.weights import check_state, fingerprint, open_state
 
+# Denoisers of more parameters stay in their stored precision on an accelerator, where float32 would not fit.
+LARGE = 1_000_000_000
+
 
 @dataclass(frozen=True)
 class LoadedPipeline:
-    """A denoiser in float32 and evaluation mode, with all that sampling from it takes.
+    """A denoiser in evaluation mode, in float32 unless it is LARGE, with all that sampling from it takes.
 
     dtype: of the stored weights (the default for exports); fingerprint: SHA-256 over configs and weights; sample_shape:
     of one clean sample; conditions: what samples are conditioned on, empty for a text denoiser until its prompts are
@@ -113,7 +116,9 @@ def load(reference: Reference, device: torch.device | str = "cpu", *, sample_siz
             f"{reference.denoiser / 'config.json'} does not build a {family.class_name}: {error}", "check the config"
         ) from error
     check_state(state, denoiser)
-    denoiser.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+    halved = torch.device(device).type != "cpu" and sum(p.numel() for p in denoiser.parameters()) > LARGE
+    kept = {name: value if halved else value.float() for name, value in state.items()}
+    denoiser.load_state_dict(kept, assign=True)
     denoiser = denoiser.to(device).eval().requires_grad_(False)
     shape = family.sample_shape(reference.config)
     if sample_size is not None:

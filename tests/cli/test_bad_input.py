@@ -43,7 +43,7 @@ def _inside(tmp_path, monkeypatch):
         ([*SHRINK, *RATIO, "--dtype", "float8"], "unknown dtype 'float8'"),
         ([*SHRINK, *RATIO, "--seed", "-1"], "'--seed'"),
         ([*SHRINK, *RATIO, "--bogus"], "--bogus"),
-        ([*SHRINK, *RATIO, "--prompts", "p.txt"], "--prompts is not supported yet"),
+        ([*SHRINK, *RATIO, "--prompts", "p.txt"], "takes no text"),
         ([*SHRINK, *RATIO, "--push-to-hub", "me"], "--push-to-hub 'me' is not a repository"),
         ([*SHRINK, *RATIO, "--public"], "--public says nothing without --push-to-hub"),
         ([*SHRINK, *RATIO, "--data", "someone/images"], "Hub data sets are not supported yet"),

@@ -72,16 +72,6 @@ def check_push(repo: str | None, public: bool) -> None:
         raise UsageError("--public says nothing without --push-to-hub", "add --push-to-hub owner/name")
 
 
-def not_yet(**options: object) -> None:
-    """Refuse documented options whose work has not landed, rather than ignore them."""
-    for name, value in options.items():
-        if value:
-            flag = "--" + name.replace("_", "-")
-            raise UsageError(
-                f"{flag} is not supported yet by this version of diffcompress", f"run again without {flag}"
-            )
-
-
 def _with_unit(option: str, text: str, units: dict[str, int], example: str) -> float:
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z]*)\s*", text.lower())
     if match is None or match[2] not in units or float(match[1]) <= 0:

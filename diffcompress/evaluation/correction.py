@@ -2,7 +2,7 @@
 
 The student's raw prediction is replaced by its best line to the teacher's, one line for each noise level and channel,
 and samples are drawn again ("LIFT and PLACE", Han, Yeo, Yoo, CVPR 2026, arXiv 2605.19729: 90.7 -> 18.2). What the lines
-mend, training should mend too; what is left takes a larger student.
+mend, training should mend too; what is left once training has levelled off takes a larger student.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ def verdict(metrics: Mapping[str, Any], space: str | None) -> dict[str, Any] | N
     reading = "train longer" if explained >= MOST else "too small" if explained < LEAST else "both"
     meaning = {
         "train longer": "which training mends first: training longer is likely to help",
-        "too small": "so what is missing is detail, which a larger student carries better than longer training",
-        "both": "so both longer training and a larger student are likely to help",
+        "too small": "so what is missing is detail: once the loss has levelled off, only a larger student has it",
+        "both": "so longer training is likely to help, and a larger student with the rest",
     }[reading]
     sentence = (
         f"{name} {before['value']:.4g} becomes {after['value']:.4g} when a slope and an intercept per noise level and "

@@ -52,7 +52,6 @@ INTERFACE = [
     "sample_size",
     "patch_size",
     "joint_attention_dim",
-    "pooled_projection_dim",
     "caption_channels",
     "cap_feat_dim",
     "text_dim",

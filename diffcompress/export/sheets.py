@@ -12,7 +12,10 @@ from diffcompress.run_folder import write_atomically
 
 
 def grid(images: Tensor, columns: int | None = None) -> Image.Image:
-    """`images` `[N, C, H, W]` (or videos `[N, C, frames, H, W]`) in [-1, 1], C of 1 or 3 (more: the first is shown), as one picture, row by row."""
+    """`images` `[N, C, H, W]` in [-1, 1], C of 1 or 3 (more: the first is shown), as one picture, row by row.
+
+    Of videos `[N, C, frames, H, W]` the middle frames.
+    """
     if images.dim() == 5:  # a video's middle frame
         images = images[:, :, images.shape[2] // 2]
     count, channels, height, width = images.shape

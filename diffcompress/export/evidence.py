@@ -28,14 +28,14 @@ def lookup(class_name: str, ratio: float | None) -> dict[str, Any] | None:
     smallest = min(distilled, default=None)
     if smallest is None:
         verdict = "unknown"
-        told = f"no distilled student of a {class_name} is known to us, only models of other sizes trained alone"
+        told = f"no distilled {class_name} is known to us, only models of other sizes that were trained alone"
     elif ratio >= SLACK * smallest:
         verdict = "inside"
-        told = f"students of a {class_name} as small as {100 * smallest:.3g} % of their teacher have been distilled"
+        told = f"{class_name} students as small as {100 * smallest:.3g} % of their teacher have been distilled"
     else:
         verdict = "below"
         told = (
-            f"no student of a {class_name} as small as {100 * ratio:.3g} % of its teacher is known to us; "
+            f"no {class_name} student as small as {100 * ratio:.3g} % of its teacher is known to us; "
             f"the smallest has {100 * smallest:.3g} %"
         )
     # Ratios compare by factors; of two equally near rows the measured one comes first.

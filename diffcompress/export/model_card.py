@@ -57,7 +57,7 @@ def render(provenance: Mapping[str, Any], collected: Mapping[str, Any]) -> str:
         title=title,
         teacher_named=teacher or provenance["teacher"]["name"],
         demo=is_demo(provenance),
-        quality={n: m for n, m in collected["metrics"].items() if not words.is_cost(m)},
+        quality={n: m for n, m in collected["metrics"].items() if not (words.is_cost(m) or words.is_corrected(n))},
         costs={n: m for n, m in collected["metrics"].items() if words.is_cost(m)},
         use=usage(provenance, where),
         limits=trust.remarks(collected, facts.seed_of(collected["asked"])),
@@ -83,7 +83,12 @@ def eval_results(provenance: Mapping[str, Any], collected: Mapping[str, Any]) ->
     protocol, found = collected["protocol"], []
     for name, metric in collected["metrics"].items():
         reference = metric.get("reference")
-        if reference in (None, "data") or not metric.get("samples") or not words.is_number(metric.get("value")):
+        if (
+            words.is_corrected(name)
+            or reference in (None, "data")
+            or not metric.get("samples")
+            or not words.is_number(metric.get("value"))
+        ):
             continue
         found.append(
             EvalResult(
@@ -111,15 +116,19 @@ def repeat(provenance: Mapping[str, Any], collected: Mapping[str, Any]) -> str:
 
 def usage(provenance: Mapping[str, Any], where: str = ELSEWHERE) -> str:
     """Python that samples from the student with diffusers alone."""
-    load = "from diffusers import DiffusionPipeline\n\npipeline = DiffusionPipeline.from_pretrained("
-    load += f"{json.dumps(where)})\n"
-    if provenance.get("pipeline_tag") == "text-to-video":
+    tag = str(provenance.get("pipeline_tag"))
+    # transformers keeps text encoders in the dtype they are stored in, diffusers does not: one must be said.
+    dtype = ", torch_dtype=torch.float32" if tag.startswith("text-to-") else ""
+    load = "import torch\n" if dtype else ""
+    load += "from diffusers import DiffusionPipeline\n\n"
+    load += f"pipeline = DiffusionPipeline.from_pretrained({json.dumps(where)}{dtype})\n"
+    if tag == "text-to-video":
         return (
-            "from diffusers.utils import export_to_video\n" + load + 'frames = pipeline("a cat on a sofa").frames[0]\n'
-            'export_to_video(frames, "sample.mp4")\n'
+            load + 'frames = pipeline("a cat on a sofa").frames[0]\n\n'
+            'from diffusers.utils import export_to_video\n\nexport_to_video(frames, "sample.mp4")\n'
         )
-    if provenance.get("pipeline_tag") == "text-to-image":
-        return load + 'image = pipeline("a photograph of a cat on a sofa").images[0]\nimage.save("sample.png")\n'
+    if tag == "text-to-image":
+        return load + f'image = pipeline({json.dumps(_prompt(provenance))}).images[0]\nimage.save("sample.png")\n'
     if provenance.get("pipeline") == "DiTPipeline":
         return load + 'image = pipeline(class_labels=[0]).images[0]\nimage.save("sample.png")\n'
     if not provenance.get("class_conditional"):
@@ -132,3 +141,7 @@ def usage(provenance: Mapping[str, Any], where: str = ELSEWHERE) -> str:
         "        prediction = denoiser(image, timestep, class_labels=labels).sample\n"
         "        image = scheduler.step(prediction, timestep, image).prev_sample\n"
     )
+
+
+def _prompt(provenance: Mapping[str, Any]) -> str:
+    return "a photo of a sneaker" if is_demo(provenance) else "a photograph of a cat on a sofa"

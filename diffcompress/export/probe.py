@@ -105,7 +105,8 @@ def main(folder: str, asked_file: str, inputs_file: str, outputs_file: str) -> N
         denoiser = cls.from_pretrained(os.path.join(folder, subfolder))
         outputs = {}
     else:
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+        # transformers keeps a text encoder in the dtype it is stored in, diffusers does not: say one for all.
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
         denoiser = getattr(pipeline, subfolder)
         told["pipeline"] = type(pipeline).__name__
         outputs = {"image": draw(pipeline, subfolder, asked["draw"])[0]}

@@ -57,7 +57,7 @@ def prove(
     found, told = _elsewhere(run.pipeline, asked, call, threads)
     expected, sampled_with = {"prediction": prediction}, why_not
     if options is not None:
-        part = {teacher.family.subfolder: denoiser}
+        part = {teacher.family.subfolder: denoiser, "torch_dtype": torch.float32}
         here = diffusers.DiffusionPipeline.from_pretrained(run.pipeline, **part)
         expected["image"], sampled_with = probe.draw(here, teacher.family.subfolder, options)
     differences = {name: _difference(found.get(name), value) for name, value in expected.items()}

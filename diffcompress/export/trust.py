@@ -44,7 +44,7 @@ def counts(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Of each quality figure: name, samples, and the interval's width relative to its value, None where unknown."""
     rows = []
     for name, metric in metrics.items():
-        if words.is_cost(metric):
+        if words.is_cost(metric) or words.is_corrected(name):
             continue
         value, low, high = (metric.get(key) for key in ("value", "low", "high"))
         known = all(words.is_number(v) for v in (value, low, high)) and value

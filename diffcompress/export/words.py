@@ -56,6 +56,11 @@ def is_cost(metric: Mapping[str, Any]) -> bool:
     return metric.get("unit") in _COST_UNITS
 
 
+def is_corrected(name: str) -> bool:
+    """Whether a metric is that of the student behind the probe's two coefficients, which is not what is shipped."""
+    return name.endswith("_corrected")
+
+
 def better(direction: str | None) -> str:
     return _BETTER.get(direction or "", "")
 

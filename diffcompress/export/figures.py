@@ -31,6 +31,7 @@ _LEVELS: dict[str, tuple[str, str, float | None]] = {
     "slope": ("Slope", "slope of teacher on student", 1.0),
     "intercept": ("Intercept", "intercept of teacher on student", 0.0),
 }
+_UNITS = {"agreement": "1 = equal predictions"}
 _ROLES = {"real": "real images", "teacher": "teacher", "student": "student", "untrained": "untrained"}
 
 
@@ -104,24 +105,27 @@ def _is_to_real(name: str) -> bool:
 
 
 def quality(metrics: Mapping[str, Any]) -> list[Figure]:
-    """Teacher, student, untrained student and real images on one axis, for each quality figure."""
+    """Teacher, student, untrained student and real images on one axis, for each quality figure.
+
+    A student that the probe corrected stands beside itself.
+    """
     found = []
     for name, metric in metrics.items():
-        if words.is_cost(metric):
+        if words.is_cost(metric) or words.is_corrected(name):
             continue
-        estimates = {role: metric if role == "student" else metric.get(role) for role in _ROLES}
+        rows = [(_ROLES[role], role, metric if role == "student" else metric.get(role)) for role in _ROLES]
+        rows.insert(3, ("corrected", "corrected", metrics.get(f"{name}_corrected")))
         shares = metric.get("unit") == "share of samples"
         bars = [
-            _bar(_ROLES[role], role, one, 100.0 if shares else 1.0)
-            for role, one in estimates.items()
+            _bar(label, role, one, 100.0 if shares else 1.0)
+            for label, role, one in rows
             if one and words.is_number(one["value"])
         ]
         values = [bar.value for bar in bars]
         log = bool(values) and min(values) > 0 and max(values) / min(values) > 30
-        unit = "% of samples" if shares else metric.get("unit") or "1 = equal predictions"
+        unit = "% of samples" if shares else metric.get("unit") or _UNITS.get(name, "")
         note = "; ".join(part for part in (words.better(metric.get("better")), _counted(metric)) if part)
-        scale = ", log scale" if log else ""
-        svg = interval_chart(bars, x_label=f"{unit}{scale}", log=log)
+        svg = interval_chart(bars, x_label=", ".join(filter(None, (unit, "log scale" if log else ""))), log=log)
         if svg is not None:
             found.append(Figure(words.label(name), svg, note))
     return found

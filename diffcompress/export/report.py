@@ -53,6 +53,7 @@ def html(run: RunFolder, collected: dict[str, Any], pictures: dict[str, str]) ->
         training=figures.training(run, collected),
         levels=figures.agreement(metrics),
         quality=figures.quality(metrics),
+        corrected=any(map(words.is_corrected, metrics)),
         headline=figures.headline(metrics),
         remarks=trust.remarks(collected, seed),
         counts=trust.counts(metrics),

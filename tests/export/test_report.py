@@ -93,7 +93,9 @@ def test_every_fact_is_on_the_page(finished: Path) -> None:
     for fact in (
         "demo", "1.27 M", "63.4 k", "4.98 %", "asked for 5 %", "20.1×", "17.1×", "6.56×", "104 M", "9.31 ms", "1.42 ms",
         "9.31 [8.87, 9.76]", "2.04 [1.90, 2.20]", "242 [239, 245]", "1.27 % [0.900 %, 1.80 %]", "0.936 [0.931, 0.941]",
-        "2,048 samples", "seed 7", "DDIM 25 steps", "lift-place", "cpu, 2 threads", "passed", "DDPMPipeline.__call__",
+        
+        "4 [3.70, 4.30]", "“Corrected” is no model", "2,048 samples", "seed 7",
+        "DDIM 25 steps", "lift-place", "cpu, 2 threads", "passed", "DDPMPipeline.__call__",
         "the bank holds <fewer> images than asked", "kd_demo: no reference features", "norm groups went from 8 to 4",
         "2.13.0", "7 min 45 s", "channels_per_group: 4",
         "diffcompress shrink demo --ratio 0.05", "DiffusionPipeline.from_pretrained",

@@ -25,10 +25,12 @@ from diffcompress.data.targets import Targets
 from diffcompress.evaluation.features import find_space
 from diffcompress.evaluation.protocol import Protocol
 from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.jobs.setting import texts_for
 from diffcompress.jobs.students import as_student, averaged_student, initial_student
 from diffcompress.runtime import Progress
 from diffcompress.student.plan import plan
-from diffcompress.teacher.load import load
+from diffcompress.teacher.encoding import with_prompts
+from diffcompress.teacher.load import describe, load
 from diffcompress.teacher.reference import resolve
 from diffcompress.training.ema import Ema
 from diffcompress.training.objective import Trainee, make_adapters
@@ -45,10 +47,14 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
     """Train one student and score it; a line for results.jsonl."""
     settings = ARMS[arm]
     sets = (*options.set, *settings.get("set", []), *extra)
-    recipe = recipes.load(settings.get("recipe", "demo"), sets, settings.get("method", "lift-place"), seed=seed)
+    reference = resolve(options.teacher)
+    name = settings.get("recipe") or recipes.default_for(reference.id, describe(reference)[0].recipe)
+    recipe = recipes.load(name, sets, settings.get("method", "lift-place"), seed=seed)
     recipe = with_steps(recipe, options.steps)
     runtime, progress = runtimes.start("cpu"), Progress()
-    teacher = load(resolve(options.teacher))
+    teacher = load(reference)
+    texts = texts_for(teacher, recipe, None, None)
+    teacher = with_prompts(teacher, texts, work / "conditions", runtime, progress, recipe.bank.text_length)
     space = find_space(teacher, options.feature_weights)
     bank = banks.fill(work / "bank", teacher, recipe.bank, options.bank_seed, None, runtime, progress)
     student_plan = plan(teacher.family, teacher.config, ratio=options.ratio, section=recipe.student)
@@ -64,11 +70,18 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
         work / f"targets-{options.bank_seed}-{seed}", teacher, bank, recipe.targets, seed=seed,
         batch_size=recipe.training.batch_size, num_steps=recipe.num_steps, runtime=runtime, progress=progress,
     )  # fmt: skip
+    guidance = recipe.evaluation.guidance if teacher.conditions.null is not None else 1.0
     curve, paused = [], [0.0]
 
     def score(num_samples: int, name: str) -> dict:
         student = as_student(teacher, student_plan, averaged_student(student_plan, start, state))
-        protocol = Protocol.make(space, num_samples=num_samples, sampler_steps=options.sampler_steps)
+        protocol = Protocol.make(
+            space,
+            num_samples=num_samples,
+            sampler_steps=options.sampler_steps,
+            guidance=guidance,
+            conditions=teacher.conditions.digest,
+        )
         folder = work / "scores" / f"{name}"
         return evaluate_pipeline(
             student,
@@ -76,8 +89,6 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
             protocol,
             space=space,
             cache_folder=folder,
-            clean=bank.clean,
-            conditioning=bank.conditioning,
         )["metrics"]
 
     def preview(step: int) -> None:

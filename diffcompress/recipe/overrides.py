@@ -1,0 +1,43 @@
+"""`--set path=value`: one value of a recipe, as its file would hold it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from diffcompress.recipe.sections import default_stages
+
+
+def override(data: dict[str, Any], text: str) -> None:
+    """Set `path=value` in `data`; items of a list go by their number. Raises ValueError that says what is wrong."""
+    path, separator, value = text.partition("=")
+    if not separator or not path:
+        raise ValueError("expected key=value")
+    if path.startswith("stages.") and "stages" not in data:
+        data["stages"] = [stage.model_dump(mode="json") for stage in default_stages()]
+    *parents, last = path.split(".")
+    node: Any = data
+    for part in parents:
+        node = node.setdefault(part, {}) if isinstance(node, dict) else node[_item(node, part)]
+    node[last if isinstance(node, dict) else _item(node, last)] = _read(value)
+
+
+def _item(node: Any, part: str) -> int:
+    if not isinstance(node, list):
+        raise ValueError(f"'{part}' lies below a plain value")
+    if not part.isdigit() or int(part) >= len(node):
+        raise ValueError(f"no item '{part}' in a list of {len(node)}")
+    return int(part)
+
+
+def _read(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"'{text}' is not a YAML value") from None
+    try:
+        # YAML 1.1 reads 1e-3 as text; a person means a number.
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

@@ -1,0 +1,149 @@
+"""Every knob with its default, in frozen validated sections. `recipes show` tells a description beside its value."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StudentSection(Section):
+    channels_per_group: int = Field(
+        4, ge=1, description="fewest channels in a GroupNorm group; 1 blinds blocks to the timestep"
+    )
+    start: Literal["inherit", "random"] = Field(
+        "inherit", description="initial weights: the teacher's most important channels, or random"
+    )
+    importance: Literal["magnitude", "taylor"] = Field("taylor", description="how channels are ranked when inheriting")
+
+
+class BankSection(Section):
+    num_samples: int = Field(2048, ge=1, description="clean samples drawn from the teacher")
+    sampler_steps: int = Field(25, ge=1, description="denoiser evaluations per bank sample")
+    eta: float = Field(1.0, ge=0.0, le=1.0, description="0: deterministic DDIM, 1: ancestral sampling")
+    jitter: bool = Field(
+        True, description="shift every sample's timestep grid at random, so trajectories visit all timesteps"
+    )
+    guidance: float = Field(
+        1.0, ge=0.0, description="classifier-free guidance scale of bank samples, where there is a null conditioning"
+    )
+    null_share: float = Field(
+        0.1,
+        ge=0.0,
+        le=1.0,
+        description="share of targets with the null conditioning, so that guidance works on students",
+    )
+    num_prompts: int = Field(1024, ge=1, description="prompts of the built-in grammar, for text-conditional teachers")
+    text_length: int | None = Field(
+        None, ge=1, description="max_sequence_length of pipelines that take one; null: their default"
+    )
+    sample_size: int | None = Field(
+        None, ge=1, description="height and width of samples (of latents); null: as the teacher's pipeline makes them"
+    )
+
+
+class TargetsSection(Section):
+    reuse: int = Field(
+        8, ge=1, description="times a stored teacher prediction is used; 1: a teacher forward each step, as published"
+    )
+    pool_size: int = Field(8192, ge=1, description="teacher predictions kept at a time")
+    trajectory_share: float = Field(
+        1.0, ge=0.0, le=1.0, description="most of a pool that may come from bank trajectories, at no teacher cost"
+    )
+    timesteps: Literal["uniform", "antithetic"] = Field("antithetic", description="how noise levels are drawn")
+
+
+class LossWeights(Section):
+    lift: float = Field(0.0, ge=0.0)
+    place: float = Field(0.0, ge=0.0)
+    output_kd: float = Field(0.0, ge=0.0)
+    feature_kd: float = Field(0.0, ge=0.0)
+    diffusion: float = Field(0.0, ge=0.0)
+    variance_kd: float = Field(1.0, ge=0.0, description="of a learned variance, where the teacher has one")
+
+
+class StageSection(Section):
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="names the stage's folder")
+    num_steps: int = Field(ge=0, description="optimizer updates")
+    weights: LossWeights
+    group_size: int = Field(16, ge=1, description="elements per PLACE group")
+    norm: Literal["l1", "squared"] = Field("l1", description="rho of the coarse term")
+    reduction: Literal["mean", "sum"] = "mean"
+    fine: Literal["squared", "relative"] = Field(
+        "relative", description="fine term: squared residual (published) or per-sample root mean square"
+    )
+    gate: Literal["global", "per_sample"] = Field(
+        "global", description="fine weight from the whole batch (published) or per sample"
+    )
+    coarse_weight: float = Field(0.3, ge=0.0, description="factor on the coarse term; 1 as published")
+    output_norm: Literal["squared", "l1", "rms"] = Field("squared", description="norm of output_kd")
+
+    @model_validator(mode="after")
+    def _one_objective(self) -> StageSection:
+        """Refuse what no step could compute."""
+        if self.weights.lift and self.weights.place:
+            raise ValueError("a stage is either lift or place, and both have a weight")
+        if not any(weight for name, weight in self.weights.model_dump().items() if name != "variance_kd"):
+            raise ValueError("all loss weights are 0")
+        return self
+
+
+class TrainingSection(Section):
+    batch_size: int = Field(64, ge=1, description="global batch, over all processes")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="samples of a process's share in one forward; null: all of them, or what memory holds"
+    )
+    learning_rate: float = Field(3e-3, gt=0.0)
+    warmup_steps: int = Field(50, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(0.0, ge=0.0)
+    max_grad_norm: float = Field(1.0, gt=0.0)
+    ema_half_life: float = Field(0.04, ge=0.0, description="as a fraction of the planned steps")
+    checkpoint_every_seconds: float = Field(120.0, gt=0.0)
+    preview_every_steps: int = Field(500, ge=1)
+    log_every_steps: int = Field(10, ge=1)
+
+
+class EvaluationSection(Section):
+    num_samples: int = Field(2048, ge=1)
+    sampler_steps: int = Field(25, ge=1)
+    guidance: float = Field(1.0, ge=0.0, description="classifier-free guidance scale, for teacher and student alike")
+
+
+class ExportSection(Section):
+    onnx: bool = Field(False, description="also the denoiser as ONNX, checked with onnxruntime (diffcompress[onnx])")
+    single_file: bool = Field(False, description="also the denoiser as one safetensors file with its config inside")
+
+
+def default_stages() -> tuple[StageSection, ...]:
+    return (
+        StageSection(name="lift", num_steps=1600, weights=LossWeights(lift=1.0)),
+        StageSection(name="place", num_steps=400, weights=LossWeights(place=1.0)),
+    )
+
+
+class Recipe(Section):
+    """All settings of one run. `description` is for people; every other value changes what is computed."""
+
+    description: str = ""
+    seed: int = Field(0, ge=0)
+    student: StudentSection = StudentSection()
+    bank: BankSection = BankSection()
+    targets: TargetsSection = TargetsSection()
+    stages: tuple[StageSection, ...] = Field(default_factory=default_stages, min_length=1)
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    export: ExportSection = ExportSection()
+
+    @property
+    def num_steps(self) -> int:
+        return sum(stage.num_steps for stage in self.stages)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

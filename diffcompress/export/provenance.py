@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from diffcompress.export.licence import STATED, Licence, is_demo, stated_by_user
 from diffcompress.run_folder import read_json, write_json
 from diffcompress.teacher.load import LoadedPipeline
 from diffcompress.teacher.reference import Reference
+from diffcompress.teacher.state import sha256
 from diffcompress.teacher.weights import weight_files
 
 FILE = "diffcompress.json"
@@ -74,25 +74,20 @@ def pipeline_tag(index: Mapping[str, Any], denoiser: str) -> str:
     return "text-to-video" if "3DModel" in denoiser else "text-to-image"
 
 
-def sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def weight_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every weight file of a pipeline folder, by its path inside the folder."""
     return {file.relative_to(folder).as_posix(): sha256(file) for file in sorted(folder.rglob("*.safetensors"))}
 
 
 def _teacher(teacher: LoadedPipeline, params: int | None) -> dict[str, Any]:
-    """id: on the Hub, or of a demo; None for a teacher that lay on somebody's disk: fingerprint and files tell it."""
+    """id: on the Hub, or of a demo; None for a teacher that lay on somebody's disk: fingerprint and files tell it.
+    parts: of a single checkpoint, the file, repository or folder that each other part of its pipeline is from."""
     reference = teacher.reference
     repository = getattr(reference, "repository", None)
     files = weight_files(reference.denoiser)
-    root = reference.pipeline or files[0].parent
+    single = reference.denoiser.is_file()
+    root = reference.denoiser.parent if single else reference.pipeline or reference.denoiser
+    parts = {"parts": dict(reference.origins)} if reference.origins else {}
     return {
         "id": repository.id if repository else reference.id if is_demo(reference) else None,
         "name": reference.name,
@@ -100,6 +95,7 @@ def _teacher(teacher: LoadedPipeline, params: int | None) -> dict[str, Any]:
         "params": params,
         "fingerprint": teacher.fingerprint,
         "files": {file.relative_to(root).as_posix(): _known_hash(reference, file, root) for file in files},
+        **parts,
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,15 +12,13 @@ import diffusers
 import torch
 from torch import nn
 
-from diffcompress.errors import DiffCompressError, RunStopped, UsageError
+from diffcompress.errors import DiffCompressError, UsageError
 from diffcompress.export import facts, model_card
 from diffcompress.export import provenance as provenances
 from diffcompress.export.licence import licence_files, licence_of
 from diffcompress.run_folder import RunFolder, write_atomically, write_json
+from diffcompress.teacher.linking import check_space, link_part
 from diffcompress.teacher.load import LoadedPipeline
-
-# Files larger than this are linked rather than copied.
-LINKED_FROM = 10 << 20
 
 
 def export_pipeline(
@@ -75,7 +72,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def _write_rest(folder: Path, teacher: LoadedPipeline) -> str:
-    """Everything of the pipeline but the denoiser, as it is; returns the denoiser's subfolder.
+    """Everything of the pipeline but the denoiser, weights under plain names; returns the denoiser's subfolder.
 
     Of a denoiser alone its scheduler, and a pipeline index where one can be made of the two.
     """
@@ -100,32 +97,10 @@ def _write_rest(folder: Path, teacher: LoadedPipeline) -> str:
                 f"{reference.pipeline / part} is missing, though model_index.json names it",
                 "check that the teacher's folder is complete",
             )
-    _check_space(folder, reference.other_bytes() or 0)
+    check_space(folder, reference.other_bytes() or 0)
     for name in ("model_index.json", "prompts.txt"):
         if (reference.pipeline / name).is_file():
             shutil.copyfile(reference.pipeline / name, folder / name)
     for part in others:
-        shutil.copytree(reference.pipeline / part, folder / part, copy_function=_link_or_copy)
+        link_part(reference.pipeline / part, folder / part)
     return subfolder
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise RunStopped(
-            f"the pipeline's other parts take {needed:,} bytes, and {folder.parent} has {free:,} bytes left",
-            "free some space and run the same command again: it goes on with the export",
-        )
-
-
-def _link_or_copy(source: str, target: str) -> str:
-    """Weights, which nobody edits, are linked where that is possible: they can be many times the student."""
-    real = os.path.realpath(source)
-    if real.endswith((".safetensors", ".bin")) or os.path.getsize(real) > LINKED_FROM:
-        try:
-            os.link(real, target)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(real, target)
-        return target
-    shutil.copyfile(real, target)
-    return target

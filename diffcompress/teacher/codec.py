@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffcompress.errors import UsageError
 from diffcompress.teacher.reference import Reference
+from diffcompress.teacher.variants import variant_of
 
 PARTS = ("vae", "vqvae", "movq")
 
@@ -81,7 +82,8 @@ def load_codec(reference: Reference, device: torch.device) -> Codec | None:
     folder = reference.pipeline / part
     try:
         name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
-        autoencoder = getattr(diffusers, name).from_pretrained(folder, torch_dtype=torch.float32)
+        variant = variant_of((file.name for file in folder.iterdir()), str(folder))
+        autoencoder = getattr(diffusers, name).from_pretrained(folder, variant=variant, torch_dtype=torch.float32)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UsageError(
             f"the autoencoder in {folder} cannot be loaded: {error}", "check that the teacher's pipeline is complete"

@@ -81,7 +81,9 @@ def _encode(
     dtype = torch.float32 if pipeline.device.type == "cpu" else torch.bfloat16
     part = {reference.denoiser_part: pipeline.denoiser}
     try:
-        whole = DiffusionPipeline.from_pretrained(reference.pipeline, **part, torch_dtype=dtype)
+        whole = DiffusionPipeline.from_pretrained(
+            reference.pipeline, **part, variant=reference.variant, torch_dtype=dtype
+        )
     except (OSError, ValueError, ImportError, AttributeError) as error:
         raise UsageError(
             f"the pipeline of '{reference.id}' cannot be loaded: {error}", "check that it is complete"

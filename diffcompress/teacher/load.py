@@ -17,6 +17,7 @@ from diffcompress.errors import UsageError
 from diffcompress.families import registry
 from diffcompress.families.base import Family
 from diffcompress.noise import NoiseProcess, from_scheduler
+from diffcompress.teacher.assembly import assembled
 from diffcompress.teacher.codec import Codec, load_codec
 from diffcompress.teacher.conditioning import Conditions, without_text
 from diffcompress.teacher.reference import Reference
@@ -104,6 +105,7 @@ def load(reference: Reference, device: torch.device | str = "cpu", *, sample_siz
     UsageError when weights are missing, truncated, of other shapes, not finite, or pickled beyond a state dict;
     AccessError when the Hub refuses.
     """
+    reference = assembled(reference)
     family, noise = describe(reference)
     state = open_state(reference)
     config = {k: v for k, v in reference.config.items() if not k.startswith("_") and k != "quantization_config"}

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffcompress.errors import UsageError
 from diffcompress.runtime import Progress
 from diffcompress.teacher import hub
 from diffcompress.teacher.hub import Repository
-from diffcompress.teacher.variants import PICKLES, choose
+from diffcompress.teacher.variants import PICKLES, choose, variant_of
+
+if TYPE_CHECKING:
+    from diffcompress.teacher.single_file import Surroundings
 
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
 # Names that people use for what lies elsewhere on the Hub, or was never there under that name.
@@ -24,6 +28,7 @@ SHORT_NAMES = {
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
 }
 _FILES = (".safetensors", ".json", *PICKLES)
+DENOISERS = ("unet", "transformer")
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,9 @@ class Reference:
 
     id: as the user wrote it; name: short, for folder names; denoiser: folder of config.json and weights, or a single
     checkpoint file; pipeline: the diffusers folder around it, if there is one; scheduler: parsed scheduler config;
-    notes: what the user should be told; revision: the commit of a model on the Hub, None for what lies here.
+    notes: what the user should be told; revision: the commit of a model on the Hub, None for what lies here;
+    surroundings: of a single checkpoint, the pipeline that `assembly.assembled` puts around it; origins: of a pipeline
+    put together so, where each part is from.
     """
 
     id: str
@@ -43,6 +50,8 @@ class Reference:
     scheduler: dict[str, Any]
     notes: tuple[str, ...] = ()
     repository: Repository | None = None
+    surroundings: Surroundings | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def class_name(self) -> str | None:
@@ -55,29 +64,40 @@ class Reference:
     @property
     def denoiser_part(self) -> str:
         """The denoiser's subfolder; "" where it is not inside a pipeline."""
-        return self.denoiser.name if self.pipeline is not None else ""
+        return next((part for part in DENOISERS if part in self.parts), "")
 
     @property
     def parts(self) -> list[str]:
         """All subfolders that the pipeline names, the denoiser's too."""
         if self.pipeline is None:
             return [""]
-        index = _read(self.pipeline / "model_index.json")
-        return [k for k, v in index.items() if isinstance(v, list) and len(v) == 2 and v[1] is not None]
+        return parts_of(_read(self.pipeline / "model_index.json"))
+
+    @property
+    def variant(self) -> str | None:
+        """Of the weights beside the denoiser, where they have no plain names ("fp16"): diffusers wants to be told."""
+        folders = [] if self.pipeline is None else [self.pipeline / p for p in self.parts if p != self.denoiser_part]
+        found = (variant_of((f.name for f in p.iterdir()), str(p)) for p in folders if p.is_dir())
+        return next((variant for variant in found if variant is not None), None)
 
     def fetch(self, *parts: str, progress: Progress | None = None) -> None:
         """Download whole parts of a model on the Hub, all of them if none is named; what lies here stays as it is.
 
-        Raises AccessError when the Hub refuses, or offline when something is not in the cache.
+        Around a single checkpoint all of its pipeline is put together, and nothing if parts are named. Raises
+        AccessError when the Hub refuses, or offline when something is not in the cache.
         """
         if self.repository is not None:
             self.repository.fetch(parts or self.parts, progress)
+        elif self.surroundings is not None and not parts:
+            from diffcompress.teacher.assembly import assembled
+
+            assembled(self, progress)
 
     def other_bytes(self) -> int | None:
         """Bytes of the pipeline's parts beside the denoiser; None without a pipeline, or when the Hub cannot tell."""
         if self.pipeline is None:
             return None
-        others = [part for part in self.parts if part != self.denoiser.name]
+        others = [part for part in self.parts if part != self.denoiser_part]
         if self.repository is not None:
             return self.repository.num_bytes(others)
         return sum(f.stat().st_size for part in others for f in (self.pipeline / part).rglob("*") if f.is_file())
@@ -153,7 +173,7 @@ def _from_folder(text: str, path: Path, name: str, scheduler: str | None) -> Ref
 
 def _from_pipeline(text: str, path: Path, name: str) -> Reference:
     index = _read(path / "model_index.json")
-    for subfolder in ("unet", "transformer"):
+    for subfolder in DENOISERS:
         if subfolder in index:
             break
     else:
@@ -172,15 +192,24 @@ def _from_file(text: str, path: Path, scheduler: str | None) -> Reference:
     if path.suffix not in (".safetensors", *PICKLES):
         told = "a config is enough for plan alone" if path.suffix == ".json" else "it is no .safetensors file"
         raise UsageError(f"'{text}' holds no teacher: {told}", "name a diffusers folder or a .safetensors checkpoint")
-    beside = path.parent / "config.json"
-    found = single_file.recognise(path, _read(beside) if beside.is_file() else None)
-    notes = found.notes
-    if found.scheduler is not None and scheduler is None:
+    folder = path.parent
+    index = _read(folder / "model_index.json") if (folder / "model_index.json").is_file() else None
+    parts = ("", *DENOISERS) if index is not None else ("",)
+    beside = next((file for part in parts if (file := folder / part / "config.json").is_file()), None)
+    found = single_file.recognise(path, _read(beside) if beside else None, index)
+    notes = found.notes if beside is None else (*found.notes, f"config from {beside}")
+    stated = scheduler is not None or (folder / "scheduler" / "scheduler_config.json").is_file()
+    if found.scheduler is not None and not stated:
         noise = found.scheduler
     else:
-        noise, note = _scheduler_beside(text, path.parent, scheduler)
+        noise, note = _scheduler_beside(text, folder, scheduler)
         notes = (*notes, note)
-    return Reference(text, path.stem, path, None, found.config, noise, notes)
+    return Reference(text, path.stem, path, None, found.config, noise, notes, surroundings=found.surroundings)
+
+
+def parts_of(index: Mapping[str, Any]) -> list[str]:
+    """The parts that a model_index.json names, the denoiser and the scheduler too."""
+    return [k for k, v in index.items() if isinstance(v, list) and len(v) == 2 and v[1] is not None]
 
 
 def _scheduler_beside(text: str, folder: Path, scheduler: str | None) -> tuple[dict[str, Any], str]:

@@ -1,13 +1,14 @@
 """Checkpoints in one file: as their authors published them, through diffusers' converters, or a diffusers state dict.
 
-An original checkpoint says what it is by its tensors' names and shapes; configs and noise schedules of the published
-models are in originals.json, because diffusers would look them up on the Hub. A config.json beside the file wins.
+An original checkpoint says what it is by its tensors' names and shapes; configs, noise schedules and pipelines of the
+published models are in originals.json, because diffusers would look them up on the Hub. What lies beside the file wins:
+a config.json, or the pipeline folder (model_index.json) that the file was put into.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from diffcompress.errors import UsageError
+from diffcompress.teacher.reference import DENOISERS, parts_of
 from diffcompress.teacher.state import StoredState
 
 _ORIGINALS = Path(__file__).parent / "originals.json"
@@ -27,40 +29,95 @@ _TELLING = (
     "double_blocks.0.img_attn.qkv.weight",
 )
 _TEXT_WIDTH = "input_blocks.{}.1.transformer_blocks.0.attn2.to_k.weight"
+# Where whole checkpoints keep what is no denoiser: by part of the pipeline, T5 being the second encoder or the third.
+_PARTS = {
+    "vae": ("first_stage_model.", "vae."),
+    "text_encoder": ("cond_stage_model.", "conditioner.embedders.0.", "text_encoders.clip_l."),
+    "text_encoder_2": ("conditioner.embedders.1.", "text_encoders.clip_g."),
+}
+_T5 = ("text_encoders.t5xxl.",)
+# No checkpoint holds a safety checker, and diffusers takes none to one either; the other two work for it or for images.
+LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """The pipeline that a single checkpoint belongs to.
+
+    index: its model_index.json without LEFT_OUT; place: its folder, or its id on the Hub; held: of parts whose weights
+    are in the checkpoint, the tensor names.
+    """
+
+    index: Mapping[str, Any]
+    place: Path | str
+    held: Mapping[str, tuple[str, ...]]
+
+    @property
+    def others(self) -> list[str]:
+        """The parts that have to come from `place`."""
+        return [part for part in parts_of(self.index) if part not in (*self.held, *DENOISERS, "scheduler")]
+
+    def told(self) -> str:
+        where = f"'{self.place}' on the Hub" if isinstance(self.place, str) else f"the pipeline folder {self.place}"
+        taken = f"{', '.join(self.held)} from the file itself, " if self.held else ""
+        return f"{taken}{', '.join(self.others) or 'nothing'} from {where}"
 
 
 @dataclass(frozen=True)
 class SingleFile:
-    """What a checkpoint is; scheduler: None when the file cannot tell."""
+    """What a checkpoint is; scheduler: None when neither the file nor its kind tells; surroundings: None for a bare
+    denoiser of which nothing more is known."""
 
     config: dict[str, Any]
     scheduler: dict[str, Any] | None
+    surroundings: Surroundings | None
     notes: tuple[str, ...]
 
 
-def recognise(path: Path, config: dict[str, Any] | None) -> SingleFile:
-    """From names and shapes alone; `config`: that beside the file, if there is one.
+def recognise(path: Path, config: dict[str, Any] | None, index: dict[str, Any] | None = None) -> SingleFile:
+    """From names and shapes alone; `config`, `index`: the denoiser's and the pipeline's beside the file, if there are.
 
     Raises UsageError for a damaged file, and for one that is neither of a known model nor has a config.
     """
     stored = StoredState([path])
-    notes = (
-        (f"{path.name} is a pickled state dict, read with weights_only=True",) if path.suffix != ".safetensors" else ()
-    )
-    if config is not None:
-        return SingleFile(config, None, (*notes, f"config from {path.parent / 'config.json'}"))
-    known = json.loads(_ORIGINALS.read_text(encoding="utf-8"))
+    notes = [f"{path.name} is a pickled state dict, read with weights_only=True"] * (path.suffix != ".safetensors")
+    scheduler, place = None, None
+    if config is None:
+        model = _known(path, stored)
+        config, scheduler, place = model["config"], model["scheduler"], model["repository"]
+        index, place = (model["pipeline"], place) if index is None else (index, path.parent)
+        notes.append(f"{path.name} is a {model['name']} checkpoint, converted in memory")
+    elif index is not None:
+        place = path.parent
+    if index is None or place is None:
+        return SingleFile(config, scheduler, None, tuple(notes))
+    around = _around(stored, config, index, place)
+    notes.append(f"the rest of its pipeline: {around.told()}")
+    if unused := [part for part in LEFT_OUT if part in parts_of(index)]:
+        notes.append(f"{', '.join(unused)} of that pipeline: left out, as diffusers does for single files")
+    return SingleFile(config, scheduler, around, tuple(notes))
+
+
+def _known(path: Path, stored: StoredState) -> dict[str, Any]:
+    known: dict[str, dict[str, Any]] = json.loads(_ORIGINALS.read_text(encoding="utf-8"))
     kind = _kind(stored) if is_original(stored) else None
-    if kind not in known:
-        raise UsageError(
-            f"'{path}' is not recognised as the original checkpoint of a known model{f' ({kind})' if kind else ''}",
-            f"put the denoiser's config.json beside it; known are {', '.join(v['name'] for v in known.values())}",
-        )
-    model = known[kind]
-    whole = any(not name.startswith(_PREFIX) for name in stored) and any(name.startswith(_PREFIX) for name in stored)
-    rest = "; its VAE and text encoders are not used" if whole else ""
-    note = f"{path.name} is a {model['name']} checkpoint, converted in memory{rest}"
-    return SingleFile(model["config"], model["scheduler"], (*notes, note))
+    if kind in known:
+        return known[kind]
+    raise UsageError(
+        f"'{path}' is not recognised as the original checkpoint of a known model{f' ({kind})' if kind else ''}",
+        f"put the denoiser's config.json beside it; known are {', '.join(v['name'] for v in known.values())}",
+    )
+
+
+def _around(
+    stored: StoredState, config: Mapping[str, Any], index: Mapping[str, Any], place: Path | str
+) -> Surroundings:
+    kept = {key: value for key, value in index.items() if key not in LEFT_OUT and key != "_name_or_path"}
+    # An older class name, such as Transformer2DModel, may stand there.
+    whole = kept | {part: ["diffusers", config.get("_class_name")] for part in DENOISERS if part in kept}
+    prefixes = {part: _T5 if whole[part][1] == "T5EncoderModel" else _PARTS.get(part, ()) for part in parts_of(whole)}
+    held = {part: tuple(n for n in stored if n.startswith(p)) for part, p in prefixes.items() if p}
+    return Surroundings(whole, place, {part: names for part, names in held.items() if names})
 
 
 def is_original(names: Iterable[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,14 @@ from diffcompress.errors import UsageError
 from diffcompress.teacher.variants import PICKLES
 
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 class StoredState(Mapping[str, Tensor]):
@@ -56,11 +65,12 @@ class StoredState(Mapping[str, Tensor]):
     @property
     def dtype(self) -> torch.dtype | None:
         """The floating-point dtype of most tensors."""
-        found = Counter(self._dtype(name) for name in self._places)
+        found = Counter(self.dtype_of(name) for name in self._places)
         names = [name for name, _ in found.most_common() if name is not None]
         return getattr(torch, names[0]) if names else None
 
-    def _dtype(self, name: str) -> str | None:
+    def dtype_of(self, name: str) -> str | None:
+        """As torch calls it; None for integers and for floating-point types of less than 16 bits."""
         _, source = self._places[name]
         if isinstance(source, dict):
             value = source[name]

@@ -85,6 +85,21 @@ def choose_files(names: Iterable[str], where: str) -> list[str]:
     return [name for name in names if is_wanted(name)]
 
 
+def plain_name(name: str) -> str:
+    """The name of a weight file or index without its variant, as `from_pretrained` looks for it when none is named."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return re.sub(r"\.index\.\w+\.json$", ".index.json", name)
+    shard = f"-{match['number']}-of-{match['total']}" if match["number"] else ""
+    return f"{match['stem']}{shard}.{match['kind']}"
+
+
+def variant_of(names: Iterable[str], where: str) -> str | None:
+    """The variant that `choose` takes, None for plain names and where there are no weights."""
+    chosen = choose(names, where)
+    return (_variant(chosen[0]) or None) if chosen else None
+
+
 def _variant(name: str) -> str:
     match = _NAME.fullmatch(name)
     return (match["variant"] or match["late"] or "") if match else ""

@@ -52,7 +52,9 @@ def _build(config, device="cpu"):
 
 
 def _original(config, state):
-    return originals.unet(state, config["layers_per_block"]) if "layers_per_block" in config else originals.sd3(state)
+    if "layers_per_block" in config:
+        return originals.unet(state, config["layers_per_block"])
+    return originals.flux(state) if "guidance_embeds" in config else originals.sd3(state)
 
 
 def _hollow(file, shapes):
@@ -84,7 +86,11 @@ def test_published_checkpoints_are_recognised_without_reading_them(tmp_path, kin
         found = resolve(str(file))
         assert found.scheduler == scheduler
     assert (found.config, found.name, found.pipeline) == (config, "model", None)
-    assert any(KNOWN[kind]["name"] in note and "VAE" in note for note in found.notes)
+    assert any(KNOWN[kind]["name"] in note for note in found.notes)
+    around = found.surroundings
+    assert list(around.held) == ["vae"]
+    assert set(around.others) >= {"text_encoder", "tokenizer"}
+    assert any(f"'{KNOWN[kind]['repository']}' on the Hub" in note for note in found.notes)
     assert stored_dtype(found) == "float16"
     # What the converter makes of such names and shapes is exactly the model of the config.
     stored = {name: value.half() for name, value in named.items()}

@@ -1,4 +1,5 @@
-"""A Hub on the loopback: the routes that huggingface_hub uses to read and write models, and ways to make them fail.
+"""A Hub on the loopback: the routes that huggingface_hub uses to read and write models and to read data sets (named
+"datasets/owner/name" here), and ways to make them fail.
 
     with HubServer(tmp_path / "hub") as hub:
         commit = hub.add("someone/model", folder)                # served as it lies there, as the repository's `main`
@@ -22,10 +23,10 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_" + "a" * 34
-LARGE = (".safetensors", ".bin", ".ckpt", ".pt", ".png", ".onnx")
+LARGE = (".safetensors", ".bin", ".ckpt", ".pt", ".png", ".onnx", ".parquet")
 
 
 @dataclass
@@ -183,11 +184,15 @@ class _Handler(BaseHTTPRequestHandler):
                 self._create()
             case ["api", "models", owner, name, *rest]:
                 self._model(f"{owner}/{name}", rest)
+            case ["api", "datasets", owner, name, *rest]:
+                self._model(f"datasets/{owner}/{name}", rest)
             case [owner, name, "info", "lfs", "objects", "batch"] if name.endswith(".git"):
                 self._writable(f"{owner}/{name.removesuffix('.git')}")
                 self._json({"transfer": "basic", "objects": [self._lfs_object(o) for o in self._sent()["objects"]]})
             case [owner, name, "resolve", revision, *file]:
                 self._resolve(f"{owner}/{name}", revision, "/".join(file))
+            case ["datasets", owner, name, "resolve", revision, *file]:
+                self._resolve(f"datasets/{owner}/{name}", revision, "/".join(file))
             case _:
                 raise _Refused(404, "NotFound", f"no route {path}")
 
@@ -204,11 +209,25 @@ class _Handler(BaseHTTPRequestHandler):
                 siblings = [_sibling(file) for file in files]
                 gated = "manual" if repository.gated else False
                 self._json(
-                    {"id": name, "sha": commit, "private": repository.private, "gated": gated, "siblings": siblings}
+                    {
+                        "id": name.removeprefix("datasets/"),
+                        "sha": commit,
+                        "private": repository.private,
+                        "gated": gated,
+                        "siblings": siblings,
+                    }
                 )
-            case ["tree", revision, *_]:
+            case ["tree", revision, *inside]:
                 repository, commit = self._find(name, revision)
-                self._json(self._listed(repository.commits[commit]))
+                recursive = "recursive=true" in self.path.lower()
+                self._json(self._tree(repository.commits[commit], "/".join(inside), recursive))
+            case ["paths-info", revision]:
+                repository, commit = self._find(name, revision)
+                asked = parse_qs(self.body.decode()).get("paths", [])
+                self._json([e for e in self._tree(repository.commits[commit], "", True) if e["path"] in asked])
+            case ["auth-check"]:
+                self._readable(name, self._find(name, "main")[0])
+                self._json({})
             case ["preupload", _]:
                 self._writable(name)
                 modes = [(f["path"], "lfs" if f["path"].endswith(LARGE) else "regular") for f in self._sent()["files"]]
@@ -230,12 +249,15 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return repository, commit
 
+    def _readable(self, name: str, repository: Repository) -> None:
+        if repository.gated:
+            raise _Refused(403 if self._token() else 401, "GatedRepo", f"Access to {name} is restricted")
+
     def _resolve(self, name: str, revision: str, path: str) -> None:
         if name in self.hub.moved:
             return self._answer(307, b"", {"Location": self.path.replace(name, self.hub.moved[name], 1)})
         repository, commit = self._find(name, revision)
-        if repository.gated:
-            raise _Refused(403 if self._token() else 401, "GatedRepo", f"Access to model {name} is restricted")
+        self._readable(name, repository)
         file = repository.commits[commit] / path
         if not file.is_file():
             raise _Refused(404, "EntryNotFound", "Entry not found")
@@ -256,6 +278,15 @@ class _Handler(BaseHTTPRequestHandler):
                 entry["lfs"] = {"oid": sha256(file), "size": size, "pointerSize": 134}
             found.append(entry)
         return found
+
+    def _tree(self, root: Path, inside: str, recursive: bool) -> list[dict[str, Any]]:
+        """Files and folders below `inside`."""
+        if not (root / inside).is_dir():
+            raise _Refused(404, "EntryNotFound", "Entry not found")
+        folders = [f.relative_to(root).as_posix() for f in sorted(root.rglob("*")) if f.is_dir()]
+        entries = [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in folders]
+        below = [e for e in entries + self._listed(root) if e["path"].startswith(f"{inside}/".lstrip("/"))]
+        return [e for e in below if recursive or Path(e["path"]).parent == Path(inside)]
 
     def _file(self, file: Path, etag: str, headers: dict[str, str] | None = None) -> None:
         content, status = file.read_bytes(), 200

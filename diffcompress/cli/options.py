@@ -57,11 +57,13 @@ def dtype(text: str | None) -> str | None:
 
 
 def data(text: str | None) -> str | None:
-    """A folder of images on this machine."""
-    if text is not None and not Path(text).expanduser().is_dir():
+    """A folder of images on this machine, or a data set on the Hub."""
+    from diffcompress.data.hub_images import is_id
+
+    if text is not None and not Path(text).expanduser().is_dir() and not is_id(text):
         raise UsageError(
-            f"--data '{text}' is not a folder on this machine",
-            "name an image folder; Hub data sets are not supported yet",
+            f"--data '{text}' is neither a folder on this machine nor a data set's name",
+            "name an image folder, or a data set on the Hub as owner/name or owner/name@revision",
         )
     return text
 

@@ -135,14 +135,19 @@ def _from_images(
     folder: Path, teacher: LoadedPipeline, section: BankSection, data: str, runtime: Runtime, progress: Progress
 ) -> Bank:
     """The user's own images, through the autoencoder once for latent teachers."""
-    loaded = images.read_for(data, teacher)
+    loaded = images.read_for(data, teacher, section.num_samples, progress, runtime.stop)
+    for text in loaded.notes:
+        progress.note(text)
     for text in loaded.warnings:
         progress.warn(text)
     digest = hashlib.sha256(loaded.clean.numpy().tobytes()).hexdigest()
+    if loaded.commit is not None:
+        digest = _key(digest, loaded.source)
+        _check_same_commit(folder / "bank.json", loaded)
     if runtime.is_main:
         write_json(
             folder / "bank.json",
-            {"key": digest, "source": data, "num_samples": len(loaded.clean), "warnings": loaded.warnings},
+            {"key": digest, "source": loaded.source, "num_samples": len(loaded.clean), "warnings": loaded.warnings},
         )
     clean = loaded.clean
     if teacher.codec is not None:
@@ -161,6 +166,16 @@ def _from_images(
                 "report this teacher as a bug",
             )
     return Bank(clean, loaded.index, teacher.conditions, {}, digest, section.null_share)
+
+
+def _check_same_commit(record: Path, loaded: images.Images) -> None:
+    """A run that goes on must go on with the same images; raises UsageError when the data set has moved on."""
+    before = read_json(record)["source"] if record.exists() else loaded.source
+    if before != loaded.source:
+        raise UsageError(
+            f"this run began with the images of {before}, and now they are those of {loaded.source}",
+            "choose another --output, or --overwrite to begin anew",
+        )
 
 
 def _key(*parts: object) -> str:

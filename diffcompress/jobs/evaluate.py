@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcompress import runtime as runtimes
+from diffcompress.data.hub_images import pinned
 from diffcompress.errors import UsageError
 from diffcompress.evaluation import gates as gating
 from diffcompress.evaluation.features import find_space
@@ -51,6 +52,7 @@ def evaluate(
     space = find_space(None, feature_weights) if feature_weights is not None else None
     models = [name for name, given in (("teacher", teacher), ("untrained", untrained)) if given is not None]
     parsed = gating.parse(gates, metric_names(space.name if space else None), models)
+    data = pinned(data)
     reference = resolve(student, scheduler)
     folder = _output_folder(output, reference)
     runtime = runtimes.start(device)
@@ -130,8 +132,9 @@ def write_junit(path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]]) 
 def _output_folder(output: str | Path | None, student: Reference) -> Path:
     if output is not None:
         return Path(output)
-    if student.id.startswith("demo"):
-        return Path(f"{student.name}-evaluation")  # the embedded teachers' own folder belongs to the installation
+    if student.id.startswith("demo") or student.repository is not None:
+        # The installation and the Hub's cache are no places for results.
+        return Path(f"{student.name}-evaluation")
     return (student.pipeline or student.denoiser).resolve().parent / "evaluation"
 
 

@@ -81,19 +81,21 @@ def prepare(
             "leave out --feature-weights, or name an extractor of the student's data format",
         )
     recipe = _recipe(model.reference)
-    if texts := texts_for(model, recipe, asked.data, asked.prompts):
+    num_samples = asked.num_samples or recipe.evaluation.num_samples
+    num_images = max(num_samples, Protocol.agreement_images)  # of a Hub data set; of a folder all are read
+    if texts := texts_for(model, recipe, asked.data, asked.prompts, progress, num_images):
         writable(cache)
         model = with_prompts(model, texts, cache / "conditions", runtime, progress, recipe.bank.text_length)
     clean, reference = None, "teacher samples"
     if asked.data is not None:
-        real = _real_images(asked.data, model, progress)
+        real = _real_images(asked.data, model, num_images, progress)
         clean, reference = _as_inputs(model, real), "data"
         if space is not None:
             space.extractor.to(runtime.device)
             space = space.measured_to(real.clean, hashlib.sha256(real.clean.numpy().tobytes()).hexdigest())
     protocol = Protocol.make(
         space,
-        num_samples=asked.num_samples or recipe.evaluation.num_samples,
+        num_samples=num_samples,
         sampler_steps=asked.sampler_steps or recipe.evaluation.sampler_steps,
         guidance=recipe.evaluation.guidance if model.conditions.null is not None else 1.0,
         conditions=model.conditions.digest,
@@ -125,27 +127,37 @@ def writable(folder: Path) -> None:
         raise UsageError(f"cannot write to {folder}: {error.strerror}", "choose another --output") from error
 
 
-def texts_for(model: LoadedPipeline, recipe: Recipe, data: str | None, prompts: str | None) -> list[str]:
+def texts_for(
+    model: LoadedPipeline,
+    recipe: Recipe,
+    data: str | None,
+    prompts: str | None,
+    progress: Progress | None = None,
+    num_images: int | None = None,
+) -> list[str]:
     """What a text-conditional model is asked: the captions of the user's images, their prompts, or our own; nothing
-    for other models. Raises UsageError for prompts without use, and for captions or prompts that cannot be read."""
+    for other models. num_images: of a Hub data set, default as many as the bank holds. Raises UsageError for prompts
+    without use, and for captions or prompts that cannot be read; AccessError where the Hub refuses."""
     if not model.takes_text:
         if prompts is not None:
             raise UsageError(f"--prompts {prompts}, but '{model.reference.id}' takes no text", "leave --prompts out")
         return []
     if data is not None:
-        return list(dict.fromkeys(images.captions(Path(data)).values()))
+        return images.captions_of(data, num_images or recipe.bank.num_samples, progress or Progress())
     if prompts is not None:
         return prompting.read(Path(prompts))
     return prompting.default_for(model.reference, recipe.bank.num_prompts)
 
 
-def _real_images(folder: str, model: LoadedPipeline, progress: Progress) -> images.Images:
-    real = images.read_for(folder, model)
+def _real_images(data: str, model: LoadedPipeline, num_images: int, progress: Progress) -> images.Images:
+    real = images.read_for(data, model, num_images, progress)
+    for text in real.notes:
+        progress.note(text)
     for text in real.warnings:
         progress.warn(text)
     if len(real.clean) < FEWEST:
         raise UsageError(
-            f"{len(real.clean)} real images in '{folder}' are too few to compare with",
+            f"{len(real.clean)} real images in '{data}' are too few to compare with",
             f"give {FEWEST} or more with --data; thousands make distances mean something",
         )
     return real

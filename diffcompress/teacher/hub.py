@@ -82,7 +82,7 @@ class Repository:
                 continue
             read = functools.partial(HfApi().parse_safetensors_file_metadata, self.asked, path, revision=self.commit)
             with hub_errors.told(self.id, self.commit):
-                header = _patiently(read)
+                header = patiently(read)
             found.update(tensor.dtype for tensor in header.tensors.values())
         return found
 
@@ -103,7 +103,7 @@ class Repository:
         if progress is not None and total > 10**7:
             progress.note(f"downloading {total / 1e6:,.0f} MB of '{self.id}'")
         with hub_errors.told(self.id, self.commit):
-            _patiently(lambda: _snapshot(self.asked, self.commit, [glob.escape(path) for path in absent]))
+            patiently(lambda: _snapshot(self.asked, self.commit, [glob.escape(path) for path in absent]))
         for path in absent:
             self._verify(path)
 
@@ -163,10 +163,10 @@ def find(repository: str, revision: str | None = None) -> Repository:
     try:
         with hub_errors.told(repository, revision):
             ask = functools.partial(HfApi().model_info, repository, files_metadata=True, timeout=_TIMEOUT)
-            info = _patiently(lambda: ask(revision=revision))
-            folder = _patiently(lambda: _snapshot(repository, revision, _CONFIGS))
+            info = patiently(lambda: ask(revision=revision))
+            folder = patiently(lambda: _snapshot(repository, revision, _CONFIGS))
             if folder.name != info.sha:  # the branch moved between the two requests
-                info = _patiently(lambda: ask(revision=folder.name))
+                info = patiently(lambda: ask(revision=folder.name))
     except hub_errors.UnreachableError as error:
         with contextlib.suppress(AccessError):
             found = _cached(repository, revision)
@@ -201,7 +201,7 @@ def _snapshot(repository: str, revision: str | None, patterns: list[str], *, loc
     return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=local))
 
 
-def _patiently(request: Callable[[], T]) -> T:
+def patiently(request: Callable[[], T]) -> T:
     """`request()`, again after a while when the Hub is overloaded (429) or failing (5xx).
 
     Downloads are retried by the client itself; the requests before them are not.

@@ -46,7 +46,7 @@ def _inside(tmp_path, monkeypatch):
         ([*SHRINK, *RATIO, "--prompts", "p.txt"], "takes no text"),
         ([*SHRINK, *RATIO, "--push-to-hub", "me"], "--push-to-hub 'me' is not a repository"),
         ([*SHRINK, *RATIO, "--public"], "--public says nothing without --push-to-hub"),
-        ([*SHRINK, *RATIO, "--data", "someone/images"], "Hub data sets are not supported yet"),
+        ([*SHRINK, *RATIO, "--data", "./images"], "neither a folder on this machine nor a data set's name"),
         (["plan", "./someone/model", *RATIO], "no teacher at './someone/model'"),
         (["plan", "demo:nothing", *RATIO], "no embedded teacher 'demo:nothing'"),
         (["plan", "demo", *RATIO, "--recipe", "defualt"], "did you mean 'default'?"),

@@ -1,0 +1,285 @@
+"""Data sets on the Hub as the user's images: what is read of which layout, what is kept, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+datasets = pytest.importorskip("datasets")
+
+from diffcompress.data import bank as banks  # noqa: E402
+from diffcompress.data import hub_images, images  # noqa: E402
+from diffcompress.errors import AccessError, RunStopped, UsageError  # noqa: E402
+from diffcompress.recipe import BankSection  # noqa: E402
+from diffcompress.runtime import Progress, StopRequest, start  # noqa: E402
+from diffcompress.teacher.load import load  # noqa: E402
+from diffcompress.teacher.reference import resolve  # noqa: E402
+from tests import tiny  # noqa: E402
+from tests.hub_server import TOKEN, HubServer  # noqa: E402
+
+FILES, TABLE = "someone/files", "someone/table"
+
+
+def png(value: int) -> bytes:
+    stored = io.BytesIO()
+    Image.fromarray(np.full((10, 8), value, np.uint8)).save(stored, "PNG")
+    return stored.getvalue()
+
+
+def save_files(folder: Path, names: dict[str, int], metadata: list[dict] | None = None) -> Path:
+    for name, value in names.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(value))
+    if metadata is not None:
+        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, metadata)))
+    return folder
+
+
+def save_table(folder: Path, name: str = "data/train-00000-of-00001.parquet", **columns) -> Path:
+    """A parquet file; `image` is the grey value of each image."""
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    types = {
+        "image": datasets.Image(),
+        "label": datasets.ClassLabel(names=["cat", "dog", "emu"]),
+        "caption": datasets.List(datasets.Value("string")),
+        "number": datasets.Value("int64"),
+    }
+    if "image" in columns:
+        columns["image"] = [{"bytes": png(value), "path": None} for value in columns["image"]]
+    features = datasets.Features({key: types[key] for key in columns})
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / name)
+    return folder
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The client of this process talks to a server of two data sets, and starts with an empty cache."""
+    from huggingface_hub import HfFileSystem, constants
+
+    with HubServer(tmp_path / "hub") as server:
+        names = {
+            f"{kind}/{i}.png": 10 * number + i for number, kind in enumerate(("cat", "dog", "emu")) for i in range(8)
+        }
+        server.add(f"datasets/{FILES}", save_files(tmp_path / "files", names))
+        values, labels = list(range(9)), [i % 3 for i in range(9)]
+        table = save_table(tmp_path / "table", image=values, label=labels, caption=[[f"number {i}"] for i in values])
+        server.add(f"datasets/{TABLE}", table)
+        template = "{endpoint}/{repo_id}/resolve/{revision}/{filename}".replace("{endpoint}", server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        own = {"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": False, "HF_UPDATE_DOWNLOAD_COUNTS": False}
+        own |= {"HUB_DATASETS_URL": server.url + "/datasets/{repo_id}/resolve/{revision}/{path}"}
+        for key, value in own.items():
+            monkeypatch.setattr(datasets.config, key, value)
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        HfFileSystem.clear_instance_cache()
+        yield server
+        HfFileSystem.clear_instance_cache()
+
+
+def fetch(data: str, limit: int = 100) -> hub_images.HubImages:
+    return hub_images.fetch(data, limit, Progress())
+
+
+def rows(found: hub_images.HubImages) -> list[dict]:
+    return [json.loads(line) for line in (found.folder / "metadata.jsonl").read_text().splitlines()]
+
+
+def grey(found: hub_images.HubImages) -> list[int]:
+    return [int(np.asarray(Image.open(found.folder / row["file_name"]))[0, 0]) for row in rows(found)]
+
+
+def test_class_folders_are_labels_in_mixed_order(hub):
+    found = fetch(FILES, 12)
+    assert found.commit == hub.repositories[f"datasets/{FILES}"].refs["main"]
+    assert (found.num_images, found.complete, found.columns.num_classes) == (12, False, 3)
+    assert [row["label"] for row in rows(found)] == [value // 10 for value in grey(found)]
+    assert {row["label"] for row in rows(found)} == {0, 1, 2}  # in the order of the files, the first 12 are of two
+    assert any(found.commit in note and "'label'" in note for note in found.notes)
+
+
+def test_only_what_is_needed_is_downloaded(hub):
+    fetch(FILES, 2)
+    read = [request for request in hub.requests if request.endswith(".png") and request.startswith("GET")]
+    assert len(read) <= 16 < 24
+
+
+def test_labels_and_captions_of_a_table(hub):
+    found = fetch(TABLE)
+    assert (found.num_images, found.complete, found.split) == (9, True, "train")
+    assert sorted(grey(found)) == list(range(9))
+    for value, row in zip(grey(found), rows(found), strict=True):
+        assert (row["label"], row["text"]) == (value % 3, f"number {value}")
+    assert sorted(images.captions_of(TABLE, 4, Progress())) == sorted(row["text"] for row in rows(found)[:4])
+
+
+def test_captions_beside_files(hub, tmp_path):
+    told = [{"file_name": "a.png", "text": "a dog"}, {"file_name": "b.png", "text": ""}]
+    hub.add("datasets/someone/told", save_files(tmp_path / "told", {"a.png": 1, "b.png": 2}, told))
+    found = fetch("someone/told")
+    assert sorted(zip(grey(found), (row["text"] for row in rows(found)), strict=True)) == [(1, "a dog"), (2, None)]
+
+
+def test_what_was_fetched_comes_back_without_the_hub(hub, monkeypatch):
+    first = fetch(FILES, 12)
+    hub.requests.clear()
+    again = fetch(FILES, 5)
+    assert again.folder == first.folder
+    assert hub.requests == [f"GET /api/datasets/{FILES}"]
+    hub.fail("*", 503)
+    stale = fetch(FILES, 12)
+    assert (stale.folder, "are used" in stale.notes[0]) == (first.folder, True)
+    hub.requests.clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in (FILES, f"{FILES}@main", f"{FILES}@{first.commit}"):
+        assert fetch(name, 12).folder == first.folder
+    for name, limit in ((FILES, 13), (TABLE, 1), (f"{FILES}@v9", 1)):
+        with pytest.raises(AccessError, match="not in the local cache"):
+            fetch(name, limit)
+    assert hub.requests == []
+
+
+def test_more_of_the_same_begins_with_the_same(hub):
+    few = grey(fetch(FILES, 5))
+    more = fetch(FILES, 24)
+    assert grey(more)[:5] == few
+    assert sorted(grey(more)) == sorted(10 * number + i for number in range(3) for i in range(8))
+
+
+def test_a_revision_is_taken_and_pinned(hub, tmp_path):
+    old = hub.repositories[f"datasets/{FILES}"].refs["main"]
+    new = hub.add(f"datasets/{FILES}", save_files(tmp_path / "new", {"a.png": 99}))
+    assert hub_images.pinned(FILES) == f"{FILES}@{new}"
+    assert hub_images.pinned(f"{FILES}@{old}") == f"{FILES}@{old}"
+    assert (hub_images.pinned(None), hub_images.pinned(str(tmp_path))) == (None, str(tmp_path))
+    assert grey(fetch(FILES)) == [99]
+    assert fetch(f"{FILES}@{old}").num_images == 24
+
+
+def test_another_split_where_there_is_no_training_split(hub, tmp_path):
+    hub.add("datasets/someone/test", save_table(tmp_path / "t", "data/test-00000-of-00001.parquet", image=[1, 2]))
+    found = fetch("someone/test")
+    assert found.split == "test"
+    assert any("no split 'train'" in note for note in found.notes)
+
+
+def test_files_of_this_machine_are_not_read_for_a_row(hub, tmp_path):
+    secret = save_files(tmp_path / "secret", {"a.png": 7}) / "a.png"
+    place = tmp_path / "rows" / "data"
+    place.mkdir(parents=True)
+    table = {"image": [{"bytes": None, "path": str(secret)}, {"bytes": png(1), "path": None}]}
+    types = datasets.Features({"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
+    datasets.Dataset.from_dict(table, features=types).to_parquet(place / "train.parquet")
+    hub.add("datasets/someone/rows", tmp_path / "rows")
+    found = fetch("someone/rows")
+    assert (grey(found), found.skipped) == ([1], 1)
+    assert any("1 rows" in note for note in found.notes)
+
+
+def test_no_code_of_a_data_set_runs(hub, tmp_path):
+    ran = tmp_path / "ran"
+    folder = tmp_path / "script"
+    folder.mkdir()
+    (folder / "script.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    hub.add("datasets/someone/script", folder)
+    with pytest.raises(UsageError, match="cannot be read as a data set of images"):
+        fetch("someone/script")
+    assert not ran.exists()
+
+
+def test_what_is_no_data_set_of_images(hub, tmp_path):
+    hub.add("datasets/someone/numbers", save_table(tmp_path / "numbers", number=[1, 2]))
+    with pytest.raises(UsageError, match=r"no image column \(its columns are number\)"):
+        fetch("someone/numbers")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "train.parquet").write_bytes(b"PAR1 and no more")
+    hub.add("datasets/someone/damaged", tmp_path / "damaged")
+    with pytest.raises(UsageError, match="cannot be read as a data set of images"):
+        fetch("someone/damaged")
+    assert not list((tmp_path / "home" / "diffcompress").rglob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said", "hint"),
+    [
+        ("someone/nothing", {}, "'datasets/someone/nothing' is not on the Hub", "spelling"),
+        (f"{FILES}@v9", {}, "has no revision 'v9'", "/datasets/someone/files/tree/main"),
+        (FILES, {"gated": True}, "is gated, and its conditions are not accepted", "/datasets/someone/files"),
+        (FILES, {"fail": 403}, "forbids reading", "token"),
+        (FILES, {"fail": 429}, "too many requests", "wait"),
+        (FILES, {"fail": 500}, r"failed \(500\)", "later"),
+        (FILES, {"down": True}, "connection to http.* failed", "network"),
+    ],
+)
+def test_what_the_hub_refuses(hub, tmp_path, name, change, said, hint):
+    hub.repositories[f"datasets/{FILES}"].gated = change.get("gated", False)
+    if "fail" in change:
+        hub.fail("GET /api/datasets/*", change["fail"])
+    if "down" in change:
+        hub.__exit__()
+    with pytest.raises(AccessError, match=said) as caught:
+        fetch(name)
+    assert hint in caught.value.hint
+    assert not list(tmp_path.rglob("dataset.json"))
+
+
+def test_a_teacher_needs_its_conditions(hub, tmp_path):
+    hub.add("datasets/someone/bare", save_table(tmp_path / "bare", image=[1, 2]))
+    bare, table = fetch("someone/bare"), fetch(TABLE)
+    bare.check(None, needs_text=False)
+    table.check(3, needs_text=True)
+    with pytest.raises(UsageError, match="no class labels"):
+        bare.check(3, needs_text=False)
+    with pytest.raises(UsageError, match="no captions"):
+        bare.check(None, needs_text=True)
+    with pytest.raises(UsageError, match="3 classes, the teacher has 2"):
+        table.check(2, needs_text=False)
+
+
+def test_a_stop_leaves_nothing_half(hub, tmp_path):
+    with pytest.raises(RunStopped):
+        hub_images.fetch(FILES, 12, Progress(), StopRequest(signal=15))
+    assert not list((tmp_path / "home").rglob("*.png"))
+    assert fetch(FILES, 12).num_images == 12
+
+
+def test_without_the_library_the_error_says_what_to_install(hub, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(UsageError, match="is not installed") as caught:
+        fetch(TABLE)
+    assert "diffcompress[datasets]" in caught.value.hint
+
+
+def test_a_bank_of_a_data_set(hub, tmp_path):
+    teacher = load(resolve(str(tiny.save_pipeline(tmp_path / "teacher", num_classes=3))))
+    runtime = start("cpu")
+
+    def fill(folder: str, data: str) -> banks.Bank:
+        return banks.fill(tmp_path / folder, teacher, BankSection(num_samples=6), 0, data, runtime, Progress())
+
+    one = fill("one", TABLE)
+    found = fetch(TABLE)
+    assert one.clean.shape == (6, 1, 8, 8)
+    torch.testing.assert_close(one.clean[:, 0, 0, 0], torch.tensor(grey(found)[:6]) / 127.5 - 1)
+    assert one.index.tolist() == [value % 3 for value in grey(found)[:6]]
+    record = json.loads((tmp_path / "one" / "bank.json").read_text())
+    assert (record["source"], record["key"]) == (f"{TABLE}@{found.commit}", one.key)
+    again, pinned = fill("one", TABLE), fill("two", f"{TABLE}@{found.commit}")
+    assert one.key == again.key == pinned.key
+    assert torch.equal(one.clean, pinned.clean)
+    hub.add(f"datasets/{TABLE}", save_table(tmp_path / "later", image=[1], label=[1], caption=[["x"]]))
+    with pytest.raises(UsageError, match=f"this run began with the images of {TABLE}@{found.commit}"):
+        fill("one", TABLE)
+    assert fill("three", TABLE).key != one.key

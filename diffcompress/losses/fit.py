@@ -41,20 +41,21 @@ class Line(NamedTuple):
 
     tilt: PerGroup  # slope - 1, kept apart from the 1 so that no digits are lost near the identity; has a gradient
     intercept: PerGroup  # in units of the outputs; has a gradient
-    residual: PerGroup  # mean squared residual of the line; gradient through `s` alone, coefficients held
+    residual: PerGroup  # mean squared (or absolute) residual of the line; gradient through `s` alone, coefficients held
 
 
-def fit_line(student: Grouped, teacher: Grouped, teacher_variance: PerChannel) -> Line:
+def fit_line(student: Grouped, teacher: Grouped, teacher_variance: PerChannel, *, absolute: bool = False) -> Line:
     """Least squares in each group (last axis): `slope = cov(s, t) / var(s)`, `intercept = mean(t) - slope * mean(s)`.
 
     Written in the difference `d = t - s`: `slope - 1 = cov(s, d) / var(s)`,
     `intercept = mean(d) - (slope - 1) * mean(s)`. So equal outputs give exactly the identity in any precision, constant
-    groups included. `teacher_variance` is that of the whole channel.
+    groups included. `teacher_variance` is that of the whole channel; `absolute`: the residual's mean of absolute values
+    instead of squares.
     """
     difference = teacher - student
     student_mean, difference_mean = student.mean(-1), difference.mean(-1)
-    student = student - student_mean.unsqueeze(-1)
-    difference = difference - difference_mean.unsqueeze(-1)
+    raw = student, difference
+    student, difference = _less(student, student_mean), _less(difference, difference_mean)
     variance = student.square().mean(-1)
     with torch.no_grad():
         group_variance = (student + difference).square().mean(-1)
@@ -62,6 +63,11 @@ def fit_line(student: Grouped, teacher: Grouped, teacher_variance: PerChannel) -
         floor += (ROUNDING * torch.finfo(student.dtype).eps) ** 2 * (student_mean.square() + difference_mean.square())
     tilt = (student * difference).mean(-1) / torch.maximum(variance, floor)
     intercept = difference_mean - tilt * student_mean
-    # a*s + b - t, centred. The intercept makes the residual's mean zero, so centring changes no gradient.
-    residual = (tilt.detach().unsqueeze(-1) * student - difference).square().mean(-1)
-    return Line(tilt, intercept, residual)
+    if absolute:  # a*s + b - t, whose mean is zero while that of its signs is not: no gradient through the means
+        student, difference = _less(raw[0], student_mean.detach()), _less(raw[1], difference_mean.detach())
+    residual = tilt.detach().unsqueeze(-1) * student - difference
+    return Line(tilt, intercept, (residual.abs() if absolute else residual.square()).mean(-1))
+
+
+def _less(values: Grouped, mean: PerGroup) -> Grouped:
+    return values - mean.unsqueeze(-1)

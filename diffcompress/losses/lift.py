@@ -29,8 +29,8 @@ def lift(
             sample.
         reduce_mean: averages a 0-d tensor over processes holding equal batches, so that all use one gate; no gradient
             passes it.
-        fine: "squared" as published, or "relative": the root of each sample's mean squared residual (a variant of
-            ours).
+        fine: "squared" as published; variants of ours: "relative", the root of each sample's mean squared residual,
+            and "l1", the mean absolute residual.
         gate: "global" as published, or "per_sample": each sample gated by its own distance, no mixing (a variant of
             ours).
         coarse_weight: factor on the coarse term in `loss` alone, for a schedule that anneals it.
@@ -40,7 +40,7 @@ def lift(
     """
     factor = size_factor(reduction, student)
     s, t = flat_outputs(student, teacher)
-    line = fit_line(s.unsqueeze(2), t.unsqueeze(2), t.var(-1, correction=0))
+    line = fit_line(s.unsqueeze(2), t.unsqueeze(2), t.var(-1, correction=0), absolute=fine == "l1")
     return weigh(
         line,
         s.new_ones(1),

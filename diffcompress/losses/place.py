@@ -43,11 +43,12 @@ def place(
         s, t = s.gather(-1, order), t.gather(-1, order)
 
     head = (num_groups - 1) * group_size  # all groups but the last, which is longer by the remainder
-    lines = [fit_line(s[..., head:].unsqueeze(2), t[..., head:].unsqueeze(2), teacher_variance)]
+    parts = [(s[..., head:].unsqueeze(2), t[..., head:].unsqueeze(2))]
     if head:
         cut = (num_groups - 1, group_size)
-        lines.insert(0, fit_line(s[..., :head].unflatten(-1, cut), t[..., :head].unflatten(-1, cut), teacher_variance))
-    line = Line(*(torch.cat(parts, -1) for parts in zip(*lines, strict=True)))
+        parts.insert(0, (s[..., :head].unflatten(-1, cut), t[..., :head].unflatten(-1, cut)))
+    lines = [fit_line(x, y, teacher_variance, absolute=fine == "l1") for x, y in parts]
+    line = Line(*(torch.cat(values, -1) for values in zip(*lines, strict=True)))
     share = s.new_full((num_groups,), group_size / num_elements)
     share[-1] = 1 - head / num_elements
     return weigh(

@@ -12,7 +12,7 @@ from .fit import Line, PerGroup
 from .reduction import PerSample, Scalar, one_of, root
 
 Norm = Literal["l1", "squared"]
-Fine = Literal["squared", "relative"]
+Fine = Literal["squared", "l1", "relative"]
 Gate = Literal["global", "per_sample"]
 ReduceMean = Callable[[Tensor], Tensor]
 
@@ -52,10 +52,10 @@ def weigh(
 
     `share` [groups]: each group's part of the elements, summing to 1. `factor`: 1, or the elements per sample for
     reduction `sum`. `fine="relative"`: the root of each sample's mean squared residual, in place of the mean squared
-    residual.
+    residual; "l1" expects lines fitted with the mean absolute one.
     """
     one_of("norm", norm, ("l1", "squared"))
-    one_of("fine", fine, ("squared", "relative"))
+    one_of("fine", fine, ("squared", "l1", "relative"))
     one_of("gate", gate, ("global", "per_sample"))
 
     def per_sample(values: PerGroup) -> PerSample:
@@ -64,7 +64,7 @@ def weigh(
     distance = per_sample(line.tilt.abs() + line.intercept.abs())
     coarse = distance if norm == "l1" else per_sample(line.tilt.square() + line.intercept.square())
     residual = per_sample(line.residual)
-    residual = residual if fine == "squared" else root(residual)
+    residual = root(residual) if fine == "relative" else residual
 
     off = distance.detach()
     weight = 1 - (reduce_mean(off.mean()) if gate == "global" else off).clamp(max=1)

@@ -74,8 +74,8 @@ class StageSection(Section):
     group_size: int = Field(16, ge=1, description="elements per PLACE group")
     norm: Literal["l1", "squared"] = Field("l1", description="rho of the coarse term")
     reduction: Literal["mean", "sum"] = "mean"
-    fine: Literal["squared", "relative"] = Field(
-        "relative", description="fine term: squared residual (published) or per-sample root mean square"
+    fine: Literal["squared", "l1", "relative"] = Field(
+        "relative", description="fine term: squared residual (published), absolute, or per-sample root mean square"
     )
     gate: Literal["global", "per_sample"] = Field(
         "global", description="fine weight from the whole batch (published) or per sample"

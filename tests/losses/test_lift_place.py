@@ -10,7 +10,7 @@ LOSSES = {"lift": lift, "place": place, "place5": lambda s, t, **options: place(
 EVERY_LOSS = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum"])
 NORMS = pytest.mark.parametrize("norm", ["l1", "squared"])
-FINE = pytest.mark.parametrize("fine", ["squared", "relative"])
+FINE = pytest.mark.parametrize("fine", ["squared", "l1", "relative"])
 GATES = pytest.mark.parametrize("gate", ["global", "per_sample"])
 
 
@@ -52,10 +52,11 @@ def oracle(student, teacher, group_size, norm="l1", reduction="mean", fine="squa
                 off[i] += len(x) * (abs(a - 1) + abs(b))
                 fixed_a, fixed_b = held["lines"][len(lines)] if held else (a, b)
                 lines.append((a, b))
-                square[i] += sum((fixed_a * x[k] + fixed_b - y[k]) ** 2 for k in range(len(x)))
+                rests = [fixed_a * x[k] + fixed_b - y[k] for k in range(len(x))]
+                square[i] += sum(abs(rest) if fine == "l1" else rest**2 for rest in rests)
     per_sample = channels * elements
     coarse, off, residual = coarse / per_sample, off / per_sample, square / per_sample
-    residual = residual if fine == "squared" else np.sqrt(residual)
+    residual = np.sqrt(residual) if fine == "relative" else residual
     weight = 1 - np.minimum(1, off.mean() if gate == "global" else off)
     weight = held["weight"] if held and "weight" in held else weight
     factor = per_sample if reduction == "sum" else 1
@@ -124,7 +125,7 @@ def test_shapes_of_the_terms():
 @EVERY_LOSS
 @REDUCTIONS
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("fine", ["squared", "relative"])
+@FINE
 def test_equal_outputs_cost_nothing(loss, reduction, dtype, fine):
     output, _ = pair(dtype=dtype)
     output[0, 0], output[1, 1], output[2, 0] = 0.1, 0.0, 1e4

@@ -16,7 +16,9 @@ _MPI_RANKS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_
 Teacher = Annotated[str, typer.Argument(help=_TEACHER, show_default=False)]
 Params = Annotated[str | None, typer.Option(metavar="N", help="Target as student denoiser parameters: 40M.")]
 Size = Annotated[str | None, typer.Option(metavar="BYTES", help="Target as size of the denoiser file: 80MB.")]
-Data = Annotated[str | None, typer.Option(metavar="PATH", help="Image folder; default: the teacher's own samples.")]
+Data = Annotated[
+    str | None, typer.Option(metavar="PATH", help="Image folder or Hub data set; default: the teacher's samples.")
+]
 Prompts = Annotated[str | None, typer.Option(metavar="FILE", help="One prompt a line, for text-conditional teachers.")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same machine, same result.")]
 Device = Annotated[str | None, typer.Option(help="Default: cuda, else mps, else cpu.")]

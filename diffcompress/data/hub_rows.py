@@ -24,6 +24,7 @@ SEED = 0
 MIXED_FILES, MIXED_ROWS = 100_000, 1_000
 _TOGETHER = 16
 _OLDEST = 4
+_RETRIES = 2
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ def _library(name: str) -> Any:
         raise _missing(name, f"is too old here ({datasets.__version__}, {_OLDEST}.0 is needed)")
     from huggingface_hub.utils import are_progress_bars_disabled
 
+    # Each of them is five of huggingface_hub's own, half a minute; the default is 20, in silence.
+    datasets.config.STREAMING_READ_MAX_RETRIES = _RETRIES
     if are_progress_bars_disabled():
         datasets.disable_progress_bars()
     return datasets

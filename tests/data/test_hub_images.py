@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import time
-from pathlib import Path
+import tarfile
 
 import numpy as np
 import pytest
@@ -22,71 +21,7 @@ from diffcompress.runtime import Progress, StopRequest, start  # noqa: E402
 from diffcompress.teacher.load import load  # noqa: E402
 from diffcompress.teacher.reference import resolve  # noqa: E402
 from tests import tiny  # noqa: E402
-from tests.hub_server import TOKEN, HubServer  # noqa: E402
-
-FILES, TABLE = "someone/files", "someone/table"
-
-
-def png(value: int) -> bytes:
-    stored = io.BytesIO()
-    Image.fromarray(np.full((10, 8), value, np.uint8)).save(stored, "PNG")
-    return stored.getvalue()
-
-
-def save_files(folder: Path, names: dict[str, int], metadata: list[dict] | None = None) -> Path:
-    for name, value in names.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(png(value))
-    if metadata is not None:
-        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, metadata)))
-    return folder
-
-
-def save_table(folder: Path, name: str = "data/train-00000-of-00001.parquet", **columns) -> Path:
-    """A parquet file; `image` is the grey value of each image."""
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    types = {
-        "image": datasets.Image(),
-        "label": datasets.ClassLabel(names=["cat", "dog", "emu"]),
-        "caption": datasets.List(datasets.Value("string")),
-        "number": datasets.Value("int64"),
-    }
-    if "image" in columns:
-        columns["image"] = [{"bytes": png(value), "path": None} for value in columns["image"]]
-    features = datasets.Features({key: types[key] for key in columns})
-    datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / name)
-    return folder
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """The client of this process talks to a server of two data sets, and starts with an empty cache."""
-    from huggingface_hub import HfFileSystem, constants
-
-    with HubServer(tmp_path / "hub") as server:
-        names = {
-            f"{kind}/{i}.png": 10 * number + i for number, kind in enumerate(("cat", "dog", "emu")) for i in range(8)
-        }
-        server.add(f"datasets/{FILES}", save_files(tmp_path / "files", names))
-        values, labels = list(range(9)), [i % 3 for i in range(9)]
-        table = save_table(tmp_path / "table", image=values, label=labels, caption=[[f"number {i}"] for i in values])
-        server.add(f"datasets/{TABLE}", table)
-        template = "{endpoint}/{repo_id}/resolve/{revision}/{filename}".replace("{endpoint}", server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        own = {"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": False, "HF_UPDATE_DOWNLOAD_COUNTS": False}
-        own |= {"HUB_DATASETS_URL": server.url + "/datasets/{repo_id}/resolve/{revision}/{path}"}
-        for key, value in own.items():
-            monkeypatch.setattr(datasets.config, key, value)
-        monkeypatch.setattr(time, "sleep", lambda seconds: None)
-        HfFileSystem.clear_instance_cache()
-        yield server
-        HfFileSystem.clear_instance_cache()
+from tests.data.hub_data import FILES, TABLE, png, save_files, save_table  # noqa: E402
 
 
 def fetch(data: str, limit: int = 100) -> hub_images.HubImages:
@@ -233,6 +168,30 @@ def test_what_the_hub_refuses(hub, tmp_path, name, change, said, hint):
         fetch(name)
     assert hint in caught.value.hint
     assert not list(tmp_path.rglob("dataset.json"))
+
+
+def test_a_connection_that_keeps_breaking_leaves_nothing(hub, tmp_path):
+    hub.truncate("GET /blobs/*", 50)
+    with pytest.raises(AccessError, match="broke off"):
+        fetch(TABLE)
+    assert not list((tmp_path / "home" / "diffcompress").rglob("*.p*"))
+    hub.mend()
+    assert fetch(TABLE).num_images == 9
+
+
+def test_archives_of_images_with_classes_and_captions(hub, tmp_path):
+    folder = tmp_path / "tar"
+    folder.mkdir()
+    with tarfile.open(folder / "train-0.tar", "w") as archive:
+        for i in range(4):
+            for suffix, content in (("jpg", png(i)), ("cls", str(i).encode()), ("txt", f"number {i}".encode())):
+                entry = tarfile.TarInfo(f"{i:04d}.{suffix}")
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+    hub.add("datasets/someone/tar", folder)
+    found = fetch("someone/tar")
+    told = [(row["label"], row["text"]) for row in rows(found)]
+    assert told == [(value, f"number {value}") for value in grey(found)]
 
 
 def test_a_teacher_needs_its_conditions(hub, tmp_path):

@@ -75,3 +75,16 @@ def test_a_text_teacher_needs_captions(tmp_path):
     picture(tmp_path / "a.png")
     with pytest.raises(UsageError, match="text-conditional"):
         images.read(tmp_path, (1, 8, 8), None, prompts=("a dog",))
+
+
+def test_labels_beside_the_images_come_before_subfolders(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        picture(tmp_path / name)
+    rows = [{"file_name": "a.png", "label": 4}, {"file_name": "c.png", "label": 0}, {"file_name": "b.png"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    found = images.read(tmp_path, (1, 8, 8), 5)
+    assert found.index.tolist() == [4, 0]
+    assert "1 of 3 images have no label" in found.warnings[0]
+    assert images.read(tmp_path, (1, 8, 8), 5, limit=1).index.tolist() == [4]
+    with pytest.raises(UsageError, match=r"'a.png' .* has label 4, the teacher's go from 0 to 3"):
+        images.read(tmp_path, (1, 8, 8), 4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
-from diffcompress.families.base import Family
-from diffcompress.student.size import build
+from diffcompress.student import costs
 from diffcompress.teacher.load import LoadedPipeline
 
 BATCH_SIZES = (1, 16)
@@ -43,7 +41,7 @@ def measure(pipeline: LoadedPipeline) -> Speed:
     return Speed(
         sum(p.numel() for p in pipeline.denoiser.parameters()),
         sum(value.numel() for value in pipeline.denoiser.state_dict().values()) * pipeline.dtype.itemsize,
-        count_macs(pipeline.family, pipeline.config),
+        costs.count(pipeline.family, pipeline.config).macs,
         _latencies(pipeline),
         _memory(pipeline),
         torch.get_num_threads(),
@@ -51,28 +49,10 @@ def measure(pipeline: LoadedPipeline) -> Speed:
     )
 
 
-def count_macs(family: Family, config: Mapping[str, Any]) -> int:
-    """Multiply-accumulates of convolutions and matrix products of the denoiser that `config` builds, at batch 1.
-
-    Counted on the meta device: no weights are needed and nothing is computed.
-    """
-    denoiser = build(family, config, "meta")
-    with torch.device("meta"):
-        inputs = family.example_inputs(config, 1)
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        _predict(family, denoiser, inputs)
-    return counter.get_total_flops() // 2
-
-
-def _predict(family: Family, denoiser: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    conditioning = {name: value for name, value in inputs.items() if name not in ("noisy", "timestep")}
-    return family.predict(denoiser, inputs["noisy"], inputs["timestep"], conditioning)
-
-
 def _call(pipeline: LoadedPipeline, batch: int) -> Callable[[], Tensor]:
-    inputs = pipeline.example_inputs(batch)
-    return lambda: _predict(pipeline.family, pipeline.denoiser, inputs)
+    conditioning = pipeline.example_inputs(batch)
+    noisy, timestep = conditioning.pop("noisy"), conditioning.pop("timestep")
+    return lambda: pipeline.family.predict(pipeline.denoiser, noisy, timestep, conditioning)
 
 
 def _latencies(pipeline: LoadedPipeline) -> dict[int, float | None]:

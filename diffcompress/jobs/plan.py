@@ -13,11 +13,12 @@ from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.export import evidence
 from diffcompress.families import registry
 from diffcompress.families.base import Family
-from diffcompress.jobs import costs, target
-from diffcompress.jobs.costs import TRAINING_BYTES_PER_PARAMETER
+from diffcompress.jobs import target
 from diffcompress.recipe import Recipe
 from diffcompress.runtime import Progress
+from diffcompress.student import costs
 from diffcompress.student import plan as planning
+from diffcompress.student.costs import TRAINING_BYTES_PER_PARAMETER
 from diffcompress.student.plan import StudentPlan
 from diffcompress.teacher.load import describe
 from diffcompress.teacher.reference import resolve

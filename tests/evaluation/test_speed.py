@@ -31,7 +31,6 @@ def test_measures_a_tiny_unet(tmp_path):
     pipeline = models.loaded(tmp_path, size=28)
     cost = speed.measure(pipeline)
     assert cost.params == sum(p.numel() for p in pipeline.denoiser.parameters())
-    assert cost.macs == speed.count_macs(pipeline.family, pipeline.config)
     assert cost.size_bytes == 4 * cost.params
     assert cost.macs == macs_by_hooks(pipeline.denoiser, torch.zeros(1, 1, 28, 28), torch.zeros(1))
     assert 0 < cost.latency_ms[1] < cost.latency_ms[16]

@@ -33,6 +33,8 @@ from diffcompress.teacher.weights import require_parts
 RECORD = "assembled.json"
 # Another one makes folders of earlier versions be made anew.
 _FORMAT = 1
+# Factors beside weights of 8 bits, which diffusers' converters would leave out.
+_SCALES = (".scale_weight", ".weight_scale", ".scaled_fp8")
 
 
 def assembled(reference: Reference, progress: Progress | None = None) -> Reference:
@@ -52,9 +54,10 @@ def assembled(reference: Reference, progress: Progress | None = None) -> Referen
             fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes the first makes it
             if not (place / RECORD).is_file():
                 write_atomically(place, functools.partial(_write, reference, around, digest, progress or Progress()))
-    except PermissionError as error:
+    except OSError as error:
         raise UsageError(
-            f"cannot write to {place.parent}: {error.strerror}", "set HF_HOME to a folder that can be written to"
+            f"the pipeline around {reference.denoiser.name} cannot be put together in {place.parent}: {error}",
+            "set HF_HOME to a folder that can be written to",
         ) from error
     return replace(reference, pipeline=place, surroundings=None, origins=read_json(place / RECORD)["parts"])
 
@@ -62,12 +65,6 @@ def assembled(reference: Reference, progress: Progress | None = None) -> Referen
 def _write(reference: Reference, around: Surroundings, digest: str, progress: Progress, folder: Path) -> None:
     file = reference.denoiser
     source, origin = _source(reference, around, progress)
-    lacking = [part for part in around.held if not (source / part / "config.json").is_file()]
-    if lacking:
-        raise UsageError(
-            f"{origin} has no config for the {' and the '.join(lacking)} of {file.name}",
-            f"put {lacking[0]}/config.json of its pipeline there",
-        )
     folder.mkdir()
     for part in around.others:
         link_part(source / part, folder / part)
@@ -86,8 +83,13 @@ def _write(reference: Reference, around: Surroundings, digest: str, progress: Pr
 
 def _source(reference: Reference, around: Surroundings, progress: Progress) -> tuple[Path, str]:
     """The folder with everything that the checkpoint does not hold, and what to call it: no path, it is published."""
+    file = reference.denoiser.name
     if isinstance(around.place, Path):
         require_parts(replace(reference, pipeline=around.place, surroundings=None), around.others)
+        if lacking := _without_config(around.place, around):
+            raise UsageError(
+                f"{around.place} has no config for the {lacking} of {file}", "add the config.json of each to it"
+            )
         return around.place, around.place.resolve().name
     try:
         repository = hub.find(around.place)
@@ -96,11 +98,20 @@ def _source(reference: Reference, around: Surroundings, progress: Progress) -> t
         repository.fetch(around.others, progress)
     except AccessError as error:
         raise AccessError(
-            f"{reference.denoiser.name} holds no {' and no '.join(around.others)}: {error.message}",
+            f"{file} holds no {' and no '.join(around.others)}: {error.message}",
             f"{error.hint}; or put the checkpoint into a pipeline folder, beside its model_index.json",
         ) from error
     require_parts(replace(reference, pipeline=repository.folder, repository=repository), around.others)
+    if lacking := _without_config(repository.folder, around):
+        raise AccessError(
+            f"{file} holds a {lacking} without a config, and '{repository.id}' has none here",
+            "run once with a network and without --offline",
+        )
     return repository.folder, f"{repository.id}@{repository.commit}"
+
+
+def _without_config(source: Path, around: Surroundings) -> str:
+    return " and ".join(part for part in around.held if not (source / part / "config.json").is_file())
 
 
 def _convert(file: Path, held: Mapping[str, tuple[str, ...]], folder: Path) -> None:
@@ -131,9 +142,14 @@ def _convert(file: Path, held: Mapping[str, tuple[str, ...]], folder: Path) -> N
 
 
 def _prepare(file: Path, held: Mapping[str, tuple[str, ...]], folder: Path) -> torch.dtype:
-    """The dtype that loses nothing of the parts `held`; raises RunStopped where there is no room for them."""
+    """The dtype that loses nothing of the parts `held`; raises RunStopped where there is no room for them, UsageError
+    where they are quantised beyond a dtype."""
     stored = StoredState([file])
     names = [name for tensors in held.values() for name in tensors]
+    if scale := next((name for name in names if name.endswith(_SCALES)), None):
+        raise UsageError(
+            f"the text encoders in {file} are quantised ({scale})", "name a checkpoint in half or full precision"
+        )
     found = {stored.dtype_of(name) for name in names} - {None}
     # Types of 8 bits, in which T5 comes at times, fit into the smallest of the others.
     widest = ("float32" if len(found) > 1 else found.pop()) if found else "float16"

@@ -45,7 +45,7 @@ def with_prompts(
     if pipeline.reference.pipeline is None:
         raise UsageError(
             f"'{pipeline.reference.id}' is a text-conditional denoiser without text encoders",
-            "name the pipeline folder that it belongs to",
+            "name the pipeline folder that it belongs to, or put the file into it",
         )
     place = folder / _key(pipeline, prompts, text_length)
     shards = [list(prompts[start : start + SHARD_SIZE]) for start in range(0, len(prompts), SHARD_SIZE)]

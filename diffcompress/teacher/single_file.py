@@ -36,6 +36,7 @@ _PARTS = {
     "text_encoder_2": ("conditioner.embedders.1.", "text_encoders.clip_g."),
 }
 _T5 = ("text_encoders.t5xxl.",)
+_NO_DENOISER = (*(prefix for prefixes in _PARTS.values() for prefix in prefixes), *_T5)
 # No checkpoint holds a safety checker, and diffusers takes none to one either; the other two work for it or for images.
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 
@@ -80,6 +81,10 @@ def recognise(path: Path, config: dict[str, Any] | None, index: dict[str, Any] |
     Raises UsageError for a damaged file, and for one that is neither of a known model nor has a config.
     """
     stored = StoredState([path])
+    if coarse := next((n for n in stored if not n.startswith(_NO_DENOISER) and stored.is_eight_bits(n)), None):
+        raise UsageError(
+            f"the denoiser in '{path}' is stored in 8 bits ({coarse})", "name a checkpoint in half or full precision"
+        )
     notes = [f"{path.name} is a pickled state dict, read with weights_only=True"] * (path.suffix != ".safetensors")
     scheduler, place = None, None
     if config is None:

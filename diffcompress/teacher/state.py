@@ -40,7 +40,9 @@ class StoredState(Mapping[str, Tensor]):
             source = _read_pickle(file) if file.suffix in PICKLES else _open(file)
             self._places |= {name: (file, source) for name in source.keys()}  # noqa: SIM118 (a handle is no mapping)
         if self.dtype is None:
-            raise UsageError(f"{self.files[0]} holds no floating-point tensors", "check that this is a denoiser")
+            raise UsageError(
+                f"{self.files[0]} holds no floating-point tensors of 16 bits or more", "check that this is a denoiser"
+            )
 
     def __getitem__(self, name: str) -> Tensor:
         file, source = self._places[name]
@@ -76,6 +78,13 @@ class StoredState(Mapping[str, Tensor]):
             value = source[name]
             return str(value.dtype).removeprefix("torch.") if value.is_floating_point() else None
         return SAFETENSORS_DTYPES.get(source.get_slice(name).get_dtype())
+
+    def is_eight_bits(self, name: str) -> bool:
+        """Whether a tensor is floating-point of 8 bits: too coarse for a teacher, and unknown to most of torch."""
+        _, source = self._places[name]
+        return str(source[name].dtype if isinstance(source, dict) else source.get_slice(name).get_dtype()).startswith(
+            ("F8", "torch.float8")
+        )
 
 
 def _open(file: Path) -> Any:

@@ -16,6 +16,7 @@ from diffcompress.teacher.load import LoadedPipeline, load
 from diffcompress.teacher.reference import resolve
 from tests.export.models import make_model
 from tests.export.synthetic_run import write_run
+from tests.families import pipe_stable_diffusion
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -37,6 +38,18 @@ def test_the_folder_is_the_teachers_pipeline_with_the_students_denoiser(
     assert {value.dtype for value in load_file(folder / WEIGHTS).values()} == {torch.float16}
     assert next(student.parameters()).dtype == torch.float32
     assert not [p for p in folder.rglob("*") if p.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
+
+
+def test_weights_of_one_variant_are_exported_under_plain_names(tmp_path: Path) -> None:
+    pipeline = pipe_stable_diffusion.pipeline()
+    pipeline.to(torch.float16).save_pretrained(tmp_path / "teacher", variant="fp16")
+    teacher = load(resolve(str(tmp_path / "teacher")))
+    folder = export_pipeline(teacher.denoiser, teacher, write_run(tmp_path / "run"), dtype=torch.float16)
+    assert not [file for file in folder.rglob("*") if "fp16" in file.name]
+    loaded = diffusers.DiffusionPipeline.from_pretrained(folder)
+    for part in ("vae", "text_encoder", "unet"):
+        expected = getattr(pipeline, part).state_dict()
+        assert all(torch.equal(v, expected[n].to(v.dtype)) for n, v in getattr(loaded, part).state_dict().items())
 
 
 def test_provenance_names_teacher_versions_and_hashes(

@@ -9,6 +9,7 @@ a pool comes from the bank's trajectories, which cost nothing, as far as these s
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -191,12 +192,11 @@ class Targets:
 
 def taylor_batches(
     teacher: LoadedPipeline, bank: Bank, seed: int
-) -> list[tuple[Tensor, Tensor, dict[str, Tensor], Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor], Tensor]]:
     """A few batches (noisy, timestep, conditioning, diffusion target) of the bank, for ranking channels.
 
-    Smaller ones for teachers whose activations would not fit otherwise.
+    Smaller ones for teachers whose activations would not fit otherwise; one at a time is in memory.
     """
-    batches = []
     size = min(TAYLOR_BATCH_SIZE, automatic_batch_size(teacher))
     for number in range(TAYLOR_BATCHES):
         own = generator(seed, TAYLOR_STREAM, number)
@@ -209,5 +209,4 @@ def taylor_batches(
             rows = slice(start, start + size)
             part = {name: value[rows] for name, value in conditioning.items()}
             device = teacher.device
-            batches.append((noisy[rows].to(device), timestep[rows].to(device), part, target[rows].to(device)))
-    return batches
+            yield noisy[rows].to(device), timestep[rows].to(device), part, target[rows].to(device)

@@ -9,8 +9,9 @@ from torch import nn
 from diffcompress.data import bank as banks
 from diffcompress.data.targets import taylor_batches
 from diffcompress.recipe import Recipe
-from diffcompress.student.inherit import start_student, taylor_scores
+from diffcompress.student.inherit import start_student
 from diffcompress.student.plan import StudentPlan
+from diffcompress.student.scores import taylor_scores
 from diffcompress.teacher.load import LoadedPipeline, state_fingerprint
 from diffcompress.teacher.weights import open_state
 from diffcompress.training.state import TrainingState
@@ -25,7 +26,7 @@ def initial_student(
     """
     scores = None
     if ranked and recipe.student.start == "inherit" and recipe.student.importance == "taylor":
-        scores = taylor_scores(teacher.family, teacher.denoiser, taylor_batches(teacher, bank, recipe.seed))
+        scores = taylor_scores(teacher.denoiser, teacher.predict, taylor_batches(teacher, bank, recipe.seed))
     state = open_state(teacher.reference)
     return start_student(teacher.family, student_plan, recipe.student, state, scores=scores, seed=recipe.seed)
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from diffcompress.families.base import Family, IndexSet, TensorRule, TensorRules
 from diffcompress.recipe import StudentSection
 from diffcompress.student.plan import StudentPlan
+from diffcompress.student.scores import AxisScores, magnitude_scores
 from diffcompress.student.size import build
-
-Batch = tuple[Tensor, Tensor, Mapping[str, Tensor], Tensor]
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def start_student(
@@ -24,12 +21,12 @@ def start_student(
     section: StudentSection,
     teacher: Mapping[str, Tensor],
     *,
-    scores: Mapping[str, Tensor] | None = None,
+    scores: Mapping[str, AxisScores] | None = None,
     seed: int = 0,
 ) -> nn.Module:
     """The planned student on the CPU in float32, trainable, with its first weights.
 
-    teacher: the teacher's tensors by name, read one by one. scores: elementwise importance of each teacher tensor, from
+    teacher: the teacher's tensors by name, read one by one. scores: importance of each teacher tensor's slices, from
     `taylor_scores`; None ranks by magnitude. A random start follows from `seed` alone.
     """
     with torch.random.fork_rng(devices=[]):
@@ -41,73 +38,23 @@ def start_student(
 
 
 def inherit(
-    rules: TensorRules, teacher: Mapping[str, Tensor], scores: Mapping[str, Tensor] | None = None
+    rules: TensorRules, teacher: Mapping[str, Tensor], scores: Mapping[str, AxisScores] | None = None
 ) -> dict[str, Tensor]:
     """The student's state dict in float32, cut from the teacher's by `rules`; `scores` as in `start_student`."""
     kept = pick(rules, magnitude_scores(teacher) if scores is None else scores)
     return {rule.student: _cut(rule, rules.sets, kept, teacher) for rule in rules.rules}
 
 
-def magnitude_scores(teacher: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Squared weights: summed over a channel's slices they are its squared L2 norm."""
-    return _Squares(teacher)
-
-
-class _Squares(Mapping[str, Tensor]):
-    """Each is read when it is asked for, so that a teacher that lies on disk is never in memory as a whole."""
-
-    def __init__(self, teacher: Mapping[str, Tensor]) -> None:
-        self._teacher = teacher
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._teacher[name].detach().float().square()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._teacher)
-
-    def __len__(self) -> int:
-        return len(self._teacher)
-
-
-def taylor_scores(
-    family: Family, teacher: nn.Module, batches: Iterable[Batch], loss: Loss = functional.mse_loss
-) -> dict[str, Tensor]:
-    """First-order Taylor importance |weight * gradient|, summed over `batches`, per element of each teacher tensor.
-
-    A batch is (noisy, timestep, conditioning, target). The gradient is taken batch by batch: near an optimum its mean
-    over the data is close to zero for every weight. The teacher's weights and gradients are left as they were.
-    """
-    weights = dict(teacher.named_parameters())
-    flags = {name: weight.requires_grad for name, weight in weights.items()}
-    scores = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in teacher.state_dict().items()}
-    try:
-        teacher.requires_grad_(True)
-        for noisy, timestep, conditioning, target in batches:
-            with torch.enable_grad():
-                # Without a learned variance: that has no plain target.
-                value = loss(family.predict(teacher, noisy, timestep, conditioning)[:, : target.shape[1]], target)
-                gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
-            for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
-                if gradient is not None:
-                    scores[name] += (weight.detach() * gradient).abs().float()
-    finally:
-        for name, weight in weights.items():
-            weight.requires_grad_(flags[name])
-    return scores
-
-
-def pick(rules: TensorRules, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def pick(rules: TensorRules, scores: Mapping[str, AxisScores]) -> dict[str, Tensor]:
     """For each index set the teacher channels to keep, ascending, by the summed scores of all tensors it cuts."""
     totals = {name: torch.zeros(index.teacher_size, dtype=torch.float64) for name, index in rules.sets.items()}
     for rule in rules.rules:
         if rule.teacher is None or not rule.scored:
             continue
-        score = scores[rule.teacher].double().cpu()
-        for axis, names in enumerate(rule.axes):
+        for names, along in zip(rule.axes, scores[rule.teacher].along, strict=True):
             if not names:
                 continue
-            along = score.movedim(axis, 0).flatten(1).sum(1) if score.dim() > 1 else score
-            parts = along.split([rules.sets[name].teacher_size for name in names])
+            parts = along.cpu().double().split([rules.sets[name].teacher_size for name in names])
             for name, part in zip(names, parts, strict=True):
                 totals[name] += part
     kept = {name: _best(index, totals[name]) for name, index in rules.sets.items() if index.follows is None}

@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
-from torch.nn import functional
 
 from diffcompress.families.base import IndexSet, TensorRule, TensorRules
 from diffcompress.families.unet2d import FAMILY
 from diffcompress.recipe import StudentSection
-from diffcompress.student.inherit import inherit, pick, start_student, taylor_scores
+from diffcompress.student.inherit import inherit, pick, start_student
 from diffcompress.student.plan import plan
+from diffcompress.student.scores import AxisScores, magnitude_scores
 from diffcompress.student.size import build
 from tests import tiny
 
@@ -98,7 +98,7 @@ def test_a_shortcut_that_the_teacher_lacks_is_an_identity_between_kept_channels(
     student = {**teacher, "block_out_channels": (8, 16)}
     rules = FAMILY.tensor_rules(teacher, student)
     state = inherit(rules, tiny.unet(teacher).state_dict())
-    kept = pick(rules, {k: v.square() for k, v in tiny.unet(teacher).state_dict().items()})
+    kept = pick(rules, magnitude_scores(tiny.unet(teacher).state_dict()))
     shortcut = state["down_blocks.1.resnets.0.conv_shortcut.weight"][:, :, 0, 0]
     (into,) = (s for s in rules.sets if s == "down_blocks.0.downsamplers.0")
     assert torch.equal(shortcut, torch.eye(16)[kept["down_blocks.1.resnets.0"]][:, kept[into]])
@@ -124,25 +124,7 @@ def test_picks_respect_norm_groups(index, best, expected):
     scores = torch.zeros(index.teacher_size)
     scores[best] = torch.linspace(2, 1, len(best))
     rules = TensorRules({"s": index}, (TensorRule("w", "w", (("s",),), (index.size,)),))
-    assert pick(rules, {"w": scores})["s"].tolist() == expected
-
-
-def test_taylor_drops_a_channel_that_is_large_but_does_nothing():
-    teacher = tiny.unet()
-    hidden = teacher.mid_block.resnets[0]
-    with torch.no_grad():
-        hidden.norm2.weight[5] = 20  # loud
-        hidden.conv2.weight[:, 5] = 0  # but unheard
-    student = {**tiny.UNET, "block_out_channels": (8, 24)}
-    rules = FAMILY.tensor_rules(tiny.UNET, student)
-    noisy = torch.randn(4, 1, 8, 8)
-    batches = [(noisy, torch.tensor([1, 200, 500, 900]), {}, torch.randn(4, 1, 8, 8))] * 2
-    scores = taylor_scores(FAMILY, teacher, batches, functional.mse_loss)
-    assert {k: v.shape for k, v in scores.items()} == {k: v.shape for k, v in teacher.state_dict().items()}
-    assert not any(weight.requires_grad or weight.grad is not None for weight in teacher.parameters())
-    name = "mid_block.resnets.0.hidden"
-    assert 5 in pick(rules, {k: v.square() for k, v in teacher.state_dict().items()})[name]
-    assert 5 not in pick(rules, scores)[name]
+    assert pick(rules, {"w": AxisScores.of(scores)})["s"].tolist() == expected
 
 
 def test_starts_follow_from_teacher_and_seed():

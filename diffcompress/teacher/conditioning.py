@@ -19,6 +19,7 @@ from torch import Tensor
 from diffcompress.errors import UsageError
 from diffcompress.families.base import Config, Family
 from diffcompress.noise import generator
+from diffcompress.teacher.stored_rows import StoredRows
 
 CONDITION_STREAM = 1
 # Guidance that makes a pipeline compute its null conditioning; its size does not matter here.
@@ -29,12 +30,12 @@ GUIDED = 4.0
 class Conditions:
     """Every conditioning that samples are drawn with, as the rows of a table.
 
-    table: tensors with a row for each condition, by the denoiser's keyword (nested ones with a dot); count: conditions
-    to draw from, rows 0..count-1; null: the row of the null conditioning, None where there is none. texts: the prompt
-    of each row, if it has one.
+    table: tensors with a row for each condition, by the denoiser's keyword (nested ones with a dot), in memory or on
+    disk; count: conditions to draw from, rows 0..count-1; null: the row of the null conditioning, None where there is
+    none. texts: the prompt of each row, if it has one.
     """
 
-    table: Mapping[str, Tensor] = field(default_factory=dict)
+    table: Mapping[str, Tensor | StoredRows] = field(default_factory=dict)
     count: int = 1
     null: int | None = None
     texts: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Prompts through the teacher's own text encoders, once: to shards on disk, and then the encoders leave memory."""
+"""Prompts through the teacher's own text encoders, once: to shards on disk, where they stay, and the encoders leave."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from diffcompress.errors import UsageError
@@ -19,6 +19,7 @@ from diffcompress.run_folder import write_atomically
 from diffcompress.runtime import Progress, Runtime
 from diffcompress.teacher.conditioning import Conditions, trace
 from diffcompress.teacher.load import LoadedPipeline
+from diffcompress.teacher.stored_rows import stored_table
 from diffcompress.teacher.weights import require_parts
 
 # Prompts encoded in one call, and kept in one file.
@@ -34,7 +35,7 @@ def with_prompts(
     progress: Progress,
     text_length: int | None = None,
 ) -> LoadedPipeline:
-    """`pipeline` with `prompts` as its conditions, encoded into `folder` where that is not done yet.
+    """`pipeline` with `prompts` as its conditions, encoded into `folder` where that is not done yet, read from there.
 
     text_length: tokens of a prompt, for pipelines that let one choose (max_sequence_length); None: their default.
     Pipelines without text are returned as they are. Raises UsageError when the text parts of the pipeline are missing
@@ -53,12 +54,12 @@ def with_prompts(
         _encode(pipeline, shards, place, runtime, progress, text_length)
     runtime.wait()
     runtime.stop.raise_if_set()
-    parts = [load_file(place / _name(number)) for number in range(len(shards))]
-    null = load_file(place / f"{NULL}.safetensors")
+    files = [place / _name(number) for number in range(len(shards))]
+    null = place / f"{NULL}.safetensors"
     # Without null conditioning the file says so: safetensors has no empty ones.
-    null = {} if "none" in null else null
-    table = _joined([*parts, null] if null else parts)
-    conditions = Conditions(table, len(prompts), len(prompts) if null else None, tuple(prompts))
+    has_null = "none" not in stored_table([null])
+    table = stored_table([*files, null] if has_null else files)
+    conditions = Conditions(table, len(prompts), len(prompts) if has_null else None, tuple(prompts))
     return replace(pipeline, conditions=conditions)
 
 
@@ -125,20 +126,3 @@ def _key(pipeline: LoadedPipeline, prompts: Sequence[str], text_length: int | No
         stamp = [[str(f.relative_to(reference.pipeline)), f.stat().st_size] for f in files]
     text = json.dumps([reference.id, stamp, list(pipeline.sample_shape), text_length, list(prompts)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Rows end to end; a length that differs from part to part (axis 1) is filled up with zeros."""
-    joined = {}
-    for name in parts[0]:
-        values = [part[name] for part in parts]
-        if values[0].dim() > 1:
-            longest = max(value.shape[1] for value in values)
-            values = [
-                torch.cat([v, v.new_zeros(len(v), longest - v.shape[1], *v.shape[2:])], 1)
-                if v.shape[1] < longest
-                else v
-                for v in values
-            ]
-        joined[name] = torch.cat(values)
-    return joined

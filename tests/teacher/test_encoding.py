@@ -1,0 +1,53 @@
+"""Prompts of real tiny pipelines, encoded once and read from disk."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from diffcompress import runtime as runtimes
+from diffcompress.runtime import Progress
+from diffcompress.teacher.conditioning import trace
+from diffcompress.teacher.encoding import SHARD_SIZE, with_prompts
+from diffcompress.teacher.load import load
+from diffcompress.teacher.reference import resolve
+
+PROMPTS = [*("ab" * (1 + number % 3) for number in range(SHARD_SIZE)), "a much longer one", "b"]
+
+
+@pytest.mark.parametrize("name", ["pipe_sd3", "pipe_z_image"])
+def test_rows_are_what_the_pipeline_makes_of_its_prompts(name: str, tmp_path: Path) -> None:
+    import_module(f"tests.families.{name}").pipeline().save_pretrained(tmp_path / "teacher")
+    teacher, runtime = load(resolve(str(tmp_path / "teacher"))), runtimes.start("cpu")
+    first = with_prompts(teacher, PROMPTS, tmp_path / "conditions", runtime, Progress()).conditions
+    whole = DiffusionPipeline.from_pretrained(tmp_path / "teacher")
+    expected, null = {}, {}
+    for start in range(0, len(PROMPTS), SHARD_SIZE):
+        expected[start], null = trace(whole, teacher.family, PROMPTS[start : start + SHARD_SIZE], teacher.sample_shape)
+    lengths = set()
+    for start, part in [*expected.items(), (first.null, null)]:
+        count = len(next(iter(part.values())))
+        rows = first.rows(torch.arange(start, start + count))
+        assert rows.keys() == part.keys()
+        for key, value in part.items():
+            ours = rows[key]
+            if value.dim() > 1:
+                lengths.add(value.shape[1])
+                assert not ours[:, value.shape[1] :].any()
+                ours = ours[:, : value.shape[1]]
+            assert torch.equal(ours, value)
+    assert first.count == first.null == len(PROMPTS)
+    if name == "pipe_z_image":
+        assert len(lengths) > 1  # or nothing had to be filled up
+    # The second time nothing is encoded, and every row is the same.
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "conditions").rglob("*.safetensors")}
+    again = with_prompts(teacher, PROMPTS, tmp_path / "conditions", runtime, Progress()).conditions
+    assert files == {file: file.stat().st_mtime_ns for file in (tmp_path / "conditions").rglob("*.safetensors")}
+    assert again.digest == first.digest
+    everything = torch.arange(len(PROMPTS) + 1)
+    for key, value in first.rows(everything).items():
+        assert torch.equal(again.rows(everything)[key], value)

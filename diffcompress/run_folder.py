@@ -104,6 +104,22 @@ class RunFolder:
         return sorted(self.path.glob("stage-*-*"))
 
     @property
+    def granted(self) -> float | None:
+        """Seconds of training that --max-time gave; None where the recipe's steps were taken."""
+        return read_json(self.budget)["max_time"] if self.budget.exists() else None
+
+    @property
+    def is_exported(self) -> bool:
+        return self.pipeline.is_dir() and self.proof.exists() and bool(read_json(self.proof)["passed"])
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing of what was asked for first is left to do: trained, evaluated, exported, reported."""
+        told = (self.marker, self.recipe, self.metrics, self.report_html, self.report_json)
+        trained = all((stage / "final").is_dir() for stage in self.stages())
+        return trained and all(file.exists() for file in told) and self.is_exported
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What this run was asked for; raises UsageError when the folder is not a run."""
         try:

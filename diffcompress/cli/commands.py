@@ -76,9 +76,6 @@ def shrink(
             "a launcher set MASTER_ADDR but started one process only; "
             "torchrun --nproc_per_node 2 -m diffcompress shrink ... starts two"
         )
-    from diffcompress.jobs.several import shrink_several
-    from diffcompress.jobs.shrink import shrink as run
-
     asked: dict[str, Any] = {
         "output": output, "overwrite": overwrite, "data": data, "prompts": prompts, "method": method,
         "max_time": budget, "recipe": recipe, "overrides": tuple(set_ or ()), "seed": seed, "device": device,
@@ -86,9 +83,13 @@ def shrink(
         "progress": console,
     }  # fmt: skip
     if ratios is not None and len(ratios) > 1:
+        from diffcompress.jobs.several import shrink_several
+
         results = shrink_several(teacher, ratios, **asked)
         console.result(results, *(line for result in results for line in (*tables.shrunk(result), "")))
         return
+    from diffcompress.jobs.shrink import shrink as run
+
     result = run(teacher, ratio=ratios[0] if ratios else None, params=count, size=limit, **asked)
     console.result(result, *tables.shrunk(result))
 

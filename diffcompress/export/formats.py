@@ -27,6 +27,14 @@ def check(section: ExportSection) -> None:
         check_installed()
 
 
+def written(run: RunFolder, section: ExportSection) -> dict[str, Any] | None:
+    """exports.json's content, where all that `section` asks for is there and of the weights in `run.pipeline`."""
+    record = run.exports / RECORD
+    found = dict(read_json(record)) if record.exists() else {}
+    shipped = read_json(run.pipeline / provenance.FILE)["files"]
+    return found if (found.get("asked"), found.get("pipeline_files")) == (section.model_dump(), shipped) else None
+
+
 def write_formats(
     student: nn.Module, teacher: LoadedPipeline, run: RunFolder, section: ExportSection, *, dtype: torch.dtype
 ) -> dict[str, Any] | None:
@@ -37,10 +45,9 @@ def write_formats(
     asked = section.model_dump()
     if not any(asked.values()):
         return None
-    shipped = read_json(run.pipeline / provenance.FILE)["files"]
-    done = run.exports / RECORD
-    if done.exists() and (found := dict(read_json(done)))["asked"] == asked and found["pipeline_files"] == shipped:
+    if (found := written(run, section)) is not None:
         return found
+    shipped = read_json(run.pipeline / provenance.FILE)["files"]
     rounded = as_shipped(student, dtype)
     config = dict(student.config)  # type: ignore[arg-type]
     record: dict[str, Any] = {"asked": asked, "pipeline_files": shipped, "files": {}}

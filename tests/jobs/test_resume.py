@@ -1,10 +1,14 @@
 """Stopping is never losing: killed anywhere, the same command ends where an uninterrupted run does, bit for bit."""
 
 import json
+import shutil
 import signal
+import sys
 
 import pytest
 
+from diffcompress.run_folder import discard
+from tests.cli.command import run as cli
 from tests.jobs.tiny_teacher import command, run, same, save_teacher, stop_when, weights
 
 
@@ -70,15 +74,61 @@ def test_a_stop_request_checkpoints_first(teacher, uninterrupted, tmp_path, numb
     assert same(weights(output), weights(uninterrupted))
 
 
-def test_a_finished_run_is_left_alone_and_another_is_refused(teacher, uninterrupted):
-    before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*.safetensors")}
+def stamps(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_is_answered_from_its_folder_and_another_is_refused(teacher, uninterrupted):
+    before = stamps(uninterrupted)
     again = run(command(teacher, uninterrupted, "--json"))
     assert again.returncode == 0, again.stderr
-    assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*.safetensors")}
+    assert before == stamps(uninterrupted)
+    assert "is finished" in again.stderr
+    told, report = json.loads(again.stdout), json.loads((uninterrupted / "report.json").read_text())
+    assert told == {name: report[name] for name in told}
     other = run(command(teacher, uninterrupted, "--seed", "1"))
     assert other.returncode == 2
     assert "not this run" in other.stderr
     assert "Traceback" not in other.stderr
+
+
+def test_the_answer_needs_neither_bank_nor_diffusers(teacher, uninterrupted, tmp_path):
+    moved = shutil.copytree(uninterrupted, tmp_path / "moved")
+    shutil.rmtree(moved / "bank")
+    shutil.rmtree(moved / "student-init")
+    code = (
+        "import sys\n"
+        "from diffcompress.cli.app import app\n"
+        f"try: app({command(teacher, moved, '--json')[3:]!r})\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "sys.exit(1 if 'diffusers' in sys.modules else 0)"
+    )
+    done = run([sys.executable, "-c", code])
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["pipeline"] == str(moved / "pipeline")
+    assert not (moved / "bank").exists()
+
+
+@pytest.mark.parametrize("lost", ["pipeline", "metrics.json"])
+def test_what_a_finished_run_has_lost_is_made_again(teacher, uninterrupted, tmp_path, lost):
+    output = shutil.copytree(uninterrupted, tmp_path / "run")
+    discard(output / lost)
+    done = cli(*command(teacher, output)[3:])
+    assert done.code == 0, done.stderr
+    assert (output / lost).exists()
+    assert same(weights(output), weights(uninterrupted))
+
+
+def test_a_finished_run_of_another_teacher_is_refused(teacher, uninterrupted, tmp_path):
+    changed = shutil.copytree(teacher, tmp_path / "teacher")
+    output = shutil.copytree(uninterrupted, tmp_path / "run")
+    marker = output / "run.json"
+    marker.write_text(marker.read_text().replace(json.dumps(str(teacher)), json.dumps(str(changed))))
+    assert cli(*command(changed, output)[3:]).code == 0
+    save_teacher(changed, seed=1)
+    refused = cli(*command(changed, output)[3:])
+    assert refused.code == 2
+    assert "fingerprint was" in refused.stderr
 
 
 def test_a_second_process_on_the_same_folder_is_refused(teacher, tmp_path):

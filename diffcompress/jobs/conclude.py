@@ -1,0 +1,118 @@
+"""What comes after training: evaluation, export, proof, report and push; each step skipped when its file is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffcompress.data.bank import Bank
+from diffcompress.evaluation.doubts import beats_teacher
+from diffcompress.evaluation.features import FeatureSpace, find_space
+from diffcompress.evaluation.protocol import Protocol
+from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.export import hub
+from diffcompress.export.formats import write_formats
+from diffcompress.export.proof import prove
+from diffcompress.export.provenance import relicense
+from diffcompress.export.report import write_report
+from diffcompress.export.weights import export_pipeline
+from diffcompress.jobs.run import Run
+from diffcompress.jobs.students import as_student
+from diffcompress.recipe import Recipe
+from diffcompress.run_folder import read_json, write_json
+from diffcompress.teacher.load import LoadedPipeline
+
+# Without a feature space no distance is estimated, and fewer samples tell the rest.
+SAMPLES_WITHOUT_SPACE = 256
+
+
+def conclude(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module, bank: Bank) -> None:
+    """Evaluate and ship the student `trained`, which was `start`; for the main process alone."""
+    folder, request = run.folder, run.request
+    recipe = recipe.model_copy(update={"export": request.recipe.export})
+    if not folder.metrics.exists():
+        with run.timed("evaluation"):
+            write_json(folder.metrics, _evaluated(run, recipe, start, trained))
+    write_json(folder.warnings, _warnings(run))
+    with run.timed("export"):
+        if not folder.is_exported:
+            _export(run, recipe, trained, bank)
+        write_formats(trained, run.teacher, folder, recipe.export, dtype=_export_dtype(run))
+    if request.license:
+        relicense(folder.pipeline, request.license)
+    write_report(folder)
+    if request.push_to_hub is not None:
+        pushed = hub.push(folder, request.push_to_hub, public=request.public, progress=run.progress)
+        run.progress.note(f"pushed to {pushed['url']}, commit {pushed['commit']}")
+        write_report(folder)
+
+
+def judged(teacher: LoadedPipeline, recipe: Recipe) -> tuple[FeatureSpace | None, int]:
+    """Where distances to `teacher` are measured, and with how many samples."""
+    space, wanted = find_space(teacher), recipe.evaluation.num_samples
+    return space, wanted if space else min(wanted, SAMPLES_WITHOUT_SPACE)
+
+
+def _evaluated(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module) -> dict[str, Any]:
+    """The content of metrics.json."""
+    teacher = run.teacher
+    student = as_student(teacher, run.plan, trained)
+    space, num_samples = judged(teacher, recipe)
+    protocol = Protocol.make(
+        space,
+        num_samples=num_samples,
+        sampler_steps=recipe.evaluation.sampler_steps,
+        guidance=recipe.evaluation.guidance if teacher.conditions.null is not None else 1.0,
+        conditions=teacher.conditions.digest,
+    )
+    scored = evaluate_pipeline(
+        student,
+        teacher,
+        protocol,
+        space=space,
+        cache_folder=run.folder.cache,
+        stop=run.runtime.stop,
+        untrained=as_student(teacher, run.plan, start),
+        samples_folder=run.folder.samples,
+        progress=run.progress,
+    )
+    return {
+        "student": {"id": str(run.folder.pipeline), "fingerprint": student.fingerprint},
+        "teacher": {"id": teacher.reference.id, "fingerprint": teacher.fingerprint},
+        **scored,
+        "gates": [],
+    }
+
+
+def _export(run: Run, recipe: Recipe, trained: nn.Module, bank: Bank) -> None:
+    provenance = {
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "bank": bank.key,
+        "method": run.request.method,
+    }
+    if run.request.license:
+        provenance["license"] = run.request.license
+    dtype = _export_dtype(run)
+    export_pipeline(trained, run.teacher, run.folder, dtype=dtype, provenance=provenance)
+    prove(run.folder, trained, run.teacher, dtype=dtype)
+
+
+def _export_dtype(run: Run) -> torch.dtype:
+    asked = run.request.dtype
+    return getattr(torch, asked) if asked else run.teacher.dtype
+
+
+def _warnings(run: Run) -> list[str]:
+    found = []
+    for folder in run.folder.stages()[-1:]:  # counters run on over the stages
+        counters = read_json(folder / "final" / "state.json")
+        if counters["skipped"] or counters["rollbacks"]:
+            found.append(
+                f"training: {counters['skipped']} steps skipped for non-finite values, "
+                f"{counters['rollbacks']} rollbacks (learning rate x {counters['learning_rate_scale']:g})"
+            )
+    found += read_json(run.folder.bank / "bank.json").get("warnings", [])
+    return found + beats_teacher(read_json(run.folder.metrics)["metrics"])

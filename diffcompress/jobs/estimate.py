@@ -1,0 +1,26 @@
+"""What bank and evaluation add to `--max-time`, from the time of one teacher call."""
+
+from __future__ import annotations
+
+import time
+
+from diffcompress.jobs.conclude import judged
+from diffcompress.jobs.run import Run
+from diffcompress.sampling import automatic_batch_size, sample
+
+
+def estimate(run: Run) -> str:
+    """A sentence for the user, before the run begins."""
+    teacher, recipe = run.teacher, run.request.recipe
+    indices = range(automatic_batch_size(teacher))
+    started = time.monotonic()
+    sample(teacher, indices, seed=recipe.seed, num_steps=1)
+    seconds = (time.monotonic() - started) / len(indices)
+    calls = 2 if recipe.bank.guidance != 1 and teacher.conditions.null is not None else 1
+    bank = calls * seconds * recipe.bank.num_samples * recipe.bank.sampler_steps / run.runtime.count
+    if run.request.data is not None:
+        bank = 0.0
+    _, num_samples = judged(teacher, recipe)
+    # Student and untrained student are small beside the teacher, but not free: count the two as one teacher.
+    evaluation = 2 * seconds * num_samples * recipe.evaluation.sampler_steps
+    return f"besides training: bank about {bank:.0f} s, evaluation at most about {evaluation:.0f} s, export about 30 s"

@@ -1,0 +1,49 @@
+"""A finished run that is asked for again: answered from its folder, without loading teacher, bank or student."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffcompress.export import facts
+from diffcompress.jobs.request import Request
+from diffcompress.run_folder import RunFolder
+from diffcompress.teacher.weights import fingerprint, weight_files
+
+FIELDS = (*facts.SUMMARY, "warnings")
+
+
+def answer(request: Request) -> dict[str, Any] | None:
+    """What `shrink` returns of the run that is asked for; None while anything of it is left to do, a push included."""
+    ratio = request.target["ratio"]
+    if request.push_to_hub is not None or (request.output is None and ratio is None):
+        return None
+    folder = request.folder(ratio)
+    if not folder.is_finished or request.more_time(folder) is not None or not _is_same(folder, request):
+        return None
+    told = facts.collect(folder)
+    licence = told["provenance"].get("license", {}).get("id")
+    return None if request.license not in (None, licence) or _lacks_formats(folder, request) else _fields(told)
+
+
+def result(folder: RunFolder) -> dict[str, Any]:
+    """What `shrink --json` prints of a run."""
+    return _fields(facts.collect(folder))
+
+
+def _fields(told: dict[str, Any]) -> dict[str, Any]:
+    return {name: told[name] for name in FIELDS}
+
+
+def _is_same(folder: RunFolder, request: Request) -> bool:
+    reference = request.reference
+    reference.fetch(reference.denoiser_part)
+    return folder.identity == request.identity(fingerprint(reference, weight_files(reference.denoiser)))
+
+
+def _lacks_formats(folder: RunFolder, request: Request) -> bool:
+    section = request.recipe.export
+    if not any(section.model_dump().values()):
+        return False
+    from diffcompress.export import formats  # seconds of imports
+
+    return formats.written(folder, section) is None

@@ -1,0 +1,61 @@
+"""What `shrink` is asked for, known before anything is loaded: it tells one run from another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffcompress.recipe import Recipe
+from diffcompress.run_folder import RunFolder
+from diffcompress.teacher.reference import Reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """target: ratio, params and size, all but one None; recipe: as asked, before its step counts are settled; the rest
+    as in `shrink`."""
+
+    reference: Reference
+    target: dict[str, Any]
+    recipe_name: str
+    recipe: Recipe
+    method: str
+    data: str | None
+    prompts: str | None
+    dtype: str | None
+    scheduler: str | None
+    output: str | None
+    shared: Path | None
+    overwrite: bool
+    max_time: float | None
+    device: str | None
+    license: str | None
+    push_to_hub: str | None
+    public: bool
+
+    def folder(self, ratio: float | None) -> RunFolder:
+        """The output that was asked for, or a folder named after teacher and `ratio`."""
+        return RunFolder(self.output or f"./{self.reference.name}-{ratio:.4g}", self.shared)
+
+    def identity(self, fingerprint: str) -> dict[str, Any]:
+        """What makes a run this run and no other, with the `fingerprint` of its teacher."""
+        return {
+            "teacher": self.reference.id,
+            "fingerprint": fingerprint,
+            "target": self.target,
+            "method": self.method,
+            "data": self.data,
+            "prompts": self.prompts,
+            "dtype": self.dtype,
+            "scheduler": self.scheduler,
+            "recipe_name": self.recipe_name,
+            # A finished run may be exported to another format later.
+            "recipe": self.recipe.model_dump(mode="json", exclude={"export"}),
+        }
+
+    def more_time(self, folder: RunFolder) -> float | None:
+        """Seconds of training, where more are asked for than the run in `folder` was granted."""
+        granted = folder.granted
+        longer = self.max_time is not None and granted is not None and self.max_time > granted
+        return self.max_time if longer else None

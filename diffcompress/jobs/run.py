@@ -1,0 +1,95 @@
+"""A run at work: its folder is claimed, its student planned and its teacher loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from diffcompress import runtime as runtimes
+from diffcompress.export import formats, hub
+from diffcompress.export.licence import licence_of
+from diffcompress.jobs.request import Request
+from diffcompress.jobs.setting import texts_for
+from diffcompress.run_folder import RunFolder, read_json, write_json
+from diffcompress.runtime import Progress, Runtime
+from diffcompress.student.plan import StudentPlan, plan
+from diffcompress.teacher.encoding import with_prompts
+from diffcompress.teacher.load import LoadedPipeline, describe, load
+from diffcompress.teacher.weights import stored_dtype
+
+ALONE = (
+    "this launch asked for several processes but started one: `accelerate launch --cpu` needs MPI for more; "
+    "`torchrun --nproc_per_node 2 -m diffcompress ...` starts two"
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every step of a run needs to know."""
+
+    request: Request
+    folder: RunFolder
+    teacher: LoadedPipeline
+    plan: StudentPlan
+    runtime: Runtime
+    progress: Progress
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the seconds of a step to those of earlier, interrupted calls."""
+        started = time.monotonic()
+        yield
+        before = self._timings().get(name, 0)
+        self.set_seconds(name, before + time.monotonic() - started)
+
+    def set_seconds(self, name: str, seconds: float) -> None:
+        """All seconds that a step took so far."""
+        if self.runtime.is_main:
+            write_json(self.folder.timings, self._timings() | {name: round(seconds, 2)})
+
+    def _timings(self) -> dict[str, float]:
+        return read_json(self.folder.timings) if self.folder.timings.exists() else {}
+
+
+@contextlib.contextmanager
+def opened(request: Request, progress: Progress) -> Iterator[Run]:
+    """The run that is asked for, while this process holds its folder. Everything that can be refused is refused before
+    the folder is touched."""
+    reference, recipe = request.reference, request.recipe
+    family, _ = describe(reference)
+    dtype = request.dtype or stored_dtype(reference)
+    student_plan = plan(family, reference.config, **request.target, dtype=dtype, section=recipe.student)
+    folder = request.folder(student_plan.requested_ratio)
+    runtime = runtimes.start(request.device)
+    _check(request, runtime, progress)
+    reference.fetch(progress=progress)
+    teacher = load(reference, runtime.device, sample_size=recipe.bank.sample_size)
+    texts = texts_for(teacher, recipe, request.data, request.prompts, progress)
+    identity = request.identity(teacher.fingerprint)
+    runtime.stop.install()
+    try:
+        with folder.claim(identity, overwrite=request.overwrite) if runtime.is_main else contextlib.nullcontext():
+            runtime.wait()
+            teacher = with_prompts(teacher, texts, folder.conditions, runtime, progress, recipe.bank.text_length)
+            if runtime.launched_alone:
+                progress.warn(ALONE)
+            for note in (*reference.notes, *student_plan.notes):
+                progress.note(note)
+            if runtime.is_main:
+                write_json(folder.plan, student_plan.to_json())
+                write_json(folder.environment, runtimes.environment(runtime))
+            yield Run(request, folder, teacher, student_plan, runtime, progress)
+    finally:
+        runtime.stop.restore()
+
+
+def _check(request: Request, runtime: Runtime, progress: Progress) -> None:
+    """Raise what would otherwise come up after hours: a push that cannot be, a format that cannot be written."""
+    licence = licence_of(request.reference, request.license)
+    if request.license not in (None, licence.id):
+        progress.warn(f"--license {request.license} is not used: {licence.source} says {licence.id}")
+    if request.push_to_hub is not None and runtime.is_main:
+        hub.check(request.push_to_hub, public=request.public, licence=licence)
+    formats.check(request.recipe.export)

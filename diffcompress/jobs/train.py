@@ -1,0 +1,139 @@
+"""Train the student of a run: its start, its step counts and micro-batches, and all stages from wherever they stand."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from diffcompress import recipe as recipes
+from diffcompress.data.bank import Bank
+from diffcompress.data.targets import Targets
+from diffcompress.export.sheets import write_sheet
+from diffcompress.jobs.run import Run
+from diffcompress.jobs.students import as_student, averaged_student, copy_student, initial_student
+from diffcompress.recipe import Recipe
+from diffcompress.run_folder import discard, read_json, write_atomically, write_json, write_text
+from diffcompress.sampling import sample
+from diffcompress.training import budget, micro
+from diffcompress.training.ema import Ema
+from diffcompress.training.objective import Trainee, make_adapters
+from diffcompress.training.optim import make_optimizer
+from diffcompress.training.stage import Job, run_stage
+from diffcompress.training.state import Checkpoints, TrainingState
+
+PREVIEW_SAMPLES = 16
+
+
+def starting_student(run: Run, bank: Bank) -> nn.Module:
+    """The student before training, kept in the run folder so that a resumed run starts from the same."""
+    file = run.folder.student_init / "student.safetensors"
+    student = initial_student(run.teacher, run.plan, run.request.recipe, bank, ranked=not file.exists())
+    if file.exists():
+        student.load_state_dict(load_file(file))
+    elif run.runtime.is_main:
+        write_atomically(file, functools.partial(save_file, student.state_dict()))
+    run.runtime.wait()
+    return student.to(run.runtime.device)
+
+
+def train(run: Run, start: nn.Module, bank: Bank) -> tuple[Recipe, nn.Module]:
+    """The recipe with its final step counts, and the student after all stages with its EMA weights."""
+    student = copy_student(run.plan, start)
+    uses_features = any(stage.weights.feature_kd > 0 for stage in run.request.recipe.stages)
+    adapters = make_adapters(student, run.teacher) if uses_features else None
+    trainee = Trainee(student, run.teacher.family, adapters).to(run.runtime.device).train()
+    recipe = _settled(run, trainee, bank)
+    job = _job(run, recipe, trainee, bank)
+    for index, stage in enumerate(recipe.stages):
+        folder = run.folder.stage(index, stage.name)
+        run_stage(job, index, folder)
+        run.set_seconds(folder.name, job.state.counters.seconds)
+    return recipe, averaged_student(run.plan, start, job.state)
+
+
+def _job(run: Run, recipe: Recipe, trainee: Trainee, bank: Bank) -> Job:
+    optimizer = make_optimizer(trainee, recipe.training)
+    state = TrainingState(trainee, Ema(trainee, recipe.training.ema_half_life * recipe.num_steps), optimizer)
+    targets = Targets(
+        run.folder.targets,
+        run.teacher,
+        bank,
+        recipe.targets,
+        seed=recipe.seed,
+        batch_size=recipe.training.batch_size,
+        num_steps=recipe.num_steps,
+        runtime=run.runtime,
+        progress=run.progress,
+        keep=run.folder.shared is not None,
+    )
+
+    def preview(step: int) -> None:
+        pipeline = as_student(run.teacher, run.plan, averaged_student(run.plan, trainee.student, state))
+        steps, guidance = recipe.evaluation.sampler_steps, recipe.evaluation.guidance
+        drawn = sample(pipeline, range(PREVIEW_SAMPLES), seed=recipe.seed, num_steps=steps, guidance=guidance)
+        codec = run.teacher.codec
+        write_sheet(drawn if codec is None else codec.decode(drawn), run.folder.samples / f"preview-{step:06d}.png")
+
+    wrapped = run.runtime.accelerator.prepare(trainee)
+    return Job(recipe, run.teacher, wrapped, state, targets, run.runtime, run.progress, preview)
+
+
+def _settled(run: Run, trainee: Trainee, bank: Bank) -> Recipe:
+    """The recipe of this run with its final step counts: what recipe.yaml says once it is written."""
+    file = run.folder.recipe
+    run.runtime.wait()
+    if file.exists():
+        recipe = recipes.parse(file.read_text(encoding="utf-8"), str(file))
+        more = run.request.more_time(run.folder)
+        return recipe if more is None else _extended(run, recipe, more)
+    recipe = _with_micro_batches(run, trainee)
+    if (max_time := run.request.max_time) is not None:
+        recipe = budget.fit_steps(_job(run, recipe, trainee, bank), max_time, run.folder.targets)
+        run.progress.note(f"{recipe.num_steps} steps fit into {max_time:g} s of training")
+    _write(run, recipe)
+    return recipe
+
+
+def _extended(run: Run, recipe: Recipe, max_time: float) -> Recipe:
+    """More steps for the last stage of a run that is finished; an unfinished one keeps those that it has."""
+    folder = run.folder
+    last = Checkpoints(folder.stage(len(recipe.stages) - 1, recipe.stages[-1].name))
+    if not last.final.is_dir():
+        run.progress.note(
+            f"the step count was fixed for {folder.granted:g} s and stays; ask for more time once the run is finished"
+        )
+        return recipe
+    recipe = budget.extend(recipe, max_time, read_json(folder.timings))
+    run.runtime.wait()
+    if run.runtime.is_main:
+        last.reopen()
+        for path in (folder.metrics, folder.proof, folder.report_json):
+            discard(path)
+    _write(run, recipe)
+    return recipe
+
+
+def _write(run: Run, recipe: Recipe) -> None:
+    if run.runtime.is_main:
+        if run.request.max_time is not None:
+            write_json(run.folder.budget, {"max_time": run.request.max_time})
+        write_text(run.folder.recipe, recipe.to_yaml())
+    run.runtime.wait()
+
+
+def _with_micro_batches(run: Run, trainee: Trainee) -> Recipe:
+    """The recipe with a step's batch in parts, where memory cannot hold it whole; every process has the same."""
+    runtime, recipe = run.runtime, run.request.recipe
+    section = recipe.training
+    if section.micro_batch_size is not None:
+        return recipe
+    share = len(range(section.batch_size)[runtime.share(section.batch_size)])
+    found = torch.tensor([micro.automatic_size(trainee, run.teacher, share, runtime.device)], device=runtime.device)
+    size = int(runtime.accelerator.gather(found).min())
+    if size >= share:
+        return recipe
+    run.progress.note(f"batches of {share} are trained in parts of {size}: what memory holds")
+    return recipe.model_copy(update={"training": section.model_copy(update={"micro_batch_size": size})})

@@ -25,7 +25,7 @@ def runtime():
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    folder = save_teacher(tmp_path_factory.mktemp("teacher") / "teacher", num_class_embeds=3)
+    folder = save_teacher(tmp_path_factory.mktemp("teacher") / "teacher", num_classes=3)
     return load(resolve(str(folder)))
 
 

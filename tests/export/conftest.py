@@ -8,7 +8,7 @@ import torch
 
 from diffcompress.teacher.load import LoadedPipeline, load
 from diffcompress.teacher.reference import resolve
-from tests.export.models import make_model
+from tests import tiny
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def one_thread() -> None:
 def teacher_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "teacher"
     scheduler = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False)
-    diffusers.DDPMPipeline(make_model().half(), scheduler).save_pretrained(folder)
+    diffusers.DDPMPipeline(tiny.unet().half(), scheduler).save_pretrained(folder)
     return folder
 
 
@@ -31,4 +31,4 @@ def teacher(teacher_folder: Path) -> LoadedPipeline:
 
 @pytest.fixture
 def student() -> diffusers.UNet2DModel:
-    return make_model(1, block_out_channels=(4, 8), norm_num_groups=2)
+    return tiny.unet(seed=1, block_out_channels=(4, 8), norm_num_groups=2)

@@ -19,7 +19,7 @@ from diffcompress.families import registry
 from diffcompress.recipe import ExportSection
 from diffcompress.run_folder import RunFolder
 from diffcompress.teacher.load import LoadedPipeline
-from tests.export.models import make_model
+from tests import tiny
 from tests.export.synthetic_run import write_run
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -71,7 +71,7 @@ def test_one_file_is_enough_to_rebuild_the_denoiser(
 def test_onnx_computes_what_torch_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    student = make_model(1, block_out_channels=(4, 8), norm_num_groups=2, num_class_embeds=3).eval()
+    student = tiny.unet(seed=1, block_out_channels=(4, 8), norm_num_groups=2, num_class_embeds=3)
     family, config, file = registry.find("UNet2DModel"), dict(student.config), tmp_path / "denoiser.onnx"
     told = onnx.export_onnx(family, student, config, file)
     assert told["inputs"] == {"sample": ["batch", 1, 8, 8], "timestep": ["batch"], "class_labels": ["batch"]}

@@ -13,7 +13,7 @@ from diffcompress.export import probe, proof
 from diffcompress.export.weights import export_pipeline
 from diffcompress.teacher.load import LoadedPipeline, load
 from diffcompress.teacher.reference import resolve
-from tests.export.models import make_model
+from tests import tiny
 from tests.export.synthetic_run import write_run
 
 
@@ -33,7 +33,7 @@ def test_a_fresh_process_computes_what_memory_computes(
 
 def test_a_changed_weight_is_caught(tmp_path: Path) -> None:
     """Class-conditional, with the embedding of the last label changed: only what uses that label may differ."""
-    model = make_model(num_class_embeds=3)
+    model = tiny.unet(num_class_embeds=3)
     diffusers.DDIMPipeline(model, diffusers.DDIMScheduler()).save_pretrained(tmp_path / "teacher")
     teacher = load(resolve(str(tmp_path / "teacher")))
     run = write_run(tmp_path / "run")

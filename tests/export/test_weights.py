@@ -14,7 +14,7 @@ from diffcompress.errors import DiffCompressError
 from diffcompress.export.weights import export_pipeline
 from diffcompress.teacher.load import LoadedPipeline, load
 from diffcompress.teacher.reference import resolve
-from tests.export.models import make_model
+from tests import tiny
 from tests.export.synthetic_run import write_run
 from tests.families import pipe_stable_diffusion
 
@@ -73,7 +73,7 @@ def test_provenance_names_teacher_versions_and_hashes(
 def test_a_denoiser_folder_gets_a_pipeline(
     tmp_path: Path, student: diffusers.UNet2DModel, scheduler: str, expected: str
 ) -> None:
-    make_model().save_pretrained(tmp_path / "denoiser")
+    tiny.unet().save_pretrained(tmp_path / "denoiser")
     getattr(diffusers, scheduler)().save_pretrained(tmp_path / "noise")
     teacher = load(resolve(str(tmp_path / "denoiser"), str(tmp_path / "noise")))
     folder = export_pipeline(student, teacher, write_run(tmp_path / "run"), dtype=torch.float32)

@@ -19,7 +19,7 @@ def overrides(**changes):
     ("prediction_type", "config"),
     [
         ("epsilon", {}),
-        ("v_prediction", {"num_class_embeds": 3}),
+        ("v_prediction", {"num_classes": 3}),
         ("sample", {"layers_per_block": 2, "in_channels": 3, "out_channels": 3}),
     ],
 )
@@ -31,7 +31,7 @@ def test_a_teacher_becomes_a_smaller_pipeline_of_the_same_kind(tmp_path, predict
     pipeline = DDPMPipeline.from_pretrained(tmp_path / "run" / "pipeline")
     assert pipeline.unet.num_parameters() == result["student"]["params"]
     assert pipeline.scheduler.config.prediction_type == prediction_type
-    assert pipeline.unet.config.num_class_embeds == config.get("num_class_embeds")
+    assert pipeline.unet.config.num_class_embeds == config.get("num_classes")
     proof = json.loads((tmp_path / "run" / "export-proof.json").read_text())
     assert proof["passed"]
     assert [stage["name"] for stage in result["stages"]] == ["lift", "place"]

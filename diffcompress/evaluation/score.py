@@ -54,13 +54,7 @@ def evaluate_pipeline(
     models = {
         role: model for role, model in zip(ROLES, (student, teacher, untrained), strict=True) if model is not None
     }
-    for role, model in models.items():
-        if model.sample_shape != student.sample_shape:
-            ours, theirs = list(student.sample_shape), list(model.sample_shape)
-            raise UsageError(
-                f"the student makes samples of shape {ours}, the {role} of shape {theirs}",
-                "compare models of one data format",
-            )
+    _check_shapes(models)
     if space is not None:
         space.extractor.to(student.device)
     metrics = Metrics()
@@ -79,10 +73,8 @@ def evaluate_pipeline(
         if clean is None:
             clean = drawn["teacher"].images
             conditioning = conditioning_for(teacher, range(len(clean)), protocol.sampling_seed)
-        inputs = (
-            clean[: protocol.agreement_images],
-            {n: v[: protocol.agreement_images] for n, v in (conditioning or {}).items()},
-        )
+        first = slice(protocol.agreement_images)
+        inputs = clean[first], {name: value[first] for name, value in (conditioning or {}).items()}
         _add_agreement(metrics, models, inputs, protocol)
         _add_sample_checks(metrics, drawn, protocol.seed)
     if samples_folder is not None:
@@ -96,6 +88,16 @@ def evaluate_pipeline(
         "probe": correction.verdict(metrics.values, name),
         "warnings": beats_teacher(metrics.values),
     }
+
+
+def _check_shapes(models: Mapping[str, LoadedPipeline]) -> None:
+    ours = models["student"].sample_shape
+    for role, model in models.items():
+        if model.sample_shape != ours:
+            raise UsageError(
+                f"the student makes samples of shape {list(ours)}, the {role} of shape {list(model.sample_shape)}",
+                "compare models of one data format",
+            )
 
 
 def _prompts(pipeline: LoadedPipeline, protocol: Protocol) -> list[str] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from diffcompress.jobs.evaluate import checked, score, write_junit
 from diffcompress.jobs.setting import Asked, Setting, fetched, prepare
 from diffcompress.run_folder import read_json, write_json
 from diffcompress.runtime import Progress
+from diffcompress.teacher.load import LoadedPipeline
 from diffcompress.teacher.reference import resolve
 
 FOLDER, RESULTS, FRONTIER = "comparison", "comparison.json", "frontier.svg"
@@ -67,19 +68,8 @@ def compare(
         setting = prepare(runtime, first, loaded_teacher, space, asked, folder / "cache", progress)
         for text, result in earlier.items():
             _check_like(text, result, setting)
-        for text, model in loaded.items():
-            if model.sample_shape != first.sample_shape:
-                ours, theirs = list(model.sample_shape), list(first.sample_shape)
-                raise UsageError(
-                    f"'{text}' makes samples of shape {ours}, '{next(iter(references))}' of shape {theirs}",
-                    "compare models of one data format",
-                )
-        runtime.stop.install()
-        try:
-            for text, model in loaded.items():
-                results[text] = score(setting, model, folder / names[text], parsed, name=names[text])
-        finally:
-            runtime.stop.restore()
+        _check_shapes(loaded)
+        results |= _scored(setting, loaded, folder, names, parsed)
     ordered = [results[text] for text in students]
     _check_all(students, ordered)
     for text in earlier:
@@ -125,6 +115,35 @@ def _earlier(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict) or not set(value) >= _FIELDS:
         raise UsageError(f"{path} is no result of an evaluation", "name an evaluation.json or a pipeline folder")
     return {"probe": None, "warnings": [], **value}
+
+
+def _scored(
+    setting: Setting,
+    students: Mapping[str, LoadedPipeline],
+    folder: Path,
+    names: Mapping[str, str],
+    gates: Sequence[gating.Gate],
+) -> dict[str, dict[str, Any]]:
+    stop = setting.runtime.stop
+    stop.install()
+    try:
+        return {
+            text: score(setting, model, folder / names[text], gates, name=names[text])
+            for text, model in students.items()
+        }
+    finally:
+        stop.restore()
+
+
+def _check_shapes(students: Mapping[str, LoadedPipeline]) -> None:
+    (first, like), *others = students.items()
+    for text, model in others:
+        if model.sample_shape != like.sample_shape:
+            ours, theirs = list(model.sample_shape), list(like.sample_shape)
+            raise UsageError(
+                f"'{text}' makes samples of shape {ours}, '{first}' of shape {theirs}",
+                "compare models of one data format",
+            )
 
 
 def _check_like(text: str, result: dict[str, Any], setting: Setting) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -99,10 +99,17 @@ def _plan_stack(
         nearest = search.nearest()
         freest = variants[-1]
         smallest = nearest.choice == {**freest.fixed, **{knob.name: knob.values[0] for knob in freest.knobs}}
-        limit = "whole heads and layers"
+        limit = f"whole heads and layers and {search.wide_enough} channels or more"
         raise _does_not_fit(
             asked, target, nearest, teacher_params, limit, smallest, _kept_whole(family, config, nearest.choice)
         )
+    assert best is not None
+    if (width := search.width_of(best)) < search.wide_enough:
+        note = (
+            f"{width} channels are fewer than the {search.wide_enough} values of a token: this student cannot pass on "
+            "the noise it is to predict, and its samples may stay noise; a ratio with a wider student serves better"
+        )
+        return replace(student, notes=(*student.notes, note))
     return student
 
 

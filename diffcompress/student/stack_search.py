@@ -36,30 +36,49 @@ class StackSearch:
     count: Callable[[Mapping[str, int]], int]
 
     def best(self) -> Candidate | None:
-        """The most balanced student within tolerance, None if there is none; its error is exact."""
+        """The most balanced student within tolerance, None if there is none; one that is wide enough if there is any.
+        Its error is exact."""
+        return self._best(self.wide_enough) or self._best(0)
+
+    @cached_property
+    def wide_enough(self) -> int:
+        """The values of one token. A narrower student cannot pass them on: it loses part of the noise that it is to
+        predict, at every noise level, and its samples stay noise. No more is asked than the teacher itself has."""
+        shape = self.family.sample_shape(self.config)
+        return min(math.prod(shape) // self.family.num_tokens(self.config, shape), self._width())
+
+    def width_of(self, candidate: Candidate) -> int:
+        """Channels of a token inside the student."""
+        width, _ = _knobs(self.variants[0])
+        return candidate.choice[width.name] * candidate.choice["head_dim"]
+
+    def nearest(self) -> Candidate:
+        """The student nearest in size that is wide enough, whatever its balance; its error is exact."""
+        return self._nearest(self.wide_enough)
+
+    def _best(self, narrowest: int) -> Candidate | None:
         for variants, tolerance, multiple, limit in (
             (self.variants[:1], KEPT_TOLERANCE, KEPT_MULTIPLE, BALANCED),
             (self.variants, TOLERANCE, 1, BALANCED),
             (self.variants[:1], KEPT_TOLERANCE, KEPT_MULTIPLE, math.inf),
             (self.variants, TOLERANCE, 1, math.inf),
         ):
-            found = self._first(variants, tolerance, multiple, limit)
+            ranked = self._candidates(variants, multiple, limit, 2 * tolerance + 0.02, narrowest)
+            found = self._first(sorted(ranked, key=lambda c: c.cost), tolerance)
             if found is not None:
                 return found
-        nearest = self.nearest()
+        nearest = self._nearest(narrowest)
         return nearest if abs(nearest.error) <= TOLERANCE else None
 
-    def nearest(self) -> Candidate:
-        """The student nearest in size, whatever its balance; its error is exact."""
-        ranked = sorted(self._candidates(self.variants, 1, math.inf, math.inf), key=lambda c: abs(c.error))
+    def _nearest(self, narrowest: int) -> Candidate:
+        ranked = sorted(self._candidates(self.variants, 1, math.inf, math.inf, narrowest), key=lambda c: abs(c.error))
         return min((self._exact(c) for c in ranked[:MOST_BUILDS]), key=lambda c: abs(c.error))
 
     def _exact(self, candidate: Candidate) -> Candidate:
         return replace(candidate, error=self.count(candidate.choice) / self.target - 1)
 
-    def _first(self, variants: tuple[Variant, ...], tolerance: float, multiple: int, limit: float) -> Candidate | None:
+    def _first(self, ranked: list[Candidate], tolerance: float) -> Candidate | None:
         """Build candidates by what the polynomial says, best first, until one is as it should be."""
-        ranked = sorted(self._candidates(variants, multiple, limit, 2 * tolerance + 0.02), key=lambda c: c.cost)
         correction, builds = 1.0, 0
         for candidate in ranked:
             # Where the polynomial is off, it is off alike for students of like size.
@@ -74,13 +93,14 @@ class StackSearch:
         return None
 
     def _candidates(
-        self, variants: tuple[Variant, ...], multiple: int, limit: float, reach: float
+        self, variants: tuple[Variant, ...], multiple: int, limit: float, reach: float, narrowest: int
     ) -> Iterator[Candidate]:
         polynomial = self._polynomial
         for variant in variants:
             width, depths = _knobs(variant)
             head_dim = variant.fixed["head_dim"]
-            heads = np.array([h for h in width.values if h * head_dim % multiple == 0], dtype=float)
+            fits = (h for h in width.values if h * head_dim % multiple == 0 and h * head_dim >= narrowest)
+            heads = np.array(list(fits), dtype=float)
             if not len(heads):
                 continue
             grid = np.array(list(itertools.product(heads, *(knob.values for knob in depths))), dtype=float)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from diffcompress import runtime as runtimes
+from diffcompress.data import hub_images
 from diffcompress.export import formats, hub
 from diffcompress.export.licence import licence_of
 from diffcompress.jobs.request import Request
@@ -64,6 +65,7 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
     folder = request.folder(student_plan.requested_ratio)
     runtime = runtimes.start(request.device)
     _check(request, runtime, progress)
+    request = replace(request, data=hub_images.pinned(request.data))
     reference.fetch(progress=progress)
     teacher = load(reference, runtime.device, sample_size=recipe.bank.sample_size)
     texts = texts_for(teacher, recipe, request.data, request.prompts, progress)

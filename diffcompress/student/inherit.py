@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from diffcompress.families.base import Family, IndexSet, TensorRule, TensorRules
@@ -29,12 +30,15 @@ def start_student(
     teacher: the teacher's tensors by name, read one by one. scores: importance of each teacher tensor's slices, from
     `taylor_scores`; None ranks by magnitude. A random start follows from `seed` alone.
     """
+    if section.start == "inherit":
+        # Parameters without memory, but real buffers: some are computed when a model is built, and never inherited.
+        with init_empty_weights(include_buffers=False):
+            student = build(family, plan.config, "cpu")
+        student.load_state_dict(inherit(plan.rules(family), teacher, scores), assign=True)
+        return student
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student = build(family, plan.config, "cpu")
-    if section.start == "inherit":
-        student.load_state_dict(inherit(plan.rules(family), teacher, scores))
-    return student
+        return build(family, plan.config, "cpu")
 
 
 def inherit(
@@ -102,7 +106,7 @@ def _best(index: IndexSet, score: Tensor) -> Tensor:
 def _cut(
     rule: TensorRule, sets: Mapping[str, IndexSet], kept: Mapping[str, Tensor], teacher: Mapping[str, Tensor]
 ) -> Tensor:
-    value = _passed_through(rule, sets) if rule.teacher is None else teacher[rule.teacher].detach().float().cpu()
+    value = _passed_through(rule, sets) if rule.teacher is None else teacher[rule.teacher].detach().cpu()
     for axis, names in enumerate(rule.axes):
         if not names:
             continue
@@ -110,13 +114,13 @@ def _cut(
         value = torch.cat([_along(p, axis, sets[n], kept[n]) for p, n in zip(parts, names, strict=True)], dim=axis)
     if tuple(value.shape) != rule.shape:
         raise RuntimeError(f"{rule.student}: rule gives {tuple(value.shape)}, the student has {rule.shape}")
-    return (value * rule.scale).contiguous()
+    return (value.float() * rule.scale).contiguous()
 
 
 def _along(value: Tensor, axis: int, index: IndexSet, kept: Tensor) -> Tensor:
     if index.mixture is None:
         return value.index_select(axis, kept)
-    return torch.tensordot(value, torch.from_numpy(index.mixture), dims=([axis], [0])).movedim(-1, axis)
+    return torch.tensordot(value.float(), torch.from_numpy(index.mixture), dims=([axis], [0])).movedim(-1, axis)
 
 
 def _passed_through(rule: TensorRule, sets: Mapping[str, IndexSet]) -> Tensor:

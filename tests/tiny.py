@@ -31,6 +31,19 @@ DEMO: dict[str, Any] = {
     "norm_num_groups": 8,
 }
 
+# Overrides of the shortest run that passes through every step of `shrink`.
+SHORTEST = (
+    "bank.num_samples=4",
+    "bank.sampler_steps=2",
+    "targets.pool_size=8",
+    "stages.0.num_steps=2",
+    "stages.1.num_steps=2",
+    "training.batch_size=2",
+    "training.warmup_steps=1",
+    "evaluation.num_samples=2",
+    "evaluation.sampler_steps=2",
+)
+
 
 def unet(config: Mapping[str, Any] = UNET, seed: int = 0, **changes: Any) -> UNet2DModel:
     """An untrained U-Net in evaluation mode; its weights follow from `seed`. Every tensor is random, biases too."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from diffcompress.errors import UsageError
 from diffcompress.evaluation import vision
 from diffcompress.evaluation.embedded import Extractor
 from diffcompress.evaluation.inception import Inception
-from diffcompress.teacher.state import StoredState
+from diffcompress.teacher.state import StoredState, sha256
 
 KNOWN = ("demo", "inception", "dinov2", "clip")
 ADVICE = (
@@ -48,15 +47,6 @@ def read(text: str | Path) -> Read:
             f"no feature extractor at '{text}': not a file or folder, nor in the Hub's local cache", ADVICE
         )
     return _from_folder(folder)
-
-
-def sha256(*paths: Path) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _from_file(path: Path) -> Read:

@@ -14,10 +14,10 @@ from torch import Tensor
 from diffcompress.errors import UsageError
 from diffcompress.evaluation import extractors
 from diffcompress.evaluation.embedded import DIMENSION, IMAGE_SHAPE, Extractor
-from diffcompress.evaluation.extractors import sha256
 from diffcompress.evaluation.frechet import Moments
 from diffcompress.teacher.load import LoadedPipeline
 from diffcompress.teacher.reference import DEMO_FOLDER, demo_names, resolve
+from diffcompress.teacher.state import sha256
 from diffcompress.teacher.weights import fingerprint, weight_files
 
 __all__ = ["DIMENSION", "Extractor", "FeatureSpace", "RealImages", "demo_space", "find_space", "sha256"]

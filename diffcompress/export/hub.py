@@ -6,7 +6,6 @@ The run folder is the truth: a push that fails loses nothing, and the same comma
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -126,18 +125,8 @@ def _is_public(repo: str) -> bool:
 
 
 def _patiently(request: Callable[[], T]) -> T:
-    """`request()`, again after a while when the Hub is overloaded (429), failing (5xx) or not to be reached."""
-    for wait in (*_WAITS, None):
-        try:
-            return request()
-        except Exception as error:
-            seconds = hub_errors.retry_after(error, default=wait)
-            if seconds is None and isinstance(hub_errors.explain(error, "", None), hub_errors.UnreachableError):
-                seconds = wait
-            if wait is None or seconds is None or seconds > _LONGEST_WAIT:
-                raise
-            time.sleep(seconds)
-    raise AssertionError("unreachable")
+    """A push ends hours of work: it waits longer than a download, and for a network that is gone too."""
+    return hub.patiently(request, waits=_WAITS, longest=_LONGEST_WAIT, reconnect=True)
 
 
 def _explained(error: Exception, repo: str, later: str) -> DiffCompressError:
@@ -151,7 +140,7 @@ def _explained(error: Exception, repo: str, later: str) -> DiffCompressError:
                 f"make one that may write at {_TOKENS}; {later}",
             )
         return DiffCompressError(f"the push to '{repo}' failed: {_first_line(error)}", later)
-    if isinstance(hub_errors.explain(error, repo, None), hub_errors.UnreachableError):
+    if hub_errors.is_unreachable(error):
         return DiffCompressError(f"the push to '{repo}' failed: the Hub cannot be reached", later)
     return DiffCompressError(f"the push to '{repo}' failed: {type(error).__name__}: {_first_line(error)}", later)
 

@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -201,17 +201,26 @@ def _snapshot(repository: str, revision: str | None, patterns: list[str], *, loc
     return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=local))
 
 
-def patiently(request: Callable[[], T]) -> T:
-    """`request()`, again after a while when the Hub is overloaded (429) or failing (5xx).
+def patiently(
+    request: Callable[[], T],
+    *,
+    waits: Sequence[float] | None = None,
+    longest: float = _LONGEST_WAIT,
+    reconnect: bool = False,
+) -> T:
+    """`request()`, again after a while when the Hub is overloaded (429), failing (5xx) or, to `reconnect`, not reached.
 
-    Downloads are retried by the client itself; the requests before them are not.
+    waits: seconds before each further try; longest: a longer wait that the Hub asks for is not waited for. Downloads
+    are retried by the client itself; the requests before them are not.
     """
-    for wait in (*_WAITS, None):
+    for wait in (*(_WAITS if waits is None else waits), None):
         try:
             return request()
         except Exception as error:
             seconds = hub_errors.retry_after(error, default=wait)
-            if wait is None or seconds is None or seconds > _LONGEST_WAIT:
+            if reconnect and seconds is None and hub_errors.is_unreachable(error):
+                seconds = wait
+            if wait is None or seconds is None or seconds > longest:
                 raise
             time.sleep(seconds)
     raise AssertionError("unreachable")

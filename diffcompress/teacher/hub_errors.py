@@ -32,6 +32,11 @@ def told(repository: str, revision: str | None) -> Iterator[None]:
         raise explained from error
 
 
+def is_unreachable(error: Exception) -> bool:
+    """Whether no answer came from the Hub at all."""
+    return isinstance(explain(error, "", None), UnreachableError)
+
+
 def explain(error: Exception, repository: str, revision: str | None) -> AccessError | None:
     """The AccessError for `error`; None for what has nothing to do with access, such as a full disk."""
     from huggingface_hub import constants, errors, get_token

@@ -18,11 +18,13 @@ from diffcompress.teacher.variants import PICKLES
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def sha256(file: Path) -> str:
+def sha256(*files: Path) -> str:
+    """Of the contents of `files`, end to end."""
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -17,20 +17,9 @@ from diffcompress.errors import DoesNotFitError
 from diffcompress.families import registry
 from diffcompress.run_folder import RunFolder, read_json
 from diffcompress.teacher.reference import resolve
+from tests import tiny
 
 PIPES = sorted(m.name for m in pkgutil.iter_modules(tests.families.__path__) if m.name.startswith("pipe_"))
-SMALL = (
-    "bank.num_samples=4",
-    "bank.sampler_steps=2",
-    "bank.num_prompts=3",
-    "targets.pool_size=8",
-    "stages.0.num_steps=2",
-    "stages.1.num_steps=2",
-    "training.batch_size=2",
-    "training.warmup_steps=1",
-    "evaluation.num_samples=2",
-    "evaluation.sampler_steps=2",
-)
 
 
 def reachable(teacher: str) -> float:
@@ -54,7 +43,9 @@ def test_a_teacher_of_any_family_becomes_a_student(name: str, tmp_path: Path) ->
     shape = registry.find(reference.class_name).sample_shape(reference.config)
     # Importance by gradients is the dearest part here: class- and text-conditional have it once each.
     ranked = "taylor" if name in ("pipe_dit", "pipe_sd3") else "magnitude"
-    overrides = (*SMALL, f"student.importance={ranked}") + (("bank.sample_size=8",) if shape[-1] > 16 else ())
+    overrides = (*tiny.SHORTEST, "bank.num_prompts=3", f"student.importance={ranked}") + (
+        ("bank.sample_size=8",) if shape[-1] > 16 else ()
+    )
     result = diffcompress.shrink(teacher, ratio=reachable(teacher), output=str(tmp_path / "run"), overrides=overrides)
 
     params = result["student"]["params"]

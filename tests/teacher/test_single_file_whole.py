@@ -20,6 +20,7 @@ from diffcompress.teacher import linking, single_file
 from diffcompress.teacher.assembly import assembled
 from diffcompress.teacher.load import load
 from diffcompress.teacher.reference import resolve
+from tests import tiny
 from tests.cli.command import spawn
 from tests.families import pipe_stable_diffusion
 from tests.hub_server import HubServer
@@ -28,19 +29,7 @@ from tests.teacher import originals
 KNOWN = json.loads(single_file._ORIGINALS.read_text())
 KINDS = ("pipe_stable_diffusion", "pipe_stable_diffusion_xl", "pipe_sd3")
 NAME = "someone/stable-diffusion"
-SMALL = (
-    "bank.num_samples=4",
-    "bank.sampler_steps=2",
-    "bank.num_prompts=2",
-    "targets.pool_size=8",
-    "stages.0.num_steps=2",
-    "stages.1.num_steps=2",
-    "training.batch_size=2",
-    "training.warmup_steps=1",
-    "evaluation.num_samples=2",
-    "evaluation.sampler_steps=2",
-    "student.importance=magnitude",
-)
+SMALL = (*tiny.SHORTEST, "bank.num_prompts=2", "student.importance=magnitude")
 # What a user runs who has diffusers alone.
 CLEAN = """
 import sys

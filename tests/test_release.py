@@ -128,6 +128,11 @@ def test_the_script_releases_through_every_stop(released: tuple[Release, str]) -
     assert sum("/commit/" in request for request in release.hub.requests) == 1
 
 
+def test_quiet_leaves_warnings_alone_on_stderr(released: tuple[Release, str]) -> None:
+    lines = [line for log in (released[0].folder / "out").glob("*.log") for line in log.read_text().splitlines()]
+    assert [line for line in lines if not line.startswith(("warning: ", "hint: "))] == []
+
+
 @pytest.mark.parametrize(
     ("name", "file"),
     [

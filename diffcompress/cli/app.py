@@ -8,6 +8,7 @@ import inspect
 import os
 import sys
 import traceback as tracebacks
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
@@ -64,7 +65,10 @@ def _prepare_environment(offline: bool) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Their bars and their advice to callers would be read as ours.
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
+        os.environ.setdefault(name, "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|huggingface_hub)\.")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from diffcompress.cli import options
 from tests.cli.command import run
 
 SHRINK = ("shrink", "demo")
@@ -90,3 +91,9 @@ def test_traceback_shows_where():
     outcome = run("plan", "nowhere", *RATIO, "--traceback")
     assert "Traceback" in outcome.stderr
     assert "error: no teacher at 'nowhere'" in outcome.stderr
+
+
+def test_dtypes_have_short_names():
+    assert [options.dtype(name) for name in ("fp16", "bf16", "fp32", "float16", None)] == [
+        "float16", "bfloat16", "float32", "float16", None,
+    ]  # fmt: skip

@@ -39,7 +39,6 @@ from diffcompress.training.stage import Job, run_stage
 from diffcompress.training.state import TrainingState
 
 ARMS = yaml.safe_load((Path(__file__).parent / "arms.yaml").read_text(encoding="utf-8"))
-CURVE_POINTS = 2
 CURVE_SAMPLES = 512
 
 
@@ -60,7 +59,9 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
     student_plan = plan(teacher.family, teacher.config, ratio=options.ratio, section=recipe.student)
     start = initial_student(teacher, student_plan, recipe, bank)
     adapters = make_adapters(start, teacher) if any(s.weights.feature_kd for s in recipe.stages) else None
-    trainee = Trainee(initial_student(teacher, student_plan, recipe, bank), teacher.family, adapters).train()
+    precision = recipe.training.precision
+    student = initial_student(teacher, student_plan, recipe, bank)
+    trainee = Trainee(student, teacher.family, adapters, precision=precision).train()
     state = TrainingState(
         trainee,
         Ema(trainee, recipe.training.ema_half_life * recipe.num_steps),
@@ -70,17 +71,16 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
         work / f"targets-{options.bank_seed}-{seed}", teacher, bank, recipe.targets, seed=seed,
         batch_size=recipe.training.batch_size, num_steps=recipe.num_steps, runtime=runtime, progress=progress,
     )  # fmt: skip
-    guidance = recipe.evaluation.guidance if teacher.conditions.null is not None else 1.0
     curve, paused = [], [0.0]
 
     def score(num_samples: int, name: str) -> dict:
         student = as_student(teacher, student_plan, averaged_student(student_plan, start, state))
         protocol = Protocol.make(
             space,
+            teacher.conditions,
             num_samples=num_samples,
             sampler_steps=options.sampler_steps,
-            guidance=guidance,
-            conditions=teacher.conditions.digest,
+            guidance=recipe.evaluation.guidance,
         )
         folder = work / "scores" / f"{name}"
         return evaluate_pipeline(
@@ -89,6 +89,7 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
             protocol,
             space=space,
             cache_folder=folder,
+            quality_alone=True,
         )["metrics"]
 
     def preview(step: int) -> None:
@@ -106,7 +107,7 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
             }
         )
 
-    every = max(1, recipe.num_steps // CURVE_POINTS)
+    every = max(1, recipe.num_steps // options.curve_points)
     recipe = recipe.model_copy(
         update={
             "training": recipe.training.model_copy(
@@ -124,10 +125,10 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
     values = score(options.num_samples, "final")
     logs = [path for path in sorted(folder.glob("*/metrics.jsonl")) if path.stat().st_size]
     last = logs[-1].read_text().splitlines()[-1]
-    names = ("params", "fd_demo", "kd_demo", "fd_demo_held_out", "agreement", "failed_samples")
+    names = ("fd_demo", "kd_demo", "fd_demo_held_out", "agreement", "failed_samples")
     levels = [{k: round(v, 5) for k, v in level.items()} for level in values["agreement"]["levels"]]
     return {
-        "arm": arm, "seed": seed, "extra": list(extra), "set": list(options.set), "ratio": options.ratio, "steps": recipe.num_steps,
+        "arm": arm, "seed": seed, "extra": list(extra), "set": list(options.set), "ratio": options.ratio, "steps": recipe.num_steps, "params": student_plan.params,
         "stages": [stage.model_dump(mode="json") for stage in recipe.stages],
         "seconds": round(seconds, 1), "metrics": {n: values[n]["value"] for n in names if n in values}, "levels": levels,
         "teacher": {n: (values[n]["teacher"] or {}).get("value") for n in names if n in values},
@@ -192,6 +193,7 @@ def main() -> None:
     )
     parser.add_argument("--num-samples", type=int, default=1024)
     parser.add_argument("--sampler-steps", type=int, default=25)
+    parser.add_argument("--curve-points", type=int, default=2, help="scores on the way, the last one included")
     parser.add_argument("--work", type=Path, default=Path("build/bench"))
     parser.add_argument("--table", action="store_true", help="print the results so far and leave")
     options = parser.parse_args()

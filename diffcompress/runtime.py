@@ -134,6 +134,13 @@ def start(device: str | None = None) -> Runtime:
     return Runtime(accelerator, StopRequest())
 
 
+def computes_bfloat16(device: torch.device) -> bool:
+    """True on a GPU that multiplies in bfloat16; a CPU emulates it, slower than float32."""
+    import torch
+
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
 def environment(runtime: Runtime | None = None) -> dict[str, object]:
     """Versions, device and threads: paste-ready for a bug report, and recorded with every run."""
     import platform

@@ -11,7 +11,9 @@ from typing import Any
 import diffcompress
 from diffcompress.errors import UsageError
 from diffcompress.evaluation.features import FeatureSpace
+from diffcompress.teacher.conditioning import Conditions
 
+UNCONDITIONAL = Conditions()
 _NOT_COMPARED = ("versions",)
 
 
@@ -46,8 +48,19 @@ class Protocol:
     versions: dict[str, str] = field(default_factory=_versions, compare=False)
 
     @classmethod
-    def make(cls, space: FeatureSpace | None, **values: Any) -> Protocol:
-        """The protocol of samples compared in `space`; `values` replace defaults."""
+    def make(
+        cls,
+        space: FeatureSpace | None,
+        conditions: Conditions = UNCONDITIONAL,
+        *,
+        guidance: float = 1.0,
+        **values: Any,
+    ) -> Protocol:
+        """The protocol of samples drawn with `conditions` and compared in `space`; `values` replace defaults.
+
+        guidance: for models that know a null conditioning; others are sampled without.
+        """
+        values |= {"conditions": conditions.digest, "guidance": 1.0 if conditions.null is None else guidance}
         if space is None:
             return cls(**values)
         return cls(space.name, space.digest, space.real.digest if space.real else None, **values)

@@ -42,14 +42,16 @@ def evaluate_pipeline(
     conditioning: Mapping[str, Tensor] | None = None,
     samples_folder: Path | None = None,
     progress: Progress | None = None,
+    quality_alone: bool = False,
 ) -> dict[str, Any]:
     """`{"protocol", "metrics", "probe", "warnings"}` of `student`, with the teacher's and untrained student's beside.
 
     space: where distances are measured (features.find_space); clean `[N, C, *spatial]` with its conditioning: inputs of
     agreement, else the teacher's own samples; samples_folder: receives teacher.safetensors and student.safetensors,
     `images` of the same noise. Drawn samples stay in `cache_folder`, so the same call after a stop goes on. probe: see
-    correction.verdict; warnings: reasons to doubt. One process does it all. Raises UsageError when student and teacher
-    make samples of different shapes, RunStopped or RunInterrupted between batches.
+    correction.verdict; warnings: reasons to doubt; quality_alone: neither probe nor costs. One process does it all.
+    Raises UsageError when student and teacher make samples of different shapes, RunStopped or RunInterrupted between
+    batches.
     """
     models = {
         role: model for role, model in zip(ROLES, (student, teacher, untrained), strict=True) if model is not None
@@ -58,12 +60,13 @@ def evaluate_pipeline(
     if space is not None:
         space.extractor.to(student.device)
     metrics = Metrics()
-    _add_costs(metrics, models)
+    if not quality_alone:
+        _add_costs(metrics, models)
     drawn: dict[str, Drawn] = {}
     if teacher is not None or space is not None:
         cache = SampleCache(cache_folder, stop or StopRequest(), progress or Progress())
         drawn = {role: cache.draw(model, protocol, space, f"sampling the {role}") for role, model in models.items()}
-        if teacher is not None and agreement.why_incomparable(student, teacher) is None:
+        if teacher is not None and not quality_alone and agreement.why_incomparable(student, teacher) is None:
             probed = _corrected(student, teacher, protocol, cache)
             drawn["corrected"] = cache.draw(probed, protocol, space, "sampling the corrected student")
     add_distances(metrics, drawn, space, protocol, _prompts(student, protocol))

@@ -62,10 +62,10 @@ def _evaluated(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module) -
     space, num_samples = judged(teacher, recipe)
     protocol = Protocol.make(
         space,
+        teacher.conditions,
         num_samples=num_samples,
         sampler_steps=recipe.evaluation.sampler_steps,
-        guidance=recipe.evaluation.guidance if teacher.conditions.null is not None else 1.0,
-        conditions=teacher.conditions.digest,
+        guidance=recipe.evaluation.guidance,
     )
     scored = evaluate_pipeline(
         student,

@@ -95,10 +95,10 @@ def prepare(
             space = space.measured_to(real.clean, hashlib.sha256(real.clean.numpy().tobytes()).hexdigest())
     protocol = Protocol.make(
         space,
+        model.conditions,
         num_samples=num_samples,
         sampler_steps=asked.sampler_steps or recipe.evaluation.sampler_steps,
-        guidance=recipe.evaluation.guidance if model.conditions.null is not None else 1.0,
-        conditions=model.conditions.digest,
+        guidance=recipe.evaluation.guidance,
         agreement_clean=reference,
         seed=asked.seed,
     )

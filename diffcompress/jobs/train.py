@@ -44,7 +44,8 @@ def train(run: Run, start: nn.Module, bank: Bank) -> tuple[Recipe, nn.Module]:
     student = copy_student(run.plan, start)
     uses_features = any(stage.weights.feature_kd > 0 for stage in run.request.recipe.stages)
     adapters = make_adapters(student, run.teacher) if uses_features else None
-    trainee = Trainee(student, run.teacher.family, adapters).to(run.runtime.device).train()
+    precision = run.request.recipe.training.precision
+    trainee = Trainee(student, run.teacher.family, adapters, precision=precision).to(run.runtime.device).train()
     recipe = _settled(run, trainee, bank)
     job = _job(run, recipe, trainee, bank)
     for index, stage in enumerate(recipe.stages):

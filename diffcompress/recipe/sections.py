@@ -104,6 +104,9 @@ class TrainingSection(Section):
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(0.0, ge=0.0)
     max_grad_norm: float = Field(1.0, gt=0.0)
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the student's activations; weights, losses and devices without bfloat16: float32"
+    )
     ema_half_life: float = Field(0.04, ge=0.0, description="as a fraction of the planned steps")
     checkpoint_every_seconds: float = Field(120.0, gt=0.0)
     preview_every_steps: int = Field(500, ge=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,25 +14,33 @@ from diffcompress.data.targets import Batch
 from diffcompress.families.base import Family
 from diffcompress.losses.terms import LossTerms, ReduceMean
 from diffcompress.recipe import StageSection
+from diffcompress.runtime import computes_bfloat16
 from diffcompress.teacher.load import LoadedPipeline
 
 
 class Trainee(nn.Module):
-    """The student, and the adapters of feature KD when a stage asks for them, in one module for the process group."""
+    """The student, and the adapters of feature KD when a stage asks for them, in one module for the process group.
 
-    def __init__(self, student: nn.Module, family: Family, adapters: nn.Module | None = None) -> None:
+    precision: "bfloat16" runs the student under autocast where the device computes in it; its weights stay float32.
+    """
+
+    def __init__(
+        self, student: nn.Module, family: Family, adapters: nn.Module | None = None, *, precision: str = "float32"
+    ) -> None:
         super().__init__()
-        self.student, self.family, self.adapters = student, family, adapters
+        self.student, self.family, self.adapters, self.precision = student, family, adapters, precision
 
     def forward(
         self, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """The prediction with its learned variance, and block outputs as wide as the teacher's (with adapters)."""
-        if self.adapters is None:
-            return self.family.predict(self.student, noisy, timestep, conditioning), []
-        with FeatureTap(self.student, self.family) as tap:
-            prediction = self.family.predict(self.student, noisy, timestep, conditioning)
-        return prediction, self.adapters(tap.features)
+        """In float32: the prediction with its learned variance, and block outputs as wide as the teacher's."""
+        mixed = self.precision == "bfloat16" and computes_bfloat16(noisy.device)
+        with torch.autocast(noisy.device.type, torch.bfloat16) if mixed else contextlib.nullcontext():
+            if self.adapters is None:
+                return self.family.predict(self.student, noisy, timestep, conditioning).float(), []
+            with FeatureTap(self.student, self.family) as tap:
+                prediction = self.family.predict(self.student, noisy, timestep, conditioning)
+            return prediction.float(), [feature.float() for feature in self.adapters(tap.features)]
 
 
 class FeatureTap:

@@ -93,6 +93,32 @@ def test_every_loss_falls(world, tmp_path, weights):
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
 
+def test_bfloat16_bends_activations_and_nothing_else(world, tmp_path, monkeypatch):
+    """The first step's loss and gradient norm are float32's up to rounding; weights and moments stay float32."""
+    monkeypatch.setattr("diffcompress.training.objective.computes_bfloat16", lambda device: True)
+    first = {}
+    for precision in ("float32", "bfloat16"):
+        work = job(world, tmp_path / precision, steps=3, weights={"output_kd": 1.0})
+        work.trainee.precision = precision
+        run_stage(work, 0, tmp_path / precision / "stage")
+        first[precision] = rows(tmp_path / precision / "stage")[0]
+        assert {p.dtype for p in work.trainee.parameters()} == {torch.float32}
+        assert {v.dtype for v in work.state.ema.tensors.values()} == {torch.float32}
+    for name in ("loss", "grad_norm"):
+        exact, rounded = first["float32"][name], first["bfloat16"][name]
+        assert rounded == pytest.approx(exact, rel=0.02)
+        assert rounded != exact
+
+
+def test_a_cpu_trains_in_float32(world, tmp_path):
+    work = job(world, tmp_path)
+    work.trainee.precision = "bfloat16"
+    batch = work.targets.batch(0)
+    asked, _ = work.trainee(batch.noisy, batch.timestep, batch.conditioning)
+    work.trainee.precision = "float32"
+    assert torch.equal(asked, work.trainee(batch.noisy, batch.timestep, batch.conditioning)[0])
+
+
 def test_a_single_bad_step_is_skipped_and_counted(world, tmp_path):
     work = job(world, tmp_path)
     work.targets.steps, work.targets.times = frozenset({7}), 1

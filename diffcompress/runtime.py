@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from dataclasses import dataclass, field
+from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
     from torch import Tensor
+
+LONGEST_WAIT = timedelta(days=7)
 
 
 class Progress:
@@ -119,7 +122,7 @@ def start(device: str | None = None) -> Runtime:
     Raises UsageError for a device that is not there.
     """
     import torch
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
     chosen = device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     kind = chosen.split(":")[0]
@@ -130,15 +133,38 @@ def start(device: str | None = None) -> Runtime:
         )
     if kind == "cuda" and ":" in chosen:
         torch.cuda.set_device(chosen)
-    accelerator = Accelerator(cpu=kind == "cpu")
+    # The first process exports and evaluates while the others wait. Precision is the recipe's, not the launcher's.
+    patient = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+    accelerator = Accelerator(cpu=kind == "cpu", mixed_precision="no", kwargs_handlers=[patient])
     return Runtime(accelerator, StopRequest())
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """True on a GPU that multiplies in bfloat16; a CPU emulates it, slower than float32."""
+    """True on a GPU that multiplies in bfloat16; others and CPUs emulate it, slower than float32."""
     import torch
 
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until `device` has done what it was asked to."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of `device` that nothing holds, those that torch keeps for reuse among them."""
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    return psutil.virtual_memory().available
 
 
 def environment(runtime: Runtime | None = None) -> dict[str, object]:

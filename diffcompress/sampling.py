@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import psutil
 import torch
 from torch import Tensor
 
 from diffcompress.noise import generator
+from diffcompress.runtime import free_memory
 from diffcompress.teacher.load import LoadedPipeline
 
 NOISE_STREAM = 2
@@ -96,9 +96,6 @@ def automatic_batch_size(pipeline: LoadedPipeline) -> int:
     finally:
         for handle in handles:
             handle.remove()
-    if pipeline.device.type == "cuda":
-        free, limit = torch.cuda.mem_get_info(pipeline.device)[0], 512
-    else:
-        free, limit = psutil.virtual_memory().available, 64
-    fitting = max(1, free // 4 // max(1, seen))
+    limit = 512 if pipeline.device.type == "cuda" else 64
+    fitting = max(1, free_memory(pipeline.device) // 4 // max(1, seen))
     return min(limit, 1 << (fitting.bit_length() - 1))

@@ -56,7 +56,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         def there(value: Tensor) -> Tensor:
-            return value.to(device, non_blocking=True)
+            # Asynchronous copies of memory that is freed at once arrive corrupted on some devices.
+            return value.to(device)
 
         conditioning = {name: there(value) for name, value in self.conditioning.items()}
         return Batch(

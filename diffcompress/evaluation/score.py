@@ -23,7 +23,7 @@ from diffcompress.evaluation.metrics import ROLES, SAMPLE_CHECKS, Metrics
 from diffcompress.evaluation.protocol import Protocol
 from diffcompress.run_folder import write_atomically
 from diffcompress.runtime import Progress, StopRequest
-from diffcompress.sampling import conditioning_for
+from diffcompress.sampling import automatic_batch_size, conditioning_for
 from diffcompress.teacher.load import LoadedPipeline
 
 NUM_SAVED = 64
@@ -162,7 +162,14 @@ def _add_agreement(
         for role, model in models.items()
         if role != "teacher" and agreement.why_incomparable(model, teacher) is None
     }
-    found = agreement.measure(students, teacher, *inputs, num_levels=protocol.agreement_levels, seed=protocol.seed)
+    found = agreement.measure(
+        students,
+        teacher,
+        *inputs,
+        num_levels=protocol.agreement_levels,
+        seed=protocol.seed,
+        batch_size=automatic_batch_size(teacher),
+    )
     levels = {"levels": found["student"].levels_json(), "samples": len(inputs[0])}
     metrics.add("agreement", "", "higher", {role: value.agreement for role, value in found.items()}, **levels)
 

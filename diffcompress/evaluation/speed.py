@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from diffcompress.runtime import synchronise
 from diffcompress.student import costs
 from diffcompress.teacher.load import LoadedPipeline
 
@@ -52,16 +53,19 @@ def measure(pipeline: LoadedPipeline) -> Speed:
 def _call(pipeline: LoadedPipeline, batch: int) -> Callable[[], Tensor]:
     conditioning = pipeline.example_inputs(batch)
     noisy, timestep = conditioning.pop("noisy"), conditioning.pop("timestep")
-    return lambda: pipeline.family.predict(pipeline.denoiser, noisy, timestep, conditioning)
+    return lambda: pipeline.predict_all(noisy, timestep, conditioning)
 
 
 def _latencies(pipeline: LoadedPipeline) -> dict[int, float | None]:
-    """A batch that would keep the user waiting, by the time of one sample, is left out."""
+    """A batch that would keep the user waiting, by the time of one sample, or that memory cannot hold is left out."""
     found: dict[int, float | None] = {}
     for size in BATCH_SIZES:
         alone = found.get(1)
         slow = alone is not None and alone / 1000 * size * FEWEST_REPEATS > LONGEST_SECONDS
-        found[size] = None if slow else _latency(pipeline, size)
+        try:
+            found[size] = None if slow else _latency(pipeline, size)
+        except torch.cuda.OutOfMemoryError:
+            found[size] = None
     return found
 
 
@@ -79,12 +83,10 @@ def _latency(pipeline: LoadedPipeline, batch: int) -> float:
 
 
 def _timed(call: Callable[[], Tensor], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronise(device)
     before = time.perf_counter()
     call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronise(device)
     return time.perf_counter() - before
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffcompress.errors import UsageError
 from diffcompress.families.base import Config
-from diffcompress.families.mmdit_rules import image_positions, pack, stream_widths, time_roles, unpack
+from diffcompress.families.mmdit_rules import image_positions, pack, stream_widths, time_roles, unpack, unrounded
 from diffcompress.families.transformer import Stack, Transformer, simple_rules
 from diffcompress.families.transformer_rules import Role, Rules, nearest_positions, rotary_axes, rotary_sizes
 
@@ -69,14 +69,15 @@ def _rules(teacher: Config, student: Config) -> Rules:
 def _forward(model: nn.Module, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
     height, width = noisy.shape[-2:]
     text_tokens = conditioning["encoder_hidden_states"].shape[1]
-    tokens = model(
-        pack(noisy),
-        timestep=timestep / 1000,
-        img_ids=image_positions(height, width, noisy.device),
-        txt_ids=torch.zeros(text_tokens, 3, device=noisy.device),
-        return_dict=False,
-        **conditioning,
-    )[0]
+    with unrounded(model.x_embedder):
+        tokens = model(
+            pack(noisy),
+            timestep=timestep / 1000,
+            img_ids=image_positions(height, width, noisy.device),
+            txt_ids=torch.zeros(text_tokens, 3, device=noisy.device),
+            return_dict=False,
+            **conditioning,
+        )[0]
     return unpack(tokens, height, width)
 
 

@@ -6,10 +6,11 @@ but in attention, have channels of their own: nothing ties channel 7 of the text
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffcompress.families.transformer import mlp_roles
 from diffcompress.families.transformer_rules import Role, Width
@@ -43,6 +44,20 @@ def text_roles(embedder: str, modulation: str, ffn: str = "ff_context", query_sc
 def stream_widths(teacher: int, student: int) -> Mapping[str, Width]:
     """Of the two functions above: both spaces are as wide as the image's."""
     return {"time": Width(teacher, student), "text": Width(teacher, student)}
+
+
+@contextlib.contextmanager
+def unrounded(first: nn.Module) -> Iterator[None]:
+    """For classes that give timesteps the dtype of what their `first` layer returns: under autocast that is a half one,
+    in which timesteps are up to four of 1000 apart."""
+    if not torch.is_autocast_enabled(first.weight.device.type):
+        yield
+        return
+    handle = first.register_forward_hook(lambda _module, _inputs, output: output.float())
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def pack(latents: Tensor) -> Tensor:

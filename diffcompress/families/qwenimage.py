@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diffcompress.errors import UsageError
 from diffcompress.families.base import Config
-from diffcompress.families.mmdit_rules import pack, stream_widths, text_roles, time_roles, unpack
+from diffcompress.families.mmdit_rules import pack, stream_widths, text_roles, time_roles, unpack, unrounded
 from diffcompress.families.transformer import Stack, Transformer, simple_rules
 from diffcompress.families.transformer_rules import Role, Rules, nearest_positions, rotary_axes, rotary_sizes
 
@@ -59,13 +59,14 @@ def _rules(teacher: Config, student: Config) -> Rules:
 
 def _forward(model: nn.Module, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
     batch, _, height, width = noisy.shape
-    tokens = model(
-        pack(noisy),
-        timestep=timestep / 1000,
-        img_shapes=[[(1, height // 2, width // 2)]] * batch,
-        return_dict=False,
-        **conditioning,
-    )[0]
+    with unrounded(model.img_in):
+        tokens = model(
+            pack(noisy),
+            timestep=timestep / 1000,
+            img_shapes=[[(1, height // 2, width // 2)]] * batch,
+            return_dict=False,
+            **conditioning,
+        )[0]
     return unpack(tokens, height, width)
 
 

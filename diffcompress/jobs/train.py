@@ -19,7 +19,7 @@ from diffcompress.run_folder import discard, read_json, write_atomically, write_
 from diffcompress.sampling import sample
 from diffcompress.training import budget, micro
 from diffcompress.training.ema import Ema
-from diffcompress.training.objective import Trainee, make_adapters
+from diffcompress.training.objective import Trainee, freeze_unused, make_adapters
 from diffcompress.training.optim import make_optimizer
 from diffcompress.training.stage import Job, run_stage
 from diffcompress.training.state import Checkpoints, TrainingState
@@ -46,6 +46,7 @@ def train(run: Run, start: nn.Module, bank: Bank) -> tuple[Recipe, nn.Module]:
     adapters = make_adapters(student, run.teacher) if uses_features else None
     precision = run.request.recipe.training.precision
     trainee = Trainee(student, run.teacher.family, adapters, precision=precision).to(run.runtime.device).train()
+    freeze_unused(trainee, run.teacher.example_inputs())
     recipe = _settled(run, trainee, bank)
     job = _job(run, recipe, trainee, bank)
     for index, stage in enumerate(recipe.stages):
@@ -85,8 +86,9 @@ def _job(run: Run, recipe: Recipe, trainee: Trainee, bank: Bank) -> Job:
 def _settled(run: Run, trainee: Trainee, bank: Bank) -> Recipe:
     """The recipe of this run with its final step counts: what recipe.yaml says once it is written."""
     file = run.folder.recipe
-    run.runtime.wait()
-    if file.exists():
+    settled = file.exists()
+    run.runtime.wait()  # before any process goes on to write it
+    if settled:
         recipe = recipes.parse(file.read_text(encoding="utf-8"), str(file))
         more = run.request.more_time(run.folder)
         return recipe if more is None else _extended(run, recipe, more)

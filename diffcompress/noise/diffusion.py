@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .process import NoiseProcess
+from .process import NoiseProcess, as_factor
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
@@ -64,9 +64,8 @@ class Diffusion(NoiseProcess):
 
     def signal_and_noise(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(abar_t) and sqrt(1 - abar_t)."""
-        alpha = self.alphas_cumprod.to(timestep.device)[timestep]
-        shape = (-1,) + (1,) * (like.dim() - 1)
-        return alpha.sqrt().to(like.dtype).view(shape), (1 - alpha).sqrt().to(like.dtype).view(shape)
+        alpha = self.alphas_cumprod[timestep.cpu()]
+        return as_factor(alpha.sqrt(), like), as_factor((1 - alpha).sqrt(), like)
 
     def target(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         if self.prediction_type == "epsilon":
@@ -105,13 +104,9 @@ class Diffusion(NoiseProcess):
             clean = clean.clamp(-self.clip_sample_range, self.clip_sample_range)
             if eta > 0:
                 direction = (noisy - signal * clean) / sigma
-        alphas = self.alphas_cumprod.to(noisy.device)
-        alpha = alphas[timestep]
-        alpha_next = torch.where(following >= 0, alphas[following.clamp(min=0)], torch.ones_like(alpha))
+        alpha, following = self.alphas_cumprod[timestep.cpu()], following.cpu()
+        alpha_next = torch.where(following >= 0, self.alphas_cumprod[following.clamp(min=0)], torch.ones_like(alpha))
         spread = eta * ((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)).clamp(min=0).sqrt()
         kept = (1 - alpha_next - spread**2).clamp(min=0).sqrt()
-
-        def as_factor(value: Tensor) -> Tensor:
-            return value.to(noisy.dtype).view((-1,) + (1,) * (noisy.dim() - 1))
-
-        return as_factor(alpha_next.sqrt()) * clean + as_factor(kept) * direction + as_factor(spread) * noise
+        image, held, fresh = (as_factor(value, noisy) for value in (alpha_next.sqrt(), kept, spread))
+        return image * clean + held * direction + fresh * noise

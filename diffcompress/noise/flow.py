@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .process import NoiseProcess
+from .process import NoiseProcess, as_factor
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Flow(NoiseProcess):
         return self._timestep(torch.stack([half, 1 - half], 1).flatten()[:count])
 
     def signal_and_noise(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        sigma = (timestep.double() / self.num_timesteps).to(like.dtype).view((-1,) + (1,) * (like.dim() - 1))
+        sigma = as_factor(timestep.cpu().double() / self.num_timesteps, like)
         return 1 - sigma, sigma
 
     def target(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:

@@ -53,6 +53,11 @@ class NoiseProcess(ABC):
         """From `timestep` to `following` (negative: clean), both `[B]`; eta from 0 (no noise) to 1 (ancestral)."""
 
 
+def as_factor(value: Tensor, like: Tensor) -> Tensor:
+    """`[B]` as `[B, 1, ...]`, to multiply `like` `[B, C, ...]`; made on the CPU, as not every device has float64."""
+    return value.to(like.dtype).to(like.device).view((-1,) + (1,) * (like.dim() - 1))
+
+
 def generator(*integers: int) -> torch.Generator:
     """A CPU generator that follows from `integers` alone, so that no random state is ever stored."""
     import numpy as np

@@ -88,4 +88,6 @@ def load_codec(reference: Reference, device: torch.device) -> Codec | None:
         raise UsageError(
             f"the autoencoder in {folder} cannot be loaded: {error}", "check that the teacher's pipeline is complete"
         ) from error
+    if device.type != "cpu" and hasattr(autoencoder, "enable_slicing"):
+        autoencoder.enable_slicing()  # one image at a time: activations of large ones are gigabytes
     return Codec(autoencoder.to(device).eval().requires_grad_(False))

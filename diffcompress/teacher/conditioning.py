@@ -60,6 +60,11 @@ class Conditions:
         return torch.full((count,), self.null)
 
 
+def as_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Those of floating point in `dtype`, labels and masks as they are."""
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+
+
 def without_text(family: Family, config: Config) -> Conditions:
     """The conditions of an unconditional or class-conditional denoiser."""
     classes, null = family.num_classes(config), family.null_class(config)

@@ -19,7 +19,7 @@ from diffcompress.families.base import Family
 from diffcompress.noise import NoiseProcess, from_scheduler
 from diffcompress.teacher.assembly import assembled
 from diffcompress.teacher.codec import Codec, load_codec
-from diffcompress.teacher.conditioning import Conditions, without_text
+from diffcompress.teacher.conditioning import Conditions, as_dtype, without_text
 from diffcompress.teacher.reference import Reference
 from diffcompress.teacher.weights import check_state, fingerprint, open_state
 
@@ -75,8 +75,7 @@ class LoadedPipeline:
     def predict_all(self, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
         """`[B, C or 2C, *spatial]` in float32: the prediction, and the learned variance where there is one."""
         dtype = next(self.denoiser.parameters()).dtype
-        given = {name: value.to(dtype) if value.is_floating_point() else value for name, value in conditioning.items()}
-        return self.family.predict(self.denoiser, noisy.to(dtype), timestep, given).float()
+        return self.family.predict(self.denoiser, noisy.to(dtype), timestep, as_dtype(conditioning, dtype)).float()
 
 
 def describe(reference: Reference) -> tuple[Family, NoiseProcess]:
@@ -119,8 +118,9 @@ def load(reference: Reference, device: torch.device | str = "cpu", *, sample_siz
         ) from error
     check_state(state, denoiser)
     halved = torch.device(device).type != "cpu" and sum(p.numel() for p in denoiser.parameters()) > LARGE
-    kept = {name: value if halved else value.float() for name, value in state.items()}
-    denoiser.load_state_dict(kept, assign=True)
+    # One precision for all of it: some classes are stored with a few tensors in another.
+    dtype = state.dtype if halved else torch.float32
+    denoiser.load_state_dict(as_dtype(state, dtype), assign=True)
     denoiser = denoiser.to(device).eval().requires_grad_(False)
     shape = family.sample_shape(reference.config)
     if sample_size is not None:

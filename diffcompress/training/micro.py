@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -13,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from diffcompress.data.targets import Batch
 from diffcompress.losses.terms import ReduceMean
 from diffcompress.recipe import StageSection
-from diffcompress.runtime import Runtime
+from diffcompress.runtime import Runtime, free_memory
 from diffcompress.teacher.load import LoadedPipeline
 from diffcompress.training.objective import step_losses
 
@@ -26,14 +25,14 @@ def automatic_size(trainee: nn.Module, teacher: LoadedPipeline, share: int, devi
 
     From memory alone, never timing, so that the same machine finds the same.
     """
-    needed = max(1, _saved_bytes(trainee, teacher))
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    fitting = max(1, int(MEMORY_SHARE * free / needed))
+    # What autocast keeps of the weights is there once, whatever the batch.
+    needed = max(1, _saved_bytes(trainee, teacher, 2) - _saved_bytes(trainee, teacher, 1))
+    fitting = max(1, int(MEMORY_SHARE * free_memory(device) / needed))
     return next(share // parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= fitting)
 
 
-def _saved_bytes(trainee: nn.Module, teacher: LoadedPipeline) -> int:
-    """Bytes that one sample's forward keeps for the backward pass."""
+def _saved_bytes(trainee: nn.Module, teacher: LoadedPipeline, batch: int) -> int:
+    """Bytes that a forward keeps for the backward pass."""
     own = {p.untyped_storage().data_ptr() for p in trainee.parameters()}
     seen: dict[int, int] = {}
 
@@ -43,7 +42,7 @@ def _saved_bytes(trainee: nn.Module, teacher: LoadedPipeline) -> int:
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    inputs = teacher.example_inputs()
+    inputs = teacher.example_inputs(batch)
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         output = trainee(inputs.pop("noisy"), inputs.pop("timestep"), inputs)
     del output  # it held the graph, so that no storage's address came twice

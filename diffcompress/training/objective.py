@@ -15,6 +15,7 @@ from diffcompress.families.base import Family
 from diffcompress.losses.terms import LossTerms, ReduceMean
 from diffcompress.recipe import StageSection
 from diffcompress.runtime import computes_bfloat16
+from diffcompress.teacher.conditioning import as_dtype
 from diffcompress.teacher.load import LoadedPipeline
 
 
@@ -33,7 +34,11 @@ class Trainee(nn.Module):
     def forward(
         self, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """In float32: the prediction with its learned variance, and block outputs as wide as the teacher's."""
+        """In float32: the prediction with its learned variance, and block outputs as wide as the teacher's.
+
+        Encoded prompts may come in half precision.
+        """
+        conditioning = as_dtype(conditioning, noisy.dtype)
         mixed = self.precision == "bfloat16" and computes_bfloat16(noisy.device)
         with torch.autocast(noisy.device.type, torch.bfloat16) if mixed else contextlib.nullcontext():
             if self.adapters is None:
@@ -78,11 +83,25 @@ def make_adapters(student: nn.Module, teacher: LoadedPipeline) -> losses.Adapter
     widths = []
     for model in (student, teacher.denoiser):
         device = next(model.parameters()).device
-        given = {name: value.to(device) for name, value in teacher.example_inputs().items()}
+        inputs = {name: value.to(device) for name, value in teacher.example_inputs().items()}
+        given = as_dtype(inputs, next(model.parameters()).dtype)
         with torch.no_grad(), FeatureTap(model, family) as tap:
             family.predict(model, given.pop("noisy"), given.pop("timestep"), given)
         widths.append([feature.shape[1] for feature in tap.features])
     return losses.Adapters(*widths)
+
+
+def freeze_unused(trainee: Trainee, inputs: dict[str, Tensor]) -> None:
+    """No gradients for parameters that no output depends on, as in the last text stream of Qwen-Image.
+
+    They would stay without one anyway, and a process group waits for the gradient of every other. inputs: noisy,
+    timestep and conditioning.
+    """
+    prediction, features = trainee(inputs.pop("noisy"), inputs.pop("timestep"), inputs)
+    total = prediction.sum() + sum(feature.sum() for feature in features)
+    parameters = list(trainee.parameters())
+    for parameter, gradient in zip(parameters, torch.autograd.grad(total, parameters, allow_unused=True), strict=True):
+        parameter.requires_grad_(gradient is not None)
 
 
 def step_losses(
@@ -120,6 +139,6 @@ def step_losses(
     if features:
         with torch.no_grad(), FeatureTap(teacher.denoiser, teacher.family) as tap:
             teacher.predict(batch.noisy, batch.timestep, batch.conditioning)
-        terms["feature_kd"] = losses.feature_kd(features, tap.features, reduction=stage.reduction)
+        terms["feature_kd"] = losses.feature_kd(features, [f.float() for f in tap.features], reduction=stage.reduction)
         weights.setdefault("feature_kd", 0.0)
     return losses.combine(terms, weights)

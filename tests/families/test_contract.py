@@ -51,6 +51,20 @@ def test_the_same_config_reproduces_the_teacher_exactly(family: Family) -> None:
 
 
 @FAMILIES
+def test_neighbouring_timesteps_differ_under_autocast(family: Family) -> None:
+    """In bfloat16 700 and 701 are one number."""
+    config = family.tiny_config()
+    model, made = lively(build(family, config, "cpu")), []
+    for timestep in (700, 701):
+        inputs = inputs_of(family, config, 1)
+        inputs["timestep"] = torch.full_like(inputs["timestep"], timestep)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            made.append(family.predict(model, inputs.pop("noisy"), inputs.pop("timestep"), inputs).float())
+    assert torch.isfinite(made[0]).all()
+    assert not torch.equal(*made)
+
+
+@FAMILIES
 @pytest.mark.parametrize("ratio", [0.6, 0.35])
 def test_a_student_has_one_rule_for_each_tensor_and_runs_on_the_teachers_inputs(family: Family, ratio: float) -> None:
     config = family.tiny_config()

@@ -4,24 +4,28 @@ import json
 import types
 from dataclasses import replace
 
+import psutil
 import pytest
 import torch
 
 from diffcompress.data import bank as banks
 from diffcompress.data.targets import Targets
 from diffcompress.errors import DiffCompressError, RunStopped
+from diffcompress.families import registry
 from diffcompress.jobs.students import initial_student
 from diffcompress.recipe import BankSection, LossWeights, Recipe, StageSection, TargetsSection, TrainingSection
 from diffcompress.runtime import Progress, start
 from diffcompress.student.plan import plan
+from diffcompress.student.size import build
 from diffcompress.teacher.load import load
 from diffcompress.teacher.reference import resolve
 from diffcompress.training import micro
 from diffcompress.training.ema import Ema
-from diffcompress.training.objective import Trainee, make_adapters
+from diffcompress.training.objective import Trainee, freeze_unused, make_adapters
 from diffcompress.training.optim import learning_rate, make_optimizer
 from diffcompress.training.stage import Job, run_stage
 from diffcompress.training.state import TrainingState
+from tests.families.test_contract import inputs_of
 from tests.jobs.tiny_teacher import save_teacher
 
 
@@ -216,9 +220,19 @@ def test_micro_batches_are_what_memory_holds(world, tmp_path, monkeypatch):
     work = job(world, tmp_path)
     device = work.runtime.device
     assert micro.automatic_size(work.trainee, work.teacher, 12, device) == 12
-    needed = micro._saved_bytes(work.trainee, work.teacher)
+    needed = micro._saved_bytes(work.trainee, work.teacher, 3) - micro._saved_bytes(work.trainee, work.teacher, 2)
     assert needed > 10_000
     for fitting, expected in ((11, 6), (4, 4), (1, 1), (0, 1)):
         free = types.SimpleNamespace(available=int(needed * (fitting + 0.5) / micro.MEMORY_SHARE))
-        monkeypatch.setattr(micro.psutil, "virtual_memory", lambda free=free: free)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: free)
         assert micro.automatic_size(work.trainee, work.teacher, 12, device) == expected
+
+
+def test_parameters_that_nothing_depends_on_are_frozen():
+    """Qwen-Image's last block makes a text stream that nobody reads: a process group would wait for its gradients."""
+    family = next(f for f in registry.FAMILIES if f.class_name == "QwenImageTransformer2DModel")
+    trainee = Trainee(build(family, family.tiny_config(), "cpu"), family)
+    freeze_unused(trainee, inputs_of(family, family.tiny_config(), 1))
+    frozen = {name.removeprefix("student.") for name, p in trainee.named_parameters() if not p.requires_grad}
+    assert frozen
+    assert all(name.startswith("transformer_blocks.2.") and ("txt" in name or "add" in name) for name in frozen)

@@ -18,12 +18,16 @@ from pathlib import Path
 import diffusers
 import torch
 
-STEPS = {"stages.0.num_steps": 4, "stages.1.num_steps": 2}
-# Small enough for a CPU; 8 samples of 8 noise levels fill one batch of 64.
+from diffcompress import recipe as recipes
+from diffcompress.teacher.load import describe
+from diffcompress.teacher.reference import resolve
+
+STEPS = {"stages.0.num_steps": 2, "stages.1.num_steps": 2}
+# Small enough for a CPU; samples of 8 noise levels fill one batch. Importance by magnitude: of random weights by their
+# gradients it would mean as little, and take hundreds of teacher gradients.
 SETTINGS = STEPS | {
-    "bank.num_samples": 8,
+    "student.importance": "magnitude",
     "bank.sampler_steps": 8,
-    "targets.pool_size": 64,
     "evaluation.num_samples": 4,
     "evaluation.sampler_steps": 2,
     "training.preview_every_steps": 1000,
@@ -70,11 +74,18 @@ def main() -> None:
     if not teacher.exists():
         build(json.loads(options.config.read_text(encoding="utf-8")), teacher)
     shutil.rmtree(run, ignore_errors=True)
-    planned = command_line("plan", str(teacher), "--ratio", options.ratio)
-    settings = SETTINGS | {"training.batch_size": options.batch_size}
-    sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    batch = {"training.batch_size": options.batch_size, "targets.pool_size": options.batch_size}
+    settings = SETTINGS | batch | {"bank.num_samples": -(-options.batch_size // 8)}
+    reference = resolve(str(teacher))
+    recipe = recipes.load(
+        recipes.default_for(reference.id, describe(reference)[0].recipe), [f"{k}={v}" for k, v in settings.items()]
+    )
+    file = options.work / "recipe.yaml"
+    file.write_text(recipe.to_yaml(), encoding="utf-8")
+    asked = (str(teacher), "--ratio", options.ratio, "--recipe", str(file))
+    planned = command_line("plan", *asked)
     started = time.monotonic()
-    done = command_line("shrink", str(teacher), "--ratio", options.ratio, "--output", str(run), *sets)
+    done = command_line("shrink", *asked, "--output", str(run))
     seconds = json.loads((run / "timings.json").read_text(encoding="utf-8"))
     steps = sum(stage["seconds"] for stage in done["stages"]) / sum(STEPS.values())
     print(

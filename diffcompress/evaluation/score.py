@@ -117,7 +117,7 @@ def _corrected(
     apart = replace(
         protocol,
         seed=protocol.seed + correction.SEED_SHIFT,
-        num_samples=correction.NUM_IMAGES,
+        num_samples=min(correction.NUM_IMAGES, protocol.num_samples),
         feature_space=None,
         extractor=None,
         reference=None,

@@ -77,7 +77,7 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
         student = as_student(teacher, student_plan, averaged_student(student_plan, start, state))
         protocol = Protocol.make(
             space,
-            teacher.conditions,
+            teacher,
             num_samples=num_samples,
             sampler_steps=options.sampler_steps,
             guidance=recipe.evaluation.guidance,

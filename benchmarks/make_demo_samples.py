@@ -36,7 +36,7 @@ def main() -> None:
     torch.set_num_threads(1)
 
     space, teacher = demo_space(), load(resolve(options.teacher))
-    protocol = Protocol.make(space)
+    protocol = Protocol.make(space, teacher)
     started = time.perf_counter()
     drawn = SampleCache(SHIPPED_FOLDER, StopRequest(), Lines(), ready=()).draw(teacher, protocol, space, "teacher")
     seconds = time.perf_counter() - started

@@ -12,6 +12,10 @@ set -u
 : "${REPO:=}" "${LICENSE:=}" "${SHRINK_OPTIONS:=}" "${EVALUATE_OPTIONS:=}"
 mkdir -p "$OUT"
 
+# A scheduler's SIGTERM reaches diffcompress too, which saves and exits 75: do not start it again then.
+stopping=
+trap 'stopping=1' TERM
+
 # field FILE KEY.KEY: a value out of a JSON file
 field() {
     python3 -c 'import functools, json, sys
@@ -35,11 +39,11 @@ step() {
             5) why="does not fit" ;;
             75)
                 tries=$((tries + 1))
-                if [ "$tries" -le "$RETRIES" ]; then
+                if [ -z "$stopping" ] && [ "$tries" -le "$RETRIES" ]; then
                     echo "release: $name was stopped, going on ($tries of $RETRIES)" >&2
                     continue
                 fi
-                why="was stopped $tries times" ;;
+                why="was stopped; run this script again to go on" ;;
             130) why="was interrupted; run this script again to go on" ;;
             *) why="ended with $code" ;;
         esac

@@ -160,7 +160,7 @@ def evaluate(
         "gates": tuple(gate or ()), "output": output, "feature_weights": feature_weights, "junit": junit, "seed": seed,
         "device": device, "scheduler": scheduler, "prompts": prompts, "progress": console,
     }  # fmt: skip
-    if len(student) == 1:
+    if len(student) == 1 and not student[0].endswith(".json"):
         from diffcompress.jobs.evaluate import evaluate as run
 
         result = run(student[0], **asked)

@@ -1,7 +1,7 @@
 """Samples drawn once: features, total variation and a few images, kept under a key of what they follow from.
 
-An entry is one safetensors file `<key>.safetensors` with a row per sample; while it is made, its shards lie in
-`<key>-<num_samples>/`, so a kill loses one batch at most. The demo teacher's entry ships with the package.
+An entry is one safetensors file `<key>.safetensors` with a row per sample; while it is made, its batches lie in
+`<key>-<num_samples>/`, so a kill loses one at most. The demo teacher's entry ships with the package.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffcompress.data.shards import Tensors, read_shards, shard_path
+from diffcompress.data.shards import Tensors
 from diffcompress.evaluation.failed import total_variation
 from diffcompress.evaluation.features import FeatureSpace
 from diffcompress.evaluation.protocol import Protocol
@@ -26,13 +26,13 @@ from diffcompress.sampling import automatic_batch_size, sample
 from diffcompress.teacher.load import LoadedPipeline
 from diffcompress.teacher.reference import DEMO_FOLDER
 
-SHARD_SIZE = 128
+NUM_IMAGES = 128
 SHIPPED_FOLDER = DEMO_FOLDER / "samples"
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Samples 0..N-1 of one model. images: the first `SHARD_SIZE` at most, `[n, C, *spatial]`, latents for latent
+    """Samples 0..N-1 of one model. images: the first `NUM_IMAGES` at most, `[n, C, *spatial]`, latents for latent
     models; variation: `[N]`; features: `[N, D]`, or None without a feature space; pixels: what `images` decode to."""
 
     images: Tensor
@@ -63,7 +63,7 @@ class SampleCache:
         key, count = entry_key(weights_key(pipeline), protocol), protocol.num_samples
         tensors = self._find(key, count) or self._make(key, count, pipeline, protocol, space, task)
         features = tensors["features"][:count] if "features" in tensors else None
-        images = tensors["images"][: min(count, SHARD_SIZE)].float()
+        images = tensors["images"][: min(count, NUM_IMAGES)].float()
         pixels = tensors["pixels"][: len(images)].float() if "pixels" in tensors else images
         return Drawn(images, tensors["variation"][:count], features, pixels)
 
@@ -85,24 +85,24 @@ class SampleCache:
     def _make(
         self, key: str, count: int, pipeline: LoadedPipeline, protocol: Protocol, space: FeatureSpace | None, task: str
     ) -> Tensors:
-        shards = self.folder / f"{key}-{count}"
-        batch_size = min(SHARD_SIZE, automatic_batch_size(pipeline))
-        for first in range(0, count, SHARD_SIZE):
-            shard = range(first, min(first + SHARD_SIZE, count))
-            path = shard_path(shards, first // SHARD_SIZE)
+        folder = self.folder / f"{key}-{count}"
+        batch_size, batches, done = automatic_batch_size(pipeline), [], 0
+        while done < count:
+            path = folder / f"{done:08d}.safetensors"
             if not path.exists():
-                batches = [shard[start : start + batch_size] for start in range(0, len(shard), batch_size)]
-                _save(path, _end_to_end([_rows(pipeline, protocol, space, batch) for batch in batches]))
-            self.progress.update(task, shard.stop, count)
+                _save(path, _rows(pipeline, protocol, space, range(done, min(done + batch_size, count))))
+            batches.append(load_file(path))
+            done += len(batches[-1]["variation"])
+            self.progress.update(task, done, count)
             self.stop.raise_if_set()
-        tensors = read_shards(shards, count, SHARD_SIZE)
+        tensors = _end_to_end(batches)
         made = {
             "model": pipeline.reference.name,
             "weights": weights_key(pipeline),
             "protocol": json.dumps(protocol.to_json()),
         }
         _save(self.folder / f"{key}.safetensors", tensors, made)
-        discard(shards)
+        discard(folder)
         return tensors
 
 
@@ -120,7 +120,7 @@ def weights_key(pipeline: LoadedPipeline) -> str:
 
 
 def entry_key(weights: str, protocol: Protocol) -> str:
-    """What samples and their features follow from: weights, sampler, seed, extractor."""
+    """What samples and their features follow from: weights, sampler, seed, extractor, size."""
     parts: list[object] = [
         weights,
         protocol.sampler,
@@ -130,6 +130,7 @@ def entry_key(weights: str, protocol: Protocol) -> str:
         protocol.extractor,
         protocol.revision,
     ]
+    parts.append(list(protocol.sample_shape))
     if protocol.guidance != 1.0 or protocol.conditions is not None:
         parts += [protocol.guidance, protocol.conditions]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
@@ -145,7 +146,7 @@ def _rows(pipeline: LoadedPipeline, protocol: Protocol, space: FeatureSpace | No
         guidance=protocol.guidance,
     )
     # Only the first are looked at, features take all; decoding is the dearest part of a small latent model.
-    kept = max(0, SHARD_SIZE - indices.start)
+    kept = max(0, NUM_IMAGES - indices.start)
     pixels = _pixels(pipeline, images if space is not None else images[:kept])
     rows = {"variation": total_variation(pixels if space is not None else images)}
     # Kept in half precision and read back so: fresh and cached results are the same. Later shards keep none.

@@ -15,6 +15,7 @@ from diffcompress.errors import UsageError
 from diffcompress.evaluation import extractors
 from diffcompress.evaluation.embedded import DIMENSION, IMAGE_SHAPE, Extractor
 from diffcompress.evaluation.frechet import Moments
+from diffcompress.runtime import Progress
 from diffcompress.teacher.load import LoadedPipeline
 from diffcompress.teacher.reference import DEMO_FOLDER, demo_names, resolve
 from diffcompress.teacher.state import sha256
@@ -116,16 +117,20 @@ def find_space(teacher: LoadedPipeline | None, feature_weights: str | Path | Non
     return demo_space() if teacher is not None and _is_embedded(teacher) and EXTRACTOR_FILE.is_file() else None
 
 
-def cached_space(shape: tuple[int, ...]) -> FeatureSpace | None:
+def cached_space(shape: tuple[int, ...], progress: Progress) -> FeatureSpace | None:
     """Inception-v3 or DINOv2 where other tools have left their weights on this machine, for RGB images."""
     if len(shape) != 3 or shape[0] != 3 or min(shape[1:]) < SMALLEST_SIDE:
         return None
     files = [Path(torch.hub.get_dir()) / "checkpoints" / name for name in _CACHED_FILES]
     places: list[str | Path] = [*(path for path in files if path.is_file()), *filter(extractors.cached, _CACHED_IDS)]
-    if not places:
-        return None
-    found = extractors.read(places[0])
-    return FeatureSpace(found.kind, found.digest, found.extractor)
+    for place in places:
+        try:
+            found = extractors.read(place)
+        except UsageError as error:  # an unfinished download, or a library that is missing: nobody asked for it
+            progress.warn(f"the feature extractor {place} is not used: {error.message}")
+            continue
+        return FeatureSpace(found.kind, found.digest, found.extractor)
+    return None
 
 
 def image_shape(pipeline: LoadedPipeline) -> tuple[int, ...]:

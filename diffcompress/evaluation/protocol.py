@@ -11,9 +11,8 @@ from typing import Any
 import diffcompress
 from diffcompress.errors import UsageError
 from diffcompress.evaluation.features import FeatureSpace
-from diffcompress.teacher.conditioning import Conditions
+from diffcompress.teacher.load import LoadedPipeline
 
-UNCONDITIONAL = Conditions()
 _NOT_COMPARED = ("versions",)
 
 
@@ -26,7 +25,8 @@ def _versions() -> dict[str, str]:
 class Protocol:
     """Everything a number depends on besides the models.
 
-    feature_space: name, or None; extractor, reference: SHA-256 of the extractor and of the real images' statistics;
+    feature_space: name, or None; extractor, reference: SHA-256 of the extractor and of the real images' statistics, or
+    of the user's images; sampler: its first-order solver; sample_shape: of what the denoiser sees, without the batch;
     guidance: classifier-free guidance scale, 1 for none; conditions: SHA-256 of the prompts samples are drawn for;
     agreement_clean: where the clean images of `agreement` come from; versions are recorded, but may differ.
     """
@@ -36,6 +36,7 @@ class Protocol:
     reference: str | None = None
     sampler: str = "ddim"
     sampler_steps: int = 25
+    sample_shape: tuple[int, ...] = ()
     eta: float = 0.0
     guidance: float = 1.0
     conditions: str | None = None
@@ -51,19 +52,27 @@ class Protocol:
     def make(
         cls,
         space: FeatureSpace | None,
-        conditions: Conditions = UNCONDITIONAL,
+        model: LoadedPipeline,
         *,
         guidance: float = 1.0,
+        reference: str | None = None,
         **values: Any,
     ) -> Protocol:
-        """The protocol of samples drawn with `conditions` and compared in `space`; `values` replace defaults.
+        """The protocol of samples of `model`'s kind that are compared in `space`; `values` replace defaults.
 
-        guidance: for models that know a null conditioning; others are sampled without.
+        guidance: for models that know a null conditioning; others are sampled without. reference: SHA-256 of the user's
+        images, which are inputs of agreement even without a space.
         """
-        values |= {"conditions": conditions.digest, "guidance": 1.0 if conditions.null is None else guidance}
+        conditions = model.conditions
+        values |= {
+            "sampler": model.noise.sampler,
+            "sample_shape": tuple(model.sample_shape),
+            "guidance": 1.0 if conditions.null is None else guidance,
+            "conditions": conditions.digest,
+        }
         if space is None:
-            return cls(**values)
-        return cls(space.name, space.digest, space.real.digest if space.real else None, **values)
+            return cls(reference=reference, **values)
+        return cls(space.name, space.digest, space.real.digest if space.real else reference, **values)
 
     @property
     def sampling_seed(self) -> int:
@@ -71,7 +80,7 @@ class Protocol:
         return self.seed + 1_000_003
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"sample_shape": list(self.sample_shape)}
 
 
 def check_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:

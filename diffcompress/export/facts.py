@@ -114,7 +114,7 @@ def command(asked: Mapping[str, Any], *, recipe: str, output: str) -> str:
     if asked.get("method") not in (None, "lift-place"):
         parts += ["--method", asked["method"]]
     parts += ["--recipe", recipe, "--seed", str(seed_of(asked) or 0)]
-    for key in ("data", "dtype", "license"):
+    for key in ("data", "prompts", "scheduler", "dtype", "license"):
         if asked.get(key) is not None:
             parts += [f"--{key}", str(asked[key])]
     return shlex.join([*parts, "--output", output])

@@ -12,6 +12,7 @@ import yaml
 from diffcompress.errors import UsageError
 from diffcompress.teacher.reference import DEMO_FOLDER, Reference
 
+UNKNOWN = "unknown"  # which the Hub also takes for a licence
 STATED = "whoever made the student (--license)"
 _ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _NAMES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "NOTICE")
@@ -28,7 +29,7 @@ class Licence:
 
     @property
     def is_known(self) -> bool:
-        return self.id != "unknown"
+        return self.id != UNKNOWN
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -38,7 +39,7 @@ def licence_of(reference: Reference, stated: str | None = None) -> Licence:
     """From the teacher's model card; `stated` (--license) counts only where the teacher's is unknown."""
     folder = _folder(reference)
     front = front_matter(folder / "README.md")
-    if isinstance(front.get("license"), str):
+    if isinstance(front.get("license"), str) and front["license"] != UNKNOWN:
         return Licence(
             front["license"], "the teacher's model card", front.get("license_name"), front.get("license_link")
         )
@@ -46,7 +47,7 @@ def licence_of(reference: Reference, stated: str | None = None) -> Licence:
         return Licence("apache-2.0", "diffcompress, whose demo teacher this is")
     if stated:
         return stated_by_user(stated)
-    return Licence("unknown", "nobody: the teacher's folder has no model card with a licence")
+    return Licence(UNKNOWN, "nobody: the teacher's folder has no model card with a licence")
 
 
 def stated_by_user(id: str) -> Licence:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from diffcompress.export import facts, trust, words
+from diffcompress.export.provenance import public_name
 from diffcompress.run_folder import write_text
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ _TEMPLATES = Environment(
 )
 UNCONDITIONAL = "unconditional-image-generation"
 ELSEWHERE = "path/to/pipeline"
+_SAMPLING = ("sampler", "sampler_steps", "guidance", "seed")
 
 
 def write(folder: Path, provenance: Mapping[str, Any], collected: Mapping[str, Any]) -> None:
@@ -62,6 +64,7 @@ def render(provenance: Mapping[str, Any], collected: Mapping[str, Any]) -> str:
         use=usage(provenance, where),
         limits=trust.remarks(collected, facts.seed_of(collected["asked"])),
         command=repeat(provenance, collected),
+        data=public_name(collected["asked"].get("data")),
     )
     return str(ModelCard(content).content)
 
@@ -98,7 +101,7 @@ def eval_results(provenance: Mapping[str, Any], collected: Mapping[str, Any]) ->
                 metric_type=name,
                 metric_name=f"{words.label(name)}, {metric['samples']:,} samples",
                 metric_value=metric["value"],
-                metric_args={key: protocol[key] for key in ("sampler", "sampler_steps", "seed") if key in protocol}
+                metric_args={key: protocol[key] for key in _SAMPLING if key in protocol}
                 | {key: metric.get(key) for key in ("low", "high") if metric.get(key) is not None},
             )
         )
@@ -109,8 +112,8 @@ def repeat(provenance: Mapping[str, Any], collected: Mapping[str, Any]) -> str:
     """The command that makes this student again from the card's own recipe, with no path of this machine in it."""
     teacher, asked = provenance["teacher"], collected["asked"]
     name = f"{teacher['id']}@{teacher['revision']}" if base_model(teacher) else teacher["id"] or teacher["name"]
-    data = asked.get("data")
-    public = dict(asked) | {"teacher": name, "data": Path(data).name if data else None}
+    public = dict(asked) | {"teacher": name}
+    public |= {key: public_name(asked.get(key)) for key in ("data", "prompts", "scheduler")}
     return facts.command(public, recipe="recipe.yaml", output=f"{teacher['name']}-again")
 
 

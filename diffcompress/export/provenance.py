@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from diffcompress.data.hub_images import is_id
 from diffcompress.export.licence import STATED, Licence, is_demo, stated_by_user
 from diffcompress.run_folder import read_json, write_json
 from diffcompress.teacher.load import LoadedPipeline
@@ -42,8 +43,8 @@ def record(
         "teacher": _teacher(teacher, collected["teacher"]["params"]),
         "student": {key: collected["student"][key] for key in ("params", "ratio", "requested_ratio")},
         "target": asked.get("target"),
-        "recipe_name": _name(asked.get("recipe_name")),
-        "data": _name(asked.get("data")),
+        "recipe_name": public_name(asked.get("recipe_name")),
+        "data": public_name(asked.get("data")),
         **given,
         "seeds": {"run": given.get("seed"), "evaluation": collected["protocol"].get("seed")},
         "license": licence.as_json(),
@@ -106,6 +107,6 @@ def _known_hash(reference: Reference, file: Path, root: Path) -> str:
     return (stated.sha256 if stated else None) or sha256(file)
 
 
-def _name(path: str | None) -> str | None:
-    """The last part of a path: the rest is nobody's business."""
-    return None if path is None else Path(path).name
+def public_name(path: str | None) -> str | None:
+    """The last part of a path, as the rest is nobody's business; a data set's id on the Hub as it is."""
+    return path if path is None or is_id(path) else Path(path).name

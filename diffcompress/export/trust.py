@@ -36,7 +36,11 @@ def remarks(collected: Mapping[str, Any], seed: int | None) -> list[str]:
     if probe:
         found.append(f"Train longer, or larger? {probe['sentence']}")
     passed = [gate["passed"] for gate in collected["gates"]]
-    found.append(f"{sum(passed)} of {len(passed)} quality gates passed." if passed else "No quality gate was set.")
+    found.append(
+        f"{sum(passed)} of {len(passed)} quality gates passed."
+        if passed
+        else "No quality gate is known here: `diffcompress evaluate --gate` sets and judges them."
+    )
     return found
 
 

@@ -152,7 +152,10 @@ def protocol(record: Mapping[str, Any]) -> str:
     if record.get("seed") is not None:
         parts.append(f"seed {record['seed']}")
     if record.get("sampler_steps") is not None:
-        parts.append(f"{str(record.get('sampler', 'sampler')).upper()} {record['sampler_steps']} steps")
+        sampler = str(record.get("sampler", "sampler"))
+        parts.append(f"{sampler.upper() if sampler == 'ddim' else sampler} {record['sampler_steps']} steps")
+    if record.get("guidance", 1.0) != 1.0:
+        parts.append(f"guidance {record['guidance']:g}")
     return ", ".join([*parts, "95 % intervals"])
 
 

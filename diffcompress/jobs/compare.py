@@ -54,6 +54,8 @@ def compare(
     names = _names(students)
     earlier = {text: _earlier(Path(text)) for text in students if Path(text).is_file()}
     references = {text: resolve(text, scheduler) for text in students if text not in earlier}
+    if not references:
+        _check_unused(data=data, num_samples=num_samples, sampler_steps=sampler_steps, prompts=prompts)
     folder = Path(output) if output is not None else Path(FOLDER)
     runtime = runtimes.start(device)
     if not runtime.is_main:  # one process does it all
@@ -84,6 +86,16 @@ def compare(
     return ordered
 
 
+def _check_unused(**options: object) -> None:
+    """Raise UsageError for options of sampling where every student is a result that was sampled before."""
+    for name, value in options.items():
+        if value is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')} says nothing about results that were measured before",
+                "name the pipelines instead of their evaluation.json to measure them again",
+            )
+
+
 def _names(students: Sequence[str]) -> dict[str, str]:
     """A name for each student, told apart by parent folders where the last part of the path is the same."""
     if len(set(students)) < len(students):
@@ -93,7 +105,7 @@ def _names(students: Sequence[str]) -> dict[str, str]:
     for text in students:
         path = Path(text).expanduser()
         whole = (path.resolve() if path.exists() else path).parts
-        generic = ("pipeline", "evaluation.json", "evaluation", "unet", "transformer")
+        generic = ("pipeline", "evaluation.json", "metrics.json", "evaluation", "unet", "transformer")
         while len(whole) > 1 and whole[-1] in generic:
             whole = whole[:-1]
         parts[text] = whole

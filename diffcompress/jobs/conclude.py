@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from diffcompress.data.bank import Bank
 from diffcompress.evaluation.doubts import beats_teacher
-from diffcompress.evaluation.features import FeatureSpace, find_space
+from diffcompress.evaluation.features import FeatureSpace, cached_space, find_space, image_shape
 from diffcompress.evaluation.protocol import Protocol
 from diffcompress.evaluation.score import evaluate_pipeline
 from diffcompress.export import hub
@@ -17,11 +18,12 @@ from diffcompress.export.formats import write_formats
 from diffcompress.export.proof import prove
 from diffcompress.export.provenance import relicense
 from diffcompress.export.report import write_report
-from diffcompress.export.weights import export_pipeline
+from diffcompress.export.weights import as_shipped, export_pipeline
 from diffcompress.jobs.run import Run
 from diffcompress.jobs.students import as_student
 from diffcompress.recipe import Recipe
 from diffcompress.run_folder import read_json, write_json
+from diffcompress.runtime import Progress
 from diffcompress.teacher.load import LoadedPipeline
 
 # Without a feature space no distance is estimated, and fewer samples tell the rest.
@@ -49,20 +51,24 @@ def conclude(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module, ban
         write_report(folder)
 
 
-def judged(teacher: LoadedPipeline, recipe: Recipe) -> tuple[FeatureSpace | None, int]:
+def judged(teacher: LoadedPipeline, recipe: Recipe, progress: Progress) -> tuple[FeatureSpace | None, int]:
     """Where distances to `teacher` are measured, and with how many samples."""
-    space, wanted = find_space(teacher), recipe.evaluation.num_samples
+    space = find_space(teacher) or cached_space(image_shape(teacher), progress)
+    wanted = recipe.evaluation.num_samples
     return space, wanted if space else min(wanted, SAMPLES_WITHOUT_SPACE)
 
 
 def _evaluated(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module) -> dict[str, Any]:
     """The content of metrics.json."""
     teacher = run.teacher
-    student = as_student(teacher, run.plan, trained)
-    space, num_samples = judged(teacher, recipe)
+    dtype = _export_dtype(run)
+    # As it ships, rounded; computed in float32 like everything that is compared.
+    shipped = nn.Module.to(as_shipped(trained, dtype), teacher.device, torch.float32)
+    student = replace(as_student(teacher, run.plan, shipped), dtype=dtype)
+    space, num_samples = judged(teacher, recipe, run.progress)
     protocol = Protocol.make(
         space,
-        teacher.conditions,
+        student,
         num_samples=num_samples,
         sampler_steps=recipe.evaluation.sampler_steps,
         guidance=recipe.evaluation.guidance,

@@ -73,7 +73,7 @@ def prepare(
     model = teacher or student
     shape = image_shape(model)
     space = space or find_space(teacher)
-    if space is None and (space := cached_space(shape)) is not None:
+    if space is None and (space := cached_space(shape, progress)) is not None:
         progress.note(f"features: {space.name}, whose weights were found on this machine")
     if space is not None and (why := space.why_unfit(shape)) is not None:
         raise UsageError(
@@ -86,20 +86,21 @@ def prepare(
     if texts := texts_for(model, recipe, asked.data, asked.prompts, progress, num_images):
         writable(cache)
         model = with_prompts(model, texts, cache / "conditions", runtime, progress, recipe.bank.text_length)
-    clean, reference = None, "teacher samples"
+    clean, digest = None, None
     if asked.data is not None:
         real = _real_images(asked.data, model, num_images, progress)
-        clean, reference = _as_inputs(model, real), "data"
+        clean, digest = _as_inputs(model, real), hashlib.sha256(real.clean.numpy().tobytes()).hexdigest()
         if space is not None:
             space.extractor.to(runtime.device)
-            space = space.measured_to(real.clean, hashlib.sha256(real.clean.numpy().tobytes()).hexdigest())
+            space = space.measured_to(real.clean, digest)
     protocol = Protocol.make(
         space,
-        model.conditions,
+        model,
         num_samples=num_samples,
         sampler_steps=asked.sampler_steps or recipe.evaluation.sampler_steps,
         guidance=recipe.evaluation.guidance,
-        agreement_clean=reference,
+        agreement_clean="teacher samples" if digest is None else "data",
+        reference=digest,
         seed=asked.seed,
     )
     return Setting(runtime, model, teacher is not None, space, clean, protocol, cache, progress)

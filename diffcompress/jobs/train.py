@@ -113,7 +113,7 @@ def _extended(run: Run, recipe: Recipe, max_time: float) -> Recipe:
     run.runtime.wait()
     if run.runtime.is_main:
         last.reopen()
-        for path in (folder.metrics, folder.proof, folder.report_json):
+        for path in (folder.metrics, folder.proof, folder.report_json, folder.exports):
             discard(path)
     _write(run, recipe)
     return recipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class Diffusion(NoiseProcess):
     prediction_type: str
     clip_sample: bool = False
     clip_sample_range: float = 1.0
+    sampler: ClassVar[str] = "ddim"
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Diffusion:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ class Flow(NoiseProcess):
     shift: float = 1.0
     num_timesteps: int = 1000
     prediction_type: str = "flow_prediction"
+    sampler: ClassVar[str] = "euler"
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], num_tokens: int | None = None) -> Flow:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 
 class NoiseProcess(ABC):
-    """Timesteps, noisy inputs and conversions; see the package's first lines. Timestep tensors are `[B]`."""
+    """Timesteps, noisy inputs and conversions; see the package's first lines. Timestep tensors are `[B]`.
 
+    sampler: name of the solver whose step `step` is.
+    """
+
+    sampler: ClassVar[str]
     prediction_type: str
     num_timesteps: int
 

@@ -35,7 +35,7 @@ def swapped_channels(denoiser):
 def score(tmp_path_factory):
     """Evaluates a damaged copy of the embedded teacher; few samples and two steps, so that it takes seconds."""
     teacher, space = load(resolve("demo")), demo_space()
-    protocol = Protocol.make(space, num_samples=128, sampler_steps=2, agreement_images=8, agreement_levels=4)
+    protocol = Protocol.make(space, teacher, num_samples=128, sampler_steps=2, agreement_images=8, agreement_levels=4)
     folder = tmp_path_factory.mktemp("cache")
 
     def run(damage=None):

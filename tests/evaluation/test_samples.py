@@ -49,8 +49,8 @@ def space():
 
 
 @pytest.fixture
-def small_shards(monkeypatch):
-    monkeypatch.setattr(caching, "SHARD_SIZE", 4)
+def small_batches(monkeypatch):
+    monkeypatch.setattr(caching, "automatic_batch_size", lambda _pipeline: 4)
 
 
 def test_rows_are_those_of_the_samples(tmp_path, pipeline, space):
@@ -62,7 +62,7 @@ def test_rows_are_those_of_the_samples(tmp_path, pipeline, space):
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
 
 
-@pytest.mark.usefixtures("small_shards")
+@pytest.mark.usefixtures("small_batches")
 def test_a_stop_loses_nothing_and_the_result_is_the_same(tmp_path, pipeline, space):
     whole = SampleCache(tmp_path / "whole", StopRequest(), Progress()).draw(pipeline, PROTOCOL, space, "sampling")
     stop = StopRequest()
@@ -73,7 +73,7 @@ def test_a_stop_loses_nothing_and_the_result_is_the_same(tmp_path, pipeline, spa
     assert len(before) == 2
 
     stop = StopRequest()
-    with pytest.raises(RunStopped):  # the two shards that are there are not drawn again
+    with pytest.raises(RunStopped):  # the two batches that are there are not drawn again
         SampleCache(tmp_path / "b", stop, StopAfter(stop, 3)).draw(pipeline, PROTOCOL, space, "sampling")
     assert all((folder / name).stat().st_mtime_ns == made for name, made in before.items())
     resumed = SampleCache(tmp_path / "b", StopRequest(), Progress()).draw(pipeline, PROTOCOL, space, "sampling")

@@ -16,6 +16,7 @@ from diffcompress.evaluation.distances import frechet_name
 from diffcompress.evaluation.embedded import Extractor
 from diffcompress.evaluation.features import cached_space, find_space
 from diffcompress.evaluation.inception import Inception, _stretch
+from diffcompress.runtime import Progress
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -176,12 +177,26 @@ def test_what_is_no_extractor(tmp_path, dino):
 def test_weights_that_other_tools_left_behind(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(extractors, "cached", lambda _id: None)
-    assert cached_space((3, 64, 64)) is None
+    assert cached_space((3, 64, 64), Progress()) is None
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "pt_inception-2015-12-05-6726825d.pth").symlink_to(weights)
-    assert cached_space((3, 64, 64)).name == "inception"
-    assert cached_space((1, 28, 28)) is None
-    assert cached_space((4, 64, 64)) is None
+    assert cached_space((3, 64, 64), Progress()).name == "inception"
+    assert cached_space((1, 28, 28), Progress()) is None
+    assert cached_space((4, 64, 64), Progress()) is None
+
+
+def test_weights_that_cannot_be_read_and_that_nobody_asked_for_are_passed_over(tmp_path, monkeypatch):
+    class Told(Progress):
+        def warn(self, text):
+            self.text = text
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(extractors, "cached", lambda _id: None)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "pt_inception-2015-12-05-6726825d.pth").write_bytes(b"half a download")
+    told = Told()
+    assert cached_space((3, 64, 64), told) is None
+    assert "is not used" in told.text
 
 
 def test_which_images_fit(inception):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
 from diffcompress.errors import UsageError
 from diffcompress.families import (
     auraflow,
@@ -35,6 +39,21 @@ FAMILIES: tuple[Family, ...] = (
     hunyuandit.FAMILY,
     lumina2.FAMILY,
 )
+
+
+# Configs of DiT and PixArt from before diffusers gave each its own class: the norm tells which one is meant.
+_FORMER = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
+
+
+def up_to_date(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A denoiser's config under the class that loads it now, without the values that this class no longer takes."""
+    if config.get("_class_name") != "Transformer2DModel" or config.get("norm_type") not in _FORMER:
+        return dict(config)
+    import diffusers
+
+    name = _FORMER[config["norm_type"]]
+    taken = inspect.signature(getattr(diffusers, name).__init__).parameters
+    return {k: v for k, v in config.items() if k in taken or k.startswith("_")} | {"_class_name": name}
 
 
 def find(class_name: str | None) -> Family:

@@ -148,6 +148,7 @@ def _from_config(text: str, path: Path) -> _Teacher:
         raise UsageError(f"{path} is not valid JSON ({error})", "name a denoiser's config.json") from error
     if not isinstance(config, dict) or "_class_name" not in config:
         raise UsageError(f"{path} is not a denoiser config: it has no _class_name", "name a denoiser's config.json")
+    config = registry.up_to_date(config)
     return _Teacher(
         text, registry.find(config["_class_name"]), config, None, None, ("sizes in float32: a config alone",)
     )

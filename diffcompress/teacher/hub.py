@@ -26,7 +26,10 @@ from diffcompress.teacher.variants import choose, choose_files
 T = TypeVar("T")
 REPOSITORY_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Everything that a plan reads; a card and a licence are small and follow the student.
-_CONFIGS = ["model_index.json", "config.json", "*/config.json", "scheduler/*", "README.md", "LICEN[CS]E*", "NOTICE*"]
+_CONFIGS = [
+    "model_index.json", "config.json", "*/config.json", "scheduler/*", "scheduler_config.json", "README.md",
+    "LICEN[CS]E*", "NOTICE*",
+]  # fmt: skip
 _TIMEOUT = 20.0
 _WAITS = (1.0, 2.0, 4.0)
 _LONGEST_WAIT = 60.0

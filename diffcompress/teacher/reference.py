@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffcompress.errors import UsageError
+from diffcompress.families.registry import up_to_date
 from diffcompress.runtime import Progress
 from diffcompress.teacher import hub
 from diffcompress.teacher.hub import Repository
@@ -155,10 +156,10 @@ def _from_hub(text: str, wanted: str, revision: str | None, scheduler: str | Non
 
 
 def _from_folder(text: str, path: Path, name: str, scheduler: str | None) -> Reference:
-    if (path / "model_index.json").is_file():
+    if (path / "model_index.json").is_file() and not _is_flat(path):
         found = _from_pipeline(text, path, name)
     elif (path / "config.json").is_file():
-        config = _read(path / "config.json")
+        config = up_to_date(_read(path / "config.json"))
         noise, note = _scheduler_beside(text, path, scheduler)
         found = Reference(text, name, path, None, config, noise, (note,))
     else:
@@ -171,6 +172,11 @@ def _from_folder(text: str, path: Path, name: str, scheduler: str | None) -> Ref
     return replace(found, notes=(*found.notes, *notes))
 
 
+def _is_flat(path: Path) -> bool:
+    """A pipeline of the first days: denoiser and scheduler config lie beside model_index.json, without subfolders."""
+    return (path / "config.json").is_file() and not any((path / part).is_dir() for part in DENOISERS)
+
+
 def _from_pipeline(text: str, path: Path, name: str) -> Reference:
     index = _read(path / "model_index.json")
     for subfolder in DENOISERS:
@@ -181,7 +187,7 @@ def _from_pipeline(text: str, path: Path, name: str) -> Reference:
             f"the pipeline in '{text}' has no unet or transformer",
             f"its parts are {', '.join(k for k in index if not k.startswith('_'))}",
         )
-    config = _read(path / subfolder / "config.json")
+    config = up_to_date(_read(path / subfolder / "config.json"))
     scheduler = _read(path / "scheduler" / "scheduler_config.json")
     return Reference(text, name, path / subfolder, path, config, scheduler)
 
@@ -196,7 +202,7 @@ def _from_file(text: str, path: Path, scheduler: str | None) -> Reference:
     index = _read(folder / "model_index.json") if (folder / "model_index.json").is_file() else None
     parts = ("", *DENOISERS) if index is not None else ("",)
     beside = next((file for part in parts if (file := folder / part / "config.json").is_file()), None)
-    found = single_file.recognise(path, _read(beside) if beside else None, index)
+    found = single_file.recognise(path, up_to_date(_read(beside)) if beside else None, index)
     notes = found.notes if beside is None else (*found.notes, f"config from {beside}")
     stated = scheduler is not None or (folder / "scheduler" / "scheduler_config.json").is_file()
     if found.scheduler is not None and not stated:
@@ -214,7 +220,8 @@ def parts_of(index: Mapping[str, Any]) -> list[str]:
 
 def _scheduler_beside(text: str, folder: Path, scheduler: str | None) -> tuple[dict[str, Any], str]:
     """The scheduler config that the user named, or that lies in the pipeline around a denoiser folder."""
-    places = [place / "scheduler" / "scheduler_config.json" for place in (folder.resolve().parent, folder)]
+    places = [folder / "scheduler_config.json"]
+    places += [place / "scheduler" / "scheduler_config.json" for place in (folder.resolve().parent, folder)]
     beside = [file for file in places if file.is_file()]
     if scheduler is not None:
         given = Path(scheduler)

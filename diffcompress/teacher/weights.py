@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,31 +19,40 @@ from diffcompress.teacher.variants import choose
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece*.model")
 
+_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_FORMER_ATTENTION = re.compile(r"(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
+
 
 class TeacherState(Mapping[str, Tensor]):
     """The denoiser's state dict as diffusers names it, read tensor by tensor from `files`.
 
     A checkpoint in its original layout is converted in memory; everything else stays on disk until it is asked for.
-    dtype: of most tensors as stored.
+    Attention of the first diffusers versions gets the names that it has now. dtype: of most tensors as stored.
     """
 
     def __init__(self, stored: StoredState, converted: Mapping[str, Tensor] | None = None) -> None:
         self.files = stored.files
         self.dtype = stored.dtype or torch.float32
         self._tensors: Mapping[str, Tensor] = stored if converted is None else converted
+        self._stored_names = {_name_now(name): name for name in self._tensors}
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name]
+        return self._tensors[self._stored_names[name]]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self._stored_names)
 
     def __len__(self) -> int:
         return len(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        tensors = self._tensors
+        tensors, name = self._tensors, self._stored_names[name]
         return tensors.shape(name) if isinstance(tensors, StoredState) else tuple(tensors[name].shape)
+
+
+def _name_now(name: str) -> str:
+    former = _FORMER_ATTENTION.fullmatch(name)
+    return f"{former[1]}.{_ATTENTION[former[2]]}.{former[3]}" if former else name
 
 
 def open_state(reference: Reference) -> TeacherState:

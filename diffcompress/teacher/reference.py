@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,8 @@ SHORT_NAMES = {
 }
 _FILES = (".safetensors", ".json", *PICKLES)
 DENOISERS = ("unet", "transformer")
+# Nothing in their configs tells them from the models that they were distilled from.
+FEW_STEPS = re.compile(r"turbo|lightning|schnell|hyper-?sd|(?<![a-z])(lcm|dmd)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,18 @@ def resolve(text: str, scheduler: str | None = None) -> Reference:
     A path that exists wins over a Hub id. Raises UsageError when it is missing, empty, not a diffusers model or its
     configs cannot be read; AccessError when the Hub refuses.
     """
+    found = _resolve(text, scheduler)
+    names = (text, str(found.config.get("_name_or_path", "")))
+    if few := next((match[0] for name in names if (match := FEW_STEPS.search(name))), None):
+        note = (
+            f"'{few}' in its name: a teacher that was distilled to a few steps is not made for the many steps and the "
+            "guidance of its bank (bank.sampler_steps, bank.guidance); take the model that it was distilled from"
+        )
+        found = replace(found, notes=(*found.notes, note))
+    return found
+
+
+def _resolve(text: str, scheduler: str | None) -> Reference:
     if text == "demo" or text.startswith("demo:"):
         name = text.partition(":")[2] or "unet"
         if name not in demo_names():

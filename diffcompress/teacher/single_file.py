@@ -89,9 +89,12 @@ def recognise(path: Path, config: dict[str, Any] | None, index: dict[str, Any] |
     scheduler, place = None, None
     if config is None:
         model = _known(path, stored)
-        config, scheduler, place = model["config"], model["scheduler"], model["repository"]
+        config, scheduler, place = model["config"], _noise_of(path, stored, model["scheduler"]), model["repository"]
         index, place = (model["pipeline"], place) if index is None else (index, path.parent)
         notes.append(f"{path.name} is a {model['name']} checkpoint, converted in memory")
+        if scheduler is not None:
+            kind = scheduler.get("prediction_type", scheduler["_class_name"])
+            notes.append(f"its noise process is taken to be that model's ({kind}); --scheduler states another")
     elif index is not None:
         place = path.parent
     if index is None or place is None:
@@ -101,6 +104,21 @@ def recognise(path: Path, config: dict[str, Any] | None, index: dict[str, Any] |
     if unused := [part for part in LEFT_OUT if part in parts_of(index)]:
         notes.append(f"{', '.join(unused)} of that pipeline: left out, as diffusers does for single files")
     return SingleFile(config, scheduler, around, tuple(notes))
+
+
+def _noise_of(path: Path, stored: StoredState, usual: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The scheduler config of a model, bent as the empty tensors say that fine-tuned checkpoints carry as marks.
+
+    Raises UsageError for those with the noise levels of EDM, which have a preconditioning of their own.
+    """
+    if any(name.startswith("edm_") for name in stored):
+        raise UsageError(
+            f"'{path}' cannot be distilled: it is marked as EDM (edm_vpred), whose preconditioning is not supported",
+            "DDPM-type teachers (epsilon, sample or v prediction) and flow-matching teachers can",
+        )
+    marked = {"prediction_type": "v_prediction"} if "v_pred" in stored else {}
+    marked |= {"rescale_betas_zero_snr": True} if "ztsnr" in stored else {}
+    return usual if usual is None else usual | marked
 
 
 def _known(path: Path, stored: StoredState) -> dict[str, Any]:

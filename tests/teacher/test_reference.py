@@ -91,6 +91,12 @@ def test_what_is_no_folder_of_a_model(tmp_path):
         assert name in caught.value.message
 
 
+@pytest.mark.parametrize(("name", "told"), [("sdxl-turbo", "turbo"), ("my-LCM-model", "LCM"), ("calcmodel", None)])
+def test_a_few_step_teacher_is_known_by_its_name_alone(pipeline, tmp_path, name, told):
+    notes = " ".join(reference.resolve(str(pipeline.rename(tmp_path / name))).notes)
+    assert (f"'{told}' in its name" in notes) if told else ("in its name" not in notes)
+
+
 def test_an_unknown_demo():
     with pytest.raises(UsageError, match="demo:nothing"):
         reference.resolve("demo:nothing")

@@ -98,6 +98,21 @@ def test_published_checkpoints_are_recognised_without_reading_them(tmp_path, kin
     assert {n: v.shape for n, v in converted.items()} == {n: v.shape for n, v in model.state_dict().items()}
 
 
+def test_the_marks_of_fine_tuned_checkpoints(tmp_path):
+    """Empty tensors say what the weights cannot: v-prediction, zero terminal SNR, EDM."""
+    named = _original(KNOWN["xl_base"]["config"], _build(KNOWN["xl_base"]["config"], "meta").state_dict())
+    shapes = {name: tuple(value.shape) for name, value in named.items()}
+    file = tmp_path / "model.safetensors"
+    _hollow(file, shapes)
+    assert any("taken to be that model's (epsilon)" in note for note in resolve(str(file)).notes)
+    _hollow(file, shapes | {"v_pred": (0,), "ztsnr": (0,)})
+    found = resolve(str(file))
+    assert (found.scheduler["prediction_type"], found.scheduler["rescale_betas_zero_snr"]) == ("v_prediction", True)
+    _hollow(file, shapes | {"edm_vpred.sigma_max": (0,), "edm_vpred.sigma_min": (0,)})
+    with pytest.raises(UsageError, match="marked as EDM"):
+        resolve(str(file))
+
+
 class _Meta(dict):
     files = ("model.safetensors",)
 

@@ -67,15 +67,22 @@ class Release:
         env = os.environ | self.hub.environment(self.folder / "home") | own | variables
         script = ["sh", str(ROOT / "examples" / "release.sh")]
         pipe = subprocess.PIPE
-        return subprocess.Popen(script, env=env, cwd=self.folder, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(
+            script, env=env, cwd=self.folder, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
 
-    def signal_when(self, script: subprocess.Popen[str], condition: Callable[[], bool], number: int) -> None:
-        """To the diffcompress that the script is running, as a scheduler or a keyboard would send it."""
+    def signal_when(
+        self, script: subprocess.Popen[str], condition: Callable[[], bool], number: int, *, to_all: bool = False
+    ) -> None:
+        """To the diffcompress that the script is running, or to the script and all that it runs, as `timeout` does."""
         deadline = time.monotonic() + 240
         while not condition():
             assert script.poll() is None, script.communicate()
             assert time.monotonic() < deadline, "the condition never held"
             time.sleep(0.01)
+        if to_all:
+            os.killpg(script.pid, number)
+            return
         (child,) = psutil.Process(script.pid).children()
         child.send_signal(number)
 
@@ -96,13 +103,18 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
 
 @pytest.fixture(scope="module")
 def released(release: Release) -> tuple[Release, str]:
-    """Interrupted once (130), started again, stopped once (75, which the script itself mends), and finished (0)."""
+    """Interrupted (130), stopped from outside (75), stopped within (75, which the script itself mends), finished (0)."""
     first = release.start()
     release.signal_when(first, lambda: release.steps() >= 1, signal.SIGINT)
     _, told = first.communicate(timeout=240)
     assert first.returncode == 130, told
     assert "run this script again" in told
     assert not (release.run / "pipeline").exists()
+    before = release.steps()
+    ended = release.start()
+    release.signal_when(ended, lambda: release.steps() > before, signal.SIGTERM, to_all=True)
+    _, told = ended.communicate(timeout=240)
+    assert ended.returncode == 75, told
     before = release.steps()
     second = release.start()
     release.signal_when(second, lambda: release.steps() > before, signal.SIGTERM)

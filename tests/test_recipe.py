@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
+import diffusers
 import pytest
 import yaml
 
 from diffcompress import recipe as recipes
 from diffcompress.cli.tables import annotated
 from diffcompress.errors import UsageError
+from diffcompress.families import registry
 from tests.cli.command import run
 
 
@@ -27,7 +30,7 @@ def test_what_is_shown_is_a_full_recipe_file(name, tmp_path):
 
 def test_the_list_names_all_with_a_description():
     listed = json.loads(run("recipes", "list", "--json").stdout)
-    assert {"default", "published"} <= {entry["name"] for entry in listed}
+    assert {"default", "published", "dit", "dit-text"} <= {entry["name"] for entry in listed}
     assert all(entry["description"] for entry in listed)
 
 
@@ -109,3 +112,19 @@ def test_every_file_says_what_it_is_for():
     for name in recipes.builtin_names():
         data = yaml.safe_load((recipes.builtin_folder() / f"{name}.yaml").read_text())
         assert data["description"]
+
+
+def test_every_family_names_a_recipe_that_ships():
+    assert {family.recipe for family in registry.FAMILIES} <= set(recipes.builtin_names())
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "pipeline", "apart"),
+    [("PixArtTransformer2DModel", "PixArtAlphaPipeline", 0), ("HunyuanDiT2DModel", "HunyuanDiTPipeline", 0.5)],
+)
+def test_text_teachers_are_guided_about_as_their_pipelines_do(denoiser, pipeline, apart):
+    recipe = recipes.load(recipes.default_for("teacher", registry.find(denoiser).recipe))
+    usual = inspect.signature(getattr(diffusers, pipeline).__call__).parameters["guidance_scale"].default
+    assert recipe.bank.guidance == recipe.evaluation.guidance
+    assert abs(recipe.bank.guidance - usual) <= apart
+    assert recipe.stages == recipes.load("dit").stages

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from diffcompress.export import facts, trust, words
 from diffcompress.export.provenance import public_name
+from diffcompress.families import registry
 from diffcompress.run_folder import write_text
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ _TEMPLATES = Environment(
 )
 UNCONDITIONAL = "unconditional-image-generation"
 ELSEWHERE = "path/to/pipeline"
+# DiTPipeline takes label 1000 for the one that stands for none.
+IMAGENET_CLASSES = 1000
 _SAMPLING = ("sampler", "sampler_steps", "guidance", "seed")
 
 
@@ -118,7 +121,11 @@ def repeat(provenance: Mapping[str, Any], collected: Mapping[str, Any]) -> str:
 
 
 def usage(provenance: Mapping[str, Any], where: str = ELSEWHERE) -> str:
-    """Python that samples from the student with diffusers alone."""
+    """Python that samples from the student with diffusers alone; that loads it, where it is a denoiser alone."""
+    if "pipeline" in provenance and provenance["pipeline"] is None:
+        name = provenance["denoiser"]
+        place = f"{json.dumps(where)}, subfolder={json.dumps(registry.find(name).subfolder)}"
+        return f"from diffusers import {name}\n\ndenoiser = {name}.from_pretrained({place})\n"
     tag = str(provenance.get("pipeline_tag"))
     # transformers keeps text encoders in the dtype they are stored in, diffusers does not: one must be said.
     dtype = ", torch_dtype=torch.float32" if tag.startswith("text-to-") else ""
@@ -133,8 +140,10 @@ def usage(provenance: Mapping[str, Any], where: str = ELSEWHERE) -> str:
     if tag == "text-to-image":
         return load + f'image = pipeline({json.dumps(_prompt(provenance))}).images[0]\nimage.save("sample.png")\n'
     if provenance.get("pipeline") == "DiTPipeline":
-        return load + 'image = pipeline(class_labels=[0]).images[0]\nimage.save("sample.png")\n'
-    if not provenance.get("class_conditional"):
+        # Of another table its guidance reads another row, or none: a crash.
+        plain = "" if provenance.get("num_classes") == IMAGENET_CLASSES else ", guidance_scale=1.0"
+        return load + f'image = pipeline(class_labels=[0]{plain}).images[0]\nimage.save("sample.png")\n'
+    if provenance.get("num_classes") is None:
         return load + 'image = pipeline(num_inference_steps=100).images[0]\nimage.save("sample.png")\n'
     return (
         "import torch\n" + load + "denoiser, scheduler = pipeline.unet, pipeline.scheduler\n"

@@ -36,7 +36,9 @@ def record(
     given: recipe, seed, bank hash and method as the run knows them; collected: the report's facts.
     """
     asked = collected["asked"]
-    index = read_json(folder / "model_index.json")
+    # A denoiser alone, of a class that makes no pipeline by itself, has none.
+    file = folder / "model_index.json"
+    index = read_json(file) if file.is_file() else {}
     family = teacher.family.class_name
     return {
         "format": FORMAT,
@@ -49,8 +51,8 @@ def record(
         "seeds": {"run": given.get("seed"), "evaluation": collected["protocol"].get("seed")},
         "license": licence.as_json(),
         "denoiser": family,
-        "class_conditional": teacher.family.num_classes(teacher.config) is not None,
-        "pipeline": index["_class_name"],
+        "num_classes": teacher.family.num_classes(teacher.config),
+        "pipeline": index.get("_class_name"),
         "pipeline_tag": pipeline_tag(index, family),
         "dtype": str(dtype).removeprefix("torch."),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},

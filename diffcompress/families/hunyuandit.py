@@ -158,7 +158,7 @@ FAMILY = Transformer(
     text=lambda config: (*TEXT, *TOLD) if _is_told(config) else TEXT,
     check=_check,
     rotary=True,
-    recipe="dit",
+    recipe="dit-text",
     # A quarter of a head for the sines, and cosines, of rows, and columns.
     head_sizes=lambda config: range(_size(config)[1] // 4 * 4, 0, -4),
 )

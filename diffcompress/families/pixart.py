@@ -110,5 +110,5 @@ FAMILY = Transformer(
     tiny=_tiny,
     text=_text,
     channels=lambda config: 12 if _told_sizes(config) else 4,
-    recipe="dit",
+    recipe="dit-text",
 )

@@ -23,6 +23,7 @@ from diffcompress.teacher.load import LoadedPipeline, load
 from diffcompress.teacher.reference import resolve
 from tests.cli.command import run as cli
 from tests.export.synthetic_run import write_run
+from tests.families import pipe_dit
 
 
 @pytest.fixture
@@ -89,6 +90,23 @@ def test_what_the_pipeline_does(folder: Path, parts: tuple[str, ...], denoiser: 
     assert card.data.pipeline_tag == tag
     assert ('pipeline("' in card.text) == tag.startswith("text-to-")
     compile(re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1], "card", "exec")
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "call"), [(10, "class_labels=[0], guidance_scale=1.0"), (1000, "class_labels=[0]")]
+)
+def test_a_student_of_a_dit_samples_as_the_card_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_classes: int, call: str
+) -> None:
+    """DiTPipeline's guidance takes label 1000 for none, which a smaller table does not have."""
+    pipe_dit.pipeline(num_classes).save_pretrained(tmp_path / "teacher")
+    teacher = load(resolve(str(tmp_path / "teacher")))
+    folder = export_pipeline(teacher.denoiser, teacher, write_run(tmp_path / "run"), dtype=torch.float32)
+    told = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    assert f"pipeline({call})" in told
+    monkeypatch.chdir(tmp_path)
+    exec(told.replace(model_card.ELSEWHERE, str(folder)), {})
+    assert (tmp_path / "sample.png").is_file()
 
 
 def test_results_only_against_data_that_others_can_get(folder: Path) -> None:

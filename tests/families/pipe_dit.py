@@ -12,9 +12,9 @@ from tests.families.tiny_text import seeded
 CLASSES = 1000
 
 
-def pipeline() -> DiTPipeline:
-    """Images of 16 x 16 pixels, latents of 8 x 8; any of 1000 classes."""
-    config = dit.FAMILY.tiny_config() | {"num_embeds_ada_norm": CLASSES}
+def pipeline(num_classes: int = CLASSES) -> DiTPipeline:
+    """Images of 16 x 16 pixels, latents of 8 x 8."""
+    config = dit.FAMILY.tiny_config() | {"num_embeds_ada_norm": num_classes}
     vae = {"block_out_channels": (4, 4), "latent_channels": config["in_channels"], "norm_num_groups": 2}
     types = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
     return DiTPipeline(

@@ -1,13 +1,21 @@
 """shrink from end to end on tiny real teachers."""
 
 import json
+from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
-from diffusers import DDPMPipeline
+from diffusers import DDIMScheduler, DDPMPipeline
 
 import diffcompress
 from diffcompress import recipe as recipes
+from diffcompress.errors import DoesNotFitError
+from diffcompress.export.model_card import usage
+from diffcompress.run_folder import read_json
+from diffcompress.runtime import Progress
+from tests import tiny
+from tests.families import pipe_dit
 from tests.jobs.tiny_teacher import command, run, save_teacher, settings
 
 
@@ -36,6 +44,53 @@ def test_a_teacher_becomes_a_smaller_pipeline_of_the_same_kind(tmp_path, predict
     assert proof["passed"]
     assert [stage["name"] for stage in result["stages"]] == ["lift", "place"]
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+
+
+def test_a_transformer_alone_becomes_a_transformer_alone(tmp_path):
+    """No pipeline can be made of it and its scheduler: provenance, card, report and proof speak of a denoiser."""
+    pipe_dit.pipeline(10).transformer.save_pretrained(tmp_path / "teacher")
+    DDIMScheduler().save_pretrained(tmp_path / "noise")
+    result = diffcompress.shrink(
+        str(tmp_path / "teacher"),
+        params=41_196,  # of whole heads and layers
+        output=str(tmp_path / "run"),
+        scheduler=str(tmp_path / "noise"),
+        overrides=tiny.SHORTEST,
+    )
+    exported = Path(result["pipeline"])
+    assert not (exported / "model_index.json").exists()
+    provenance = read_json(exported / "diffcompress.json")
+    assert (provenance["pipeline"], provenance["num_classes"]) == (None, 10)
+    schema = read_json(Path(__file__).parents[2] / "docs" / "schemas" / "provenance.schema.json")
+    jsonschema.Draft202012Validator(schema).validate(provenance)
+    proof = read_json(tmp_path / "run" / "export-proof.json")
+    assert proof["passed"]
+    assert proof["image_difference"] is None
+    scope = {}
+    exec(usage(provenance, str(exported)), scope)
+    assert scope["denoiser"].num_parameters() == result["student"]["params"]
+    assert usage(provenance) in (exported / "README.md").read_text()
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "DiTTransformer2DModel.from_pretrained(" in report
+    assert "a denoiser alone is no pipeline" in report
+    for text in (report, (exported / "README.md").read_text()):
+        assert "None" not in text
+
+
+@pytest.mark.parametrize(("teacher", "warned"), [("demo:dit", 1), ("demo", 0)])
+def test_the_published_recipe_warns_on_what_it_was_not_published_for(tmp_path, teacher, warned):
+    class Heard(Progress):
+        def __init__(self):
+            self.warnings = []
+
+        def warn(self, text):
+            self.warnings.append(text)
+
+    heard = Heard()
+    # Nothing is that small: the run ends before it begins.
+    with pytest.raises(DoesNotFitError):
+        diffcompress.shrink(teacher, params=1, recipe="published", output=str(tmp_path / "run"), progress=heard)
+    assert [("pixel U-Nets" in text) for text in heard.warnings] == [True] * warned
 
 
 @pytest.mark.parametrize("method", [m for m in recipes.METHODS if m != "lift-place"])

@@ -177,6 +177,9 @@ def _from_folder(text: str, path: Path, name: str, scheduler: str | None) -> Ref
         config = up_to_date(_read(path / "config.json"))
         noise, note = _scheduler_beside(text, path, scheduler)
         found = Reference(text, name, path, None, config, noise, (note,))
+    elif inside := [part for part in DENOISERS if (path / part / "config.json").is_file()]:
+        # What becomes of a denoiser that came alone: its class has no pipeline of denoiser and scheduler only.
+        return _from_folder(text, path / inside[0], name, scheduler)
     else:
         state = "is empty" if not any(path.iterdir()) else "holds neither model_index.json nor config.json"
         raise UsageError(f"'{text}' is not a diffusers folder: it {state}", "name the folder that save_pretrained made")

@@ -38,8 +38,10 @@ def test_a_row_is_whole_and_its_class_exists(row: dict) -> None:
         ("UNet2DModel", 0.005, "below"),
         ("UNet2DConditionModel", 0.02, "below"),
         ("DiTTransformer2DModel", 0.3, "inside"),
-        ("DiTTransformer2DModel", 0.05, "below"),  # DiT-S was trained alone
-        ("SD3Transformer2DModel", 0.25, "unknown"),
+        ("DiTTransformer2DModel", 0.05, "inside"),
+        ("DiTTransformer2DModel", 0.01, "below"),
+        ("SD3Transformer2DModel", 0.25, "inside"),
+        ("SanaTransformer2DModel", 0.3, "unknown"),  # a smaller one was trained alone
     ],
 )
 def test_verdicts(class_name: str, ratio: float, verdict: str) -> None:

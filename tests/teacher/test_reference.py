@@ -97,6 +97,13 @@ def test_a_few_step_teacher_is_known_by_its_name_alone(pipeline, tmp_path, name,
     assert (f"'{told}' in its name" in notes) if told else ("in its name" not in notes)
 
 
+def test_a_pipeline_without_its_index_is_a_denoiser_with_a_scheduler(pipeline):
+    (pipeline / "model_index.json").unlink()
+    found = reference.resolve(str(pipeline))
+    assert (found.name, found.pipeline, found.denoiser) == ("ddpm", None, pipeline / "unet")
+    assert found.scheduler["_class_name"] == "DDPMScheduler"
+
+
 def test_an_unknown_demo():
     with pytest.raises(UsageError, match="demo:nothing"):
         reference.resolve("demo:nothing")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from diffcompress.teacher.load import LoadedPipeline
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 METADATA = "metadata.jsonl"
+# Of more class subfolders than this a note tells the first few and the last.
+MOST_TOLD = 8
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,12 @@ def read_for(
     fetched = hub_images.fetch(data, limit, progress, stop)
     fetched.check(num_classes, needs_text=texts is not None)
     found = read(fetched.folder, shape, num_classes, texts, limit)
-    return replace(found, source=fetched.name, commit=fetched.commit, notes=fetched.notes)
+    own = fetched.columns.num_classes
+    if texts is None and num_classes is not None and own is not None and own < num_classes:
+        found.warnings.append(
+            f"'{fetched.id}' has {own} classes, the teacher {num_classes}: labels are taken as they are"
+        )
+    return replace(found, source=fetched.name, commit=fetched.commit, notes=(*fetched.notes, *found.notes))
 
 
 def captions_of(data: str, limit: int, progress: Progress) -> list[str]:
@@ -75,24 +83,27 @@ def read(
 ) -> Images:
     """The first `limit` images below `folder`, cropped around their centre and resized to `shape` (C, H, W).
 
-    prompts: of a text-conditional teacher, among which every image's caption is looked for; otherwise the label in
-    `metadata.jsonl`, or the class subfolder, is its condition. Broken files are skipped and counted. Raises UsageError
-    when the folder is missing, holds no readable image, a class-conditional teacher gets no classes or more of them
-    than it has, or a text-conditional one no captions.
+    They are turned as their EXIF says, and what is transparent lies on white. prompts: of a text-conditional teacher,
+    among which every image's caption is looked for; otherwise the label in `metadata.jsonl`, or the class subfolder
+    (its name where all of them are integers, else its place in sorted order), is its condition. Broken files are
+    skipped and counted. Raises UsageError when the folder is missing or holds no readable image, when the classes are
+    not those of a class-conditional teacher, or a text-conditional one gets no captions.
     """
     files = _files(folder)[:limit]
-    rows, what = _conditions(folder, files, num_classes, prompts)
-    pixels, index, broken, untold = [], [], [], 0
+    rows, what, notes = _conditions(folder, files, num_classes, prompts)
+    pixels, sizes, index, broken, untold = [], [], [], [], 0
     for path in files:
         row = rows.get(path.relative_to(folder).as_posix()) if rows is not None else 0
         if row is None:
             untold += 1
             continue
         try:
-            pixels.append(_pixels(path, shape))
+            image, size = _pixels(path, shape)
         except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError):
             broken.append(path)
             continue
+        pixels.append(image)
+        sizes.append(size)
         index.append(row)
     if not pixels:
         raise UsageError(
@@ -101,7 +112,14 @@ def read(
         )
     warnings = [f"{len(broken)} of {len(files)} images could not be read, first {broken[0]}"] if broken else []
     warnings += [f"{untold} of {len(files)} images have no {what} in {METADATA} and are left out"] if untold else []
-    return Images(torch.stack(pixels), torch.tensor(index), warnings, str(folder))
+    height, width = shape[1:]
+    if small := sum(own[0] < width or own[1] < height for own in sizes):
+        warnings.append(f"{small} of {len(sizes)} images are smaller than {width} x {height} and were enlarged")
+    if cropped := sum(own[0] * height != own[1] * width for own in sizes):
+        notes.append(
+            f"{cropped} of {len(sizes)} images were cropped around their centre to the shape {width} x {height}"
+        )
+    return Images(torch.stack(pixels), torch.tensor(index), warnings, str(folder), notes=tuple(notes))
 
 
 def captions(folder: Path) -> dict[str, str]:
@@ -109,6 +127,7 @@ def captions(folder: Path) -> dict[str, str]:
 
     Raises UsageError when there is none or a line is not what it should be.
     """
+    _require_folder(folder)
     if not (folder / METADATA).is_file():
         raise UsageError(
             f"'{folder}' has no readable {METADATA}, and the teacher is text-conditional",
@@ -125,14 +144,17 @@ def captions(folder: Path) -> dict[str, str]:
 
 def _conditions(
     folder: Path, files: list[Path], num_classes: int | None, prompts: tuple[str, ...] | None
-) -> tuple[dict[str, int] | None, str]:
-    """The row of each file's condition by its name, and what kind it is; None for an unconditional teacher."""
+) -> tuple[dict[str, int] | None, str, list[str]]:
+    """The row of each file's condition by its name (None for an unconditional teacher), what kind it is, and notes."""
     if prompts is not None:
         places = {text: number for number, text in enumerate(prompts)}
-        return {name: places[text] for name, text in captions(folder).items() if text in places}, "caption"
+        return {name: places[text] for name, text in captions(folder).items() if text in places}, "caption", []
     if num_classes is None:
-        return None, ""
-    return _labels(folder, num_classes) or _subfolders(folder, files, num_classes), "label"
+        return None, "", []
+    if labels := _labels(folder, num_classes):
+        return labels, "label", []
+    labels, note = _subfolders(folder, files, num_classes)
+    return labels, "label", [note]
 
 
 def _labels(folder: Path, num_classes: int) -> dict[str, int]:
@@ -148,20 +170,37 @@ def _labels(folder: Path, num_classes: int) -> dict[str, int]:
     return found
 
 
-def _subfolders(folder: Path, files: list[Path], num_classes: int) -> dict[str, int]:
-    """Class by file name: the place of its subfolder in alphabetical order."""
+def _subfolders(folder: Path, files: list[Path], num_classes: int) -> tuple[dict[str, int], str]:
+    """Class by file name: that of its subfolder; and a note of which subfolder is which class."""
     parts = {path.relative_to(folder).as_posix(): path.relative_to(folder).parts for path in files}
-    classes = sorted({part[0] for part in parts.values() if len(part) > 1})
-    if not 0 < len(classes) <= num_classes:
-        raise UsageError(
-            f"'{folder}' has {len(classes)} class subfolders, the teacher has {num_classes} classes",
-            "put the images of each class into one subfolder, named so that they sort by label",
-        )
+    labels = _label_by_class(folder, sorted({part[0] for part in parts.values() if len(part) > 1}), num_classes)
     if stray := [name for name, part in parts.items() if len(part) < 2]:
         raise UsageError(
             f"{folder / stray[0]} lies in no class subfolder, and the teacher is class-conditional", "move it into one"
         )
-    return {name: classes.index(part[0]) for name, part in parts.items()}
+    told = [f"{name} = {label}" for name, label in sorted(labels.items(), key=lambda item: item[1])]
+    if len(told) > MOST_TOLD:
+        told = [*told[: MOST_TOLD - 2], "...", told[-1]]
+    return {name: labels[part[0]] for name, part in parts.items()}, f"labels by class subfolder: {', '.join(told)}"
+
+
+def _label_by_class(folder: Path, classes: list[str], num_classes: int) -> dict[str, int]:
+    """Names that are all integers state the labels; others stand for them in order, if there is one for each."""
+    if classes and all(re.fullmatch("-?[0-9]+", name) for name in classes):
+        for name in classes:
+            if not 0 <= int(name) < num_classes:
+                raise UsageError(
+                    f"class subfolder '{folder / name}' states label {int(name)}, the teacher's go from 0 to "
+                    f"{num_classes - 1}",
+                    "give images of the teacher's own classes",
+                )
+        return {name: int(name) for name in classes}
+    if len(classes) != num_classes:
+        raise UsageError(
+            f"'{folder}' has {len(classes)} class subfolders, the teacher has {num_classes} classes",
+            "make one for each class, which sort by label, or name each by its label: integer names state labels",
+        )
+    return {name: label for label, name in enumerate(classes)}
 
 
 def _metadata(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -188,18 +227,26 @@ def _bad_line(folder: Path, number: int, why: str) -> UsageError:
 
 
 def _files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise UsageError(
-            f"no image folder at '{folder}'", "name a folder of images, or a data set on the Hub as owner/name"
-        )
+    _require_folder(folder)
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
 
 
-def _pixels(path: Path, shape: tuple[int, ...]) -> Tensor:
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        what = f"'{folder}' is a file, not a folder of images" if folder.is_file() else f"no image folder at '{folder}'"
+        raise UsageError(what, "name a folder of images, or a data set on the Hub as owner/name")
+
+
+def _pixels(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, tuple[int, int]]:
+    """Pixels of `shape` in [-1, 1], and the (width, height) that they were made of."""
     channels, height, width = shape
-    with Image.open(path) as image:
-        fitted = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (width, height), Image.Resampling.BICUBIC)
+    with Image.open(path) as opened:
+        image = ImageOps.exif_transpose(opened)
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        # The colour beneath transparency is whatever the editor left there, black as a rule.
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    fitted = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (width, height), Image.Resampling.BICUBIC)
     array = np.asarray(fitted, dtype=np.float32).reshape(height, width, -1)
     if array.shape[2] != channels:
         raise ValueError(f"{path} has {array.shape[2]} channels, not {channels}")
-    return torch.from_numpy(array / 127.5 - 1.0).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(array / 127.5 - 1.0).permute(2, 0, 1).contiguous(), image.size

@@ -242,3 +242,11 @@ def test_a_bank_of_a_data_set(hub, tmp_path):
     with pytest.raises(UsageError, match=f"this run began with the images of {TABLE}@{found.commit}"):
         fill("one", TABLE)
     assert fill("three", TABLE).key != one.key
+
+
+@pytest.mark.parametrize(("num_classes", "told"), [(3, False), (5, True)])
+def test_fewer_classes_than_the_teacher_has_are_told(hub, tmp_path, num_classes, told):
+    teacher = load(resolve(str(tiny.save_pipeline(tmp_path / "teacher", num_classes=num_classes))))
+    found = images.read_for(FILES, teacher, 12, Progress())
+    assert any(f"has 3 classes, the teacher {num_classes}" in text for text in found.warnings) is told
+    assert any("cropped" in note for note in found.notes) and any("is taken at commit" in note for note in found.notes)

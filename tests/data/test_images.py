@@ -4,10 +4,17 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from diffcompress.data import bank as banks
 from diffcompress.data import images
 from diffcompress.errors import UsageError
+from diffcompress.recipe import BankSection
+from diffcompress.runtime import Progress, start
+from diffcompress.teacher.load import load
+from diffcompress.teacher.reference import resolve
+from tests import tiny
 
 
 def picture(path, size=(8, 8), value=255, mode="L"):
@@ -30,9 +37,74 @@ def test_images_are_scaled_to_minus_one_and_one(tmp_path):
 def test_class_subfolders_are_labels(tmp_path):
     for label, name in enumerate(("cat", "dog", "emu")):
         picture(tmp_path / name / "x.png", value=label)
-    assert images.read(tmp_path, (1, 8, 8), 3).index.tolist() == [0, 1, 2]
-    with pytest.raises(UsageError, match="3 class subfolders, the teacher has 2"):
-        images.read(tmp_path, (1, 8, 8), 2)
+    found = images.read(tmp_path, (1, 8, 8), 3)
+    assert found.index.tolist() == [0, 1, 2]
+    assert found.notes == ("labels by class subfolder: cat = 0, dog = 1, emu = 2",)
+    for classes in (2, 4):  # the first three of four classes are no better a guess than any others
+        with pytest.raises(UsageError, match=f"3 class subfolders, the teacher has {classes}") as refused:
+            images.read(tmp_path, (1, 8, 8), classes)
+        assert "integer names state labels" in refused.value.hint
+
+
+def test_integer_names_of_subfolders_state_the_labels(tmp_path):
+    for label in range(11):
+        picture(tmp_path / str(label) / "x.png", value=label)
+    found = images.read(tmp_path, (1, 8, 8), 20)
+    assert found.index.tolist() == ((found.clean[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+    assert sorted(found.index.tolist()) == list(range(11))
+    assert found.notes == ("labels by class subfolder: 0 = 0, 1 = 1, 2 = 2, 3 = 3, 4 = 4, 5 = 5, ..., 10 = 10",)
+    with pytest.raises(UsageError, match=r"10' states label 10, the teacher's go from 0 to 9"):
+        images.read(tmp_path, (1, 8, 8), 10)
+    picture(tmp_path / "-1" / "x.png")
+    with pytest.raises(UsageError, match=r"-1' states label -1"):
+        images.read(tmp_path, (1, 8, 8), 20)
+
+
+def test_images_are_turned_as_their_exif_says(tmp_path):
+    half = np.zeros((8, 16), np.uint8)
+    half[:, 8:] = 255
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown turned by 90 degrees clockwise: its left is the top
+    Image.fromarray(half).save(tmp_path / "a.png", exif=turned)
+    found = images.read(tmp_path, (1, 16, 8), None)
+    assert found.clean[0, 0, :8].eq(-1).all() and found.clean[0, 0, 8:].eq(1).all()
+    assert not found.warnings and not found.notes  # turned, it has the size and shape of a sample
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_lies_on_white(tmp_path, mode):
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 4, 8))
+    if mode == "P":  # opaque and transparent black are two entries of its palette
+        image = Image.fromarray(np.repeat(np.array([[0, 1]], np.uint8), 4, axis=1).repeat(8, axis=0), "L")
+        image.putpalette([0, 0, 0, 0, 0, 0])
+        image.info["transparency"] = 1
+    else:
+        image = image.convert(mode)
+    image.save(tmp_path / "a.png")
+    for channels in (1, 3):
+        clean = images.read(tmp_path, (channels, 8, 8), None).clean[0]
+        assert clean[..., :4].eq(-1).all() and clean[..., 4:].eq(1).all()
+
+
+def test_enlarged_and_cropped_images_are_counted(tmp_path):
+    for name, size in {"a": (8, 8), "b": (7, 20), "c": (4, 4), "d": (20, 10)}.items():
+        picture(tmp_path / f"{name}.png", size)
+    found = images.read(tmp_path, (1, 8, 8), None)
+    assert found.warnings == ["2 of 4 images are smaller than 8 x 8 and were enlarged"]
+    assert found.notes == ("2 of 4 images were cropped around their centre to the shape 8 x 8",)
+
+
+def test_one_image_in_a_folder_is_a_bank_and_a_file_is_refused(tmp_path):
+    teacher = load(resolve(str(tiny.save_pipeline(tmp_path / "teacher"))))
+    channels, height, width = teacher.sample_shape
+    picture(tmp_path / "own" / "a.png", (width, height))
+    bank = banks.fill(tmp_path / "bank", teacher, BankSection(), 0, str(tmp_path / "own"), start("cpu"), Progress())
+    assert bank.clean.shape == (1, channels, height, width) and torch.equal(bank.clean, torch.ones_like(bank.clean))
+    with pytest.raises(UsageError, match=r"a.png' is a file, not a folder of images"):
+        images.read_for(str(tmp_path / "own" / "a.png"), teacher, 5, Progress())
+    with pytest.raises(UsageError, match=r"a.png' is a file"):
+        images.captions_of(str(tmp_path / "own" / "a.png"), 5, Progress())
 
 
 def test_broken_files_are_counted(tmp_path):

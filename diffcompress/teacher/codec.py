@@ -51,7 +51,7 @@ class Codec:
         pixels = pixels.to(self.autoencoder.device)
         flat = self._is_video and pixels.dim() == 4
         encoded = self.autoencoder.encode(pixels.unsqueeze(2) if flat else pixels, return_dict=False)[0]
-        latents = encoded.mode() if hasattr(encoded, "mode") else encoded
+        latents = encoded if isinstance(encoded, Tensor) else encoded.mode()  # tensors have a mode, too
         latents = latents.squeeze(2) if flat else latents
         shift, scale = self._normalisation(latents)
         return ((latents - shift) / scale).float().cpu()
@@ -64,10 +64,11 @@ class Codec:
         """(shift, scale): the autoencoder's latents are shift + scale * the denoiser's."""
         config = self.autoencoder.config
         mean, std = config.get("latents_mean"), config.get("latents_std")
+        scale = 1.0 / (config.get("scaling_factor") or 1.0)
         if mean is not None and std is not None:
             shape = (1, -1) + (1,) * (latents.dim() - 2)
-            return latents.new_tensor(mean).view(shape), latents.new_tensor(std).view(shape)
-        return config.get("shift_factor") or 0.0, 1.0 / (config.get("scaling_factor") or 1.0)
+            return latents.new_tensor(mean).view(shape), latents.new_tensor(std).view(shape) * scale
+        return config.get("shift_factor") or 0.0, scale
 
 
 def load_codec(reference: Reference, device: torch.device) -> Codec | None:

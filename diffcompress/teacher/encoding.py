@@ -78,12 +78,10 @@ def _encode(
     text_parts = [part for part in reference.parts if part.startswith(("text_encoder", "tokenizer"))]
     reference.fetch(*(part for part in reference.parts if part != reference.denoiser_part))
     require_parts(reference, text_parts)
-    # Text encoders dwarf most denoisers: half their size on an accelerator, where that is also what they are used in.
-    dtype = torch.float32 if pipeline.device.type == "cpu" else torch.bfloat16
     part = {reference.denoiser_part: pipeline.denoiser}
     try:
         whole = DiffusionPipeline.from_pretrained(
-            reference.pipeline, **part, variant=reference.variant, torch_dtype=dtype
+            reference.pipeline, **part, variant=reference.variant, torch_dtype=_dtype(pipeline)
         )
     except (OSError, ValueError, ImportError, AttributeError) as error:
         raise UsageError(
@@ -115,14 +113,22 @@ def _name(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
 
 
+def _dtype(pipeline: LoadedPipeline) -> torch.dtype:
+    """What text encoders, which dwarf most denoisers, run in: half their size on an accelerator, as is usual there."""
+    return torch.float32 if pipeline.device.type == "cpu" else torch.bfloat16
+
+
 def _key(pipeline: LoadedPipeline, prompts: Sequence[str], text_length: int | None) -> str:
-    """What encoded prompts follow from: the teacher's pipeline (its revision, or its files' sizes), shape, texts."""
+    """What encoded prompts follow from: the teacher's pipeline (its revision; or its files' sizes and times, as a
+    fine-tuned encoder is as large as before), shape, the dtype they are encoded in, texts."""
     reference = pipeline.reference
     assert reference.pipeline is not None
     stamp: object = reference.revision
     if stamp is None:
         parts = [part for part in reference.parts if part.startswith(("text_encoder", "tokenizer"))]
         files = sorted(f for part in parts for f in (reference.pipeline / part).rglob("*") if f.is_file())
-        stamp = [[str(f.relative_to(reference.pipeline)), f.stat().st_size] for f in files]
-    text = json.dumps([reference.id, stamp, list(pipeline.sample_shape), text_length, list(prompts)])
+        known = [(str(f.relative_to(reference.pipeline)), f.stat()) for f in files]
+        stamp = [[name, of.st_size, of.st_mtime_ns] for name, of in known]
+    shape, dtype = list(pipeline.sample_shape), str(_dtype(pipeline))
+    text = json.dumps([reference.id, stamp, shape, dtype, text_length, list(prompts)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from diffusers import DiffusionPipeline
 from diffcompress import runtime as runtimes
 from diffcompress.runtime import Progress
 from diffcompress.teacher.conditioning import trace
-from diffcompress.teacher.encoding import SHARD_SIZE, with_prompts
+from diffcompress.teacher.encoding import SHARD_SIZE, _key, with_prompts
 from diffcompress.teacher.load import load
 from diffcompress.teacher.reference import resolve
+from tests.families.tiny_text import clip_text
 
 PROMPTS = [*("ab" * (1 + number % 3) for number in range(SHARD_SIZE)), "a much longer one", "b"]
 
@@ -51,3 +53,29 @@ def test_rows_are_what_the_pipeline_makes_of_its_prompts(name: str, tmp_path: Pa
     everything = torch.arange(len(PROMPTS) + 1)
     for key, value in first.rows(everything).items():
         assert torch.equal(again.rows(everything)[key], value)
+
+
+def test_an_encoder_of_the_same_size_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
+    pipe = import_module("tests.families.pipe_stable_diffusion").pipeline()
+    pipe.save_pretrained(tmp_path / "teacher")
+    teacher, runtime = load(resolve(str(tmp_path / "teacher"))), runtimes.start("cpu")
+    first = with_prompts(teacher, ["a"], tmp_path / "conditions", runtime, Progress()).conditions.rows(
+        torch.zeros(1).long()
+    )
+    weights = tmp_path / "teacher" / "text_encoder" / "model.safetensors"
+    size = weights.stat().st_size
+    clip_text(pipe.text_encoder.config.hidden_size, seed=1).save_pretrained(weights.parent)
+    assert weights.stat().st_size == size
+    other = with_prompts(teacher, ["a"], tmp_path / "conditions", runtime, Progress()).conditions.rows(
+        torch.zeros(1).long()
+    )
+    assert not torch.allclose(other["encoder_hidden_states"], first["encoder_hidden_states"])
+
+
+def test_the_key_holds_the_dtype_that_prompts_are_encoded_in(tmp_path: Path) -> None:
+    import_module("tests.families.pipe_stable_diffusion").pipeline().save_pretrained(tmp_path / "teacher")
+    teacher = load(resolve(str(tmp_path / "teacher")))
+    here = _key(teacher, ["a"], None)
+    assert _key(teacher, ["a"], None) == here
+    # Any device but a CPU encodes in bfloat16; this one is everywhere.
+    assert _key(replace(teacher, denoiser=teacher.denoiser.to("meta")), ["a"], None) != here

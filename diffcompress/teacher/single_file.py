@@ -116,7 +116,7 @@ def _noise_of(path: Path, stored: StoredState, usual: dict[str, Any] | None) -> 
             f"'{path}' cannot be distilled: it is marked as EDM (edm_vpred), whose preconditioning is not supported",
             "DDPM-type teachers (epsilon, sample or v prediction) and flow-matching teachers can",
         )
-    marked = {"prediction_type": "v_prediction"} if "v_pred" in stored else {}
+    marked: dict[str, Any] = {"prediction_type": "v_prediction"} if "v_pred" in stored else {}
     marked |= {"rescale_betas_zero_snr": True} if "ztsnr" in stored else {}
     return usual if usual is None else usual | marked
 

@@ -103,7 +103,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
 
 @pytest.fixture(scope="module")
 def released(release: Release) -> tuple[Release, str]:
-    """Interrupted (130), stopped from outside (75), stopped within (75, which the script itself mends), finished (0)."""
+    """Interrupted (130), stopped as a whole (75), stopped within (75, which the script mends itself), finished (0)."""
     first = release.start()
     release.signal_when(first, lambda: release.steps() >= 1, signal.SIGINT)
     _, told = first.communicate(timeout=240)

@@ -6,7 +6,7 @@ stays constant and falls linearly to zero over the last quarter of `--epochs`, s
 the fall begins. The denoising loss is weighted by the root of min(SNR, 5) / SNR: the whole of it (Hang et al. 2023,
 arXiv 2303.09556) teaches little below t = 120, where a quarter of the distance to real images then comes from.
 
-    torchrun --nproc_per_node 2 benchmarks/train_demo.py --epochs 11
+    torchrun --nproc_per_node 2 benchmarks/train_demo.py --epochs 8.5
 """
 
 import argparse
@@ -81,7 +81,7 @@ def export(folder: Path, denoiser: UNet2DModel, ema: dict, scheduler: DDPMSchedu
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=float, default=11)
+    parser.add_argument("--epochs", type=float, default=8.5)
     parser.add_argument("--work", type=Path, default=Path("build/demo-teacher"))
     options = parser.parse_args()
 

@@ -88,8 +88,7 @@ def main() -> None:
     torch.set_num_threads(1) if not torch.cuda.is_available() else None
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     images, _ = fashion_mnist.load("train")
-    # Clipped images beside unclipped noise would cost DDIM samples a third of their distance.
-    scheduler = DDPMScheduler(num_train_timesteps=1000, clip_sample=False)
+    scheduler = DDPMScheduler(num_train_timesteps=1000)
     alphas = scheduler.alphas_cumprod
     snr = alphas / (1 - alphas)
     weights = (snr.clamp(max=SNR_LIMIT) / snr).sqrt()

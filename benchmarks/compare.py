@@ -26,7 +26,7 @@ from diffcompress.evaluation.features import find_space
 from diffcompress.evaluation.protocol import Protocol
 from diffcompress.evaluation.score import evaluate_pipeline
 from diffcompress.jobs.setting import texts_for
-from diffcompress.jobs.students import as_student, averaged_student, initial_student
+from diffcompress.jobs.students import as_student, averaged_student, copy_student, initial_student
 from diffcompress.runtime import Progress
 from diffcompress.student.plan import plan
 from diffcompress.teacher.encoding import with_prompts
@@ -60,8 +60,7 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
     start = initial_student(teacher, student_plan, recipe, bank)
     adapters = make_adapters(start, teacher) if any(s.weights.feature_kd for s in recipe.stages) else None
     precision = recipe.training.precision
-    student = initial_student(teacher, student_plan, recipe, bank)
-    trainee = Trainee(student, teacher.family, adapters, precision=precision).train()
+    trainee = Trainee(copy_student(student_plan, start), teacher.family, adapters, precision=precision).train()
     state = TrainingState(
         trainee,
         Ema(trainee, recipe.training.ema_half_life * recipe.num_steps),

@@ -50,7 +50,8 @@ def stream_widths(teacher: int, student: int) -> Mapping[str, Width]:
 def unrounded(first: nn.Module) -> Iterator[None]:
     """For classes that give timesteps the dtype of what their `first` layer returns: under autocast that is a half one,
     in which timesteps are up to four of 1000 apart."""
-    if not torch.is_autocast_enabled(first.weight.device.type):
+    kind = str(first.weight.device.type)
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         yield
         return
     handle = first.register_forward_hook(lambda _module, _inputs, output: output.float())

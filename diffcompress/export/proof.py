@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from diffcompress.errors import DiffCompressError
 from diffcompress.export import probe
 from diffcompress.export.provenance import weight_hashes
-from diffcompress.export.weights import as_shipped, name_of
+from diffcompress.export.weights import name_of, rounded
 from diffcompress.noise import generator
 from diffcompress.run_folder import RunFolder, write_json
 from diffcompress.teacher.load import LoadedPipeline
@@ -45,7 +45,7 @@ def prove(
     or computes something else.
     """
     started = time.monotonic()
-    denoiser = nn.Module.to(as_shipped(student, dtype), torch.float32)
+    denoiser = rounded(student, dtype)
     call, prediction = _recorded(denoiser, teacher)
     why_not = _why_no_image(run, teacher)
     options = None if why_not else _options(run, teacher)

@@ -67,6 +67,11 @@ def as_shipped(student: nn.Module, dtype: torch.dtype) -> nn.Module:
     return shipped
 
 
+def rounded(student: nn.Module, dtype: torch.dtype, device: torch.device | str = "cpu") -> nn.Module:
+    """A copy with the values that ship in `dtype`, which computes in float32 on `device`; raises as `as_shipped`."""
+    return nn.Module.to(as_shipped(student, dtype), device, torch.float32)
+
+
 def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 

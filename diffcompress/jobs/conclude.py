@@ -18,7 +18,7 @@ from diffcompress.export.formats import write_formats
 from diffcompress.export.proof import prove
 from diffcompress.export.provenance import relicense
 from diffcompress.export.report import write_report
-from diffcompress.export.weights import as_shipped, export_pipeline
+from diffcompress.export.weights import export_pipeline, rounded
 from diffcompress.jobs.run import Run
 from diffcompress.jobs.students import as_student
 from diffcompress.recipe import Recipe
@@ -62,9 +62,7 @@ def _evaluated(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module) -
     """The content of metrics.json."""
     teacher = run.teacher
     dtype = _export_dtype(run)
-    # As it ships, rounded; computed in float32 like everything that is compared.
-    shipped = nn.Module.to(as_shipped(trained, dtype), teacher.device, torch.float32)
-    student = replace(as_student(teacher, run.plan, shipped), dtype=dtype)
+    student = replace(as_student(teacher, run.plan, rounded(trained, dtype, teacher.device)), dtype=dtype)
     space, num_samples = judged(teacher, recipe, run.progress)
     protocol = Protocol.make(
         space,

@@ -1,20 +1,41 @@
 """Several ratios at once: one bank, a run folder for each, one page for all."""
 
+from pathlib import Path
+
+import jsonschema
 import pytest
 
 import diffcompress.jobs.several as several
 from diffcompress.errors import UsageError
 from diffcompress.run_folder import read_json
+from diffcompress.runtime import Progress
 from tests.jobs.tiny_teacher import SMALL, save_teacher
 
 
+SCHEMA = read_json(Path(__file__).parents[2] / "docs" / "schemas" / "shrink.schema.json")
+
+
 def overrides() -> tuple[str, ...]:
-    return tuple(f"{key}={value}" for key, value in SMALL.items())
+    # Some targets by teacher calls of their own: trajectories alone would leave the target store empty.
+    return tuple(f"{key}={value}" for key, value in (SMALL | {"targets.trajectory_share": 0.5}).items())
 
 
 def test_two_students_share_a_bank_and_a_page(tmp_path):
     teacher, folder = str(save_teacher(tmp_path / "teacher")), tmp_path / "out"
-    results = several.shrink_several(teacher, [0.5, 0.3], output=str(folder), overrides=overrides())
+    pools = {}
+
+    class Watching(Progress):
+        def note(self, text):
+            pools[text] = {path: path.stat().st_mtime_ns for path in (folder / "targets").rglob("*.safetensors")}
+
+    results = several.shrink_several(
+        teacher, [0.5, 0.3], output=str(folder), overrides=overrides(), progress=Watching()
+    )
+    jsonschema.Draft202012Validator(SCHEMA).validate(results)
+    # The first student filled the target store, the second found it full and touched nothing of it.
+    made = pools["student of ratio 0.3"]
+    assert made and made == {path: path.stat().st_mtime_ns for path in (folder / "targets").rglob("*.safetensors")}
+    assert not pools["student of ratio 0.5"] and not (folder / "0.3" / "targets").exists()
     assert [result["student"]["requested_ratio"] for result in results] == [0.5, 0.3]
     assert (folder / "bank").is_dir() and not (folder / "0.5" / "bank").exists()
     assert (folder / "0.3" / "pipeline" / "model_index.json").is_file()

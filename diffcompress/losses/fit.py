@@ -41,6 +41,7 @@ class Line(NamedTuple):
 
     tilt: PerGroup  # slope - 1, kept apart from the 1 so that no digits are lost near the identity; has a gradient
     intercept: PerGroup  # in units of the outputs; has a gradient
+    explained: PerGroup  # mean square of what the line corrects, `tilt * s + intercept`; has a gradient
     residual: PerGroup  # mean squared (or absolute) residual of the line; gradient through `s` alone, coefficients held
 
 
@@ -66,7 +67,8 @@ def fit_line(student: Grouped, teacher: Grouped, teacher_variance: PerChannel, *
     if absolute:  # a*s + b - t, whose mean is zero while that of its signs is not: no gradient through the means
         student, difference = _less(raw[0], student_mean.detach()), _less(raw[1], difference_mean.detach())
     residual = tilt.detach().unsqueeze(-1) * student - difference
-    return Line(tilt, intercept, (residual.abs() if absolute else residual.square()).mean(-1))
+    explained = tilt.square() * variance + difference_mean.square()
+    return Line(tilt, intercept, explained, (residual.abs() if absolute else residual.square()).mean(-1))
 
 
 def _less(values: Grouped, mean: PerGroup) -> Grouped:

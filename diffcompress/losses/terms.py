@@ -6,12 +6,13 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .fit import Line, PerGroup
 from .reduction import PerSample, Scalar, one_of, root
 
-Norm = Literal["l1", "squared"]
+Norm = Literal["l1", "squared", "relative"]
 Fine = Literal["squared", "l1", "relative"]
 Gate = Literal["global", "per_sample"]
 ReduceMean = Callable[[Tensor], Tensor]
@@ -52,9 +53,9 @@ def weigh(
 
     `share` [groups]: each group's part of the elements, summing to 1. `factor`: 1, or the elements per sample for
     reduction `sum`. `fine="relative"`: the root of each sample's mean squared residual, in place of the mean squared
-    residual; "l1" expects lines fitted with the mean absolute one.
+    residual; "l1" expects lines fitted with the mean absolute one. `norm="relative"`: see `_relative`.
     """
-    one_of("norm", norm, ("l1", "squared"))
+    one_of("norm", norm, ("l1", "squared", "relative"))
     one_of("fine", fine, ("squared", "l1", "relative"))
     one_of("gate", gate, ("global", "per_sample"))
 
@@ -62,7 +63,7 @@ def weigh(
         return (values * share).sum(-1).mean(-1)
 
     distance = per_sample(line.tilt.abs() + line.intercept.abs())
-    coarse = distance if norm == "l1" else per_sample(line.tilt.square() + line.intercept.square())
+    coarse = distance if norm == "l1" else per_sample(_squared(line) if norm == "squared" else _relative(line, fine))
     residual = per_sample(line.residual)
     residual = root(residual) if fine == "relative" else residual
 
@@ -76,3 +77,19 @@ def weigh(
         slope=1 + line.tilt.detach(),
         intercept=line.intercept.detach(),
     )
+
+
+def _squared(line: Line) -> PerGroup:
+    return line.tilt.square() + line.intercept.square()
+
+
+def _relative(line: Line, fine: Fine) -> PerGroup:
+    """`sqrt(E + sg(r)^2) - sg(r)`: what the line explains (E, a mean square) against the size r of what it leaves.
+
+    A group's slope and intercept move all of its elements together, so that with rho = |.| the smallest of them pulls
+    on the weights many times harder than the whole residual does. Here they pull in proportion to their size while
+    that is below r, and as |.| does above. In units of the outputs; groups of one element give their absolute error.
+    """
+    size = (line.residual if fine == "l1" else root(line.residual)).detach()
+    below = root(line.explained + size.square()) + size
+    return line.explained / torch.where(below > 0, below, 1.0)

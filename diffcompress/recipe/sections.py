@@ -72,7 +72,9 @@ class StageSection(Section):
     num_steps: int = Field(ge=0, description="optimizer updates")
     weights: LossWeights
     group_size: int = Field(16, ge=1, description="elements per PLACE group")
-    norm: Literal["l1", "squared"] = Field("l1", description="rho of the coarse term")
+    norm: Literal["l1", "squared", "relative"] = Field(
+        "l1", description="rho of the coarse term; relative: to what the lines leave"
+    )
     reduction: Literal["mean", "sum"] = "mean"
     fine: Literal["squared", "l1", "relative"] = Field(
         "relative", description="fine term: squared residual (published), absolute, or per-sample root mean square"

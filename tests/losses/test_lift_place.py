@@ -9,7 +9,7 @@ from diffcompress.losses import lift, output_kd, place
 LOSSES = {"lift": lift, "place": place, "place5": lambda s, t, **options: place(s, t, group_size=5, **options)}
 EVERY_LOSS = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum"])
-NORMS = pytest.mark.parametrize("norm", ["l1", "squared"])
+NORMS = pytest.mark.parametrize("norm", ["l1", "squared", "relative"])
 FINE = pytest.mark.parametrize("fine", ["squared", "l1", "relative"])
 GATES = pytest.mark.parametrize("gate", ["global", "per_sample"])
 
@@ -35,7 +35,7 @@ def oracle(student, teacher, group_size, norm="l1", reduction="mean", fine="squa
     s, t = (np.asarray(x, dtype=np.float64).reshape(*x.shape[:2], -1) for x in (student, teacher))
     batch, channels, elements = s.shape
     rho = abs if norm == "l1" else (lambda x: x * x)
-    slopes, intercepts, lines, orders = [], [], [], []
+    slopes, intercepts, lines, orders, sizes = [], [], [], [], []
     coarse, off, square = np.zeros(batch), np.zeros(batch), np.zeros(batch)
     for i in range(batch):
         for c in range(channels):
@@ -48,12 +48,19 @@ def oracle(student, teacher, group_size, norm="l1", reduction="mean", fine="squa
                 a, b = line(x, y)
                 slopes.append(a)
                 intercepts.append(b)
-                coarse[i] += len(x) * (rho(a - 1) + rho(b))
                 off[i] += len(x) * (abs(a - 1) + abs(b))
                 fixed_a, fixed_b = held["lines"][len(lines)] if held else (a, b)
                 lines.append((a, b))
                 rests = [fixed_a * x[k] + fixed_b - y[k] for k in range(len(x))]
                 square[i] += sum(abs(rest) if fine == "l1" else rest**2 for rest in rests)
+                if norm == "relative":
+                    own = sum(map(abs, rests)) / len(x) if fine == "l1" else (sum(r * r for r in rests) / len(x)) ** 0.5
+                    size = held["sizes"][len(sizes)] if held else own
+                    sizes.append(size)
+                    explained = sum(((a - 1) * p + b) ** 2 for p in x) / len(x)
+                    coarse[i] += len(x) * ((explained + size**2) ** 0.5 - size)
+                else:
+                    coarse[i] += len(x) * (rho(a - 1) + rho(b))
     per_sample = channels * elements
     coarse, off, residual = coarse / per_sample, off / per_sample, square / per_sample
     residual = np.sqrt(residual) if fine == "relative" else residual
@@ -64,7 +71,7 @@ def oracle(student, teacher, group_size, norm="l1", reduction="mean", fine="squa
     terms = {"coarse": factor * coarse.mean(), "fine": factor * residual.mean(), "fine_weight": np.mean(weight)}
     terms |= {"slope": np.reshape(slopes, shape), "intercept": np.reshape(intercepts, shape)}
     loss = factor * np.mean(coarse + weight * residual)
-    return loss, {"orders": orders, "lines": lines, "weight": weight}, terms
+    return loss, {"orders": orders, "lines": lines, "sizes": sizes, "weight": weight}, terms
 
 
 def differences(function, x, step=1e-6):
@@ -125,12 +132,13 @@ def test_shapes_of_the_terms():
 @EVERY_LOSS
 @REDUCTIONS
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@NORMS
 @FINE
-def test_equal_outputs_cost_nothing(loss, reduction, dtype, fine):
+def test_equal_outputs_cost_nothing(loss, reduction, dtype, norm, fine):
     output, _ = pair(dtype=dtype)
     output[0, 0], output[1, 1], output[2, 0] = 0.1, 0.0, 1e4
     student = output.clone().requires_grad_()
-    terms = loss(student, output, reduction=reduction, fine=fine)
+    terms = loss(student, output, reduction=reduction, norm=norm, fine=fine)
     terms.loss.backward()
     assert terms.loss.item() == 0
     assert terms.fine_weight.item() == 1
@@ -212,11 +220,12 @@ def test_one_group_is_lift(norm, reduction, fine):
 
 
 @REDUCTIONS
+@pytest.mark.parametrize("norm", ["l1", "relative"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_groups_of_one_are_l1_output_distillation(reduction, dtype):
+def test_groups_of_one_are_l1_output_distillation(reduction, norm, dtype):
     student, teacher = pair(dtype=dtype)
     student.requires_grad_()
-    terms = place(student, teacher, group_size=1, reduction=reduction)
+    terms = place(student, teacher, group_size=1, reduction=reduction, norm=norm)
     expected = output_kd(student, teacher, norm="l1", reduction=reduction)
     torch.testing.assert_close(terms.loss, expected)
     assert (terms.slope == 1).all()
@@ -235,7 +244,7 @@ def test_gradients_hold_the_gate_still(group_size, norm, reduction, fine, gate):
     student, teacher = pair((2, 2, 11), error=0.3, seed=1)
     s, t = student.numpy(), teacher.numpy()
     _, held, _ = oracle(s, t, group_size, **options)
-    free_gate = {name: held[name] for name in ("orders", "lines")}
+    free_gate = {name: held[name] for name in ("orders", "lines", "sizes")}
     actual = gradient(place, student, teacher, group_size=group_size, **options).numpy()
     expected = differences(lambda x: oracle(x, t, group_size, held=held, **options)[0], s)
     with_gate = differences(lambda x: oracle(x, t, group_size, held=free_gate, **options)[0], s)
@@ -266,10 +275,10 @@ def test_flat_students_meet_no_barrier(loss, norm, fine, spread, mean):
         mean + spread * teacher,
     ):  # off every line, and on one of a slope in the thousands
         terms = loss(flat, teacher, norm=norm, fine=fine)
-        assert 0 < terms.loss < (18 if norm == "l1" else 18**2)
+        assert 0 < terms.loss < (18**2 if norm == "squared" else 18)
         assert (terms.slope - 1).abs().max() < 18
         steepest = gradient(loss, flat, teacher, norm=norm, fine=fine, reduction="sum").abs().max()
-        assert steepest < (4e5 if norm == "l1" else 2e6)  # the published eps: 4e7 and 1e10
+        assert steepest < (2e6 if norm == "squared" else 4e5)  # the published eps: 4e7 and 1e10
 
 
 @EVERY_LOSS
@@ -314,7 +323,7 @@ def test_huge_and_half_precision_values_stay_finite(loss, norm, dtype):
     for s, t in ((1e4, 1e4), (1e4, 1.0), (1.0, 1e4), (0.0, 1e4), (1e4, 0.0)):
         terms = loss((s * student).to(dtype), (t * teacher).to(dtype), norm=norm)
         assert all(value.isfinite().all() and value.dtype == torch.float32 for value in terms)
-        assert terms.loss < (1e6 if norm == "l1" else 1e12)
+        assert terms.loss < (1e12 if norm == "squared" else 1e6)
         assert gradient(loss, (s * student).to(dtype), (t * teacher).to(dtype), norm=norm).isfinite().all()
 
 

@@ -87,6 +87,26 @@ def test_transparency_lies_on_white(tmp_path, mode):
         assert clean[..., :4].eq(-1).all() and clean[..., 4:].eq(1).all()
 
 
+@pytest.mark.parametrize(("suffix", "kind"), [("png", "<u2"), ("tif", "<u2"), ("tif", ">u2"), ("tif", "<i4")])
+def test_sixteen_bits_of_grey_are_scaled_like_eight(tmp_path, suffix, kind):
+    eight = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    Image.fromarray(eight).save(tmp_path / "a.png")
+    Image.fromarray((eight.astype(np.uint16) * 257).astype(kind)).save(tmp_path / f"b.{suffix}")
+    for channels in (1, 3):
+        found = images.read(tmp_path, (channels, 8, 8), None)
+        assert torch.equal(found.clean[0], found.clean[1])
+
+
+def test_a_transparent_shade_of_sixteen_bits_is_white_and_more_bits_are_not_read(tmp_path):
+    grey = np.full((8, 8), 32768, np.uint16)
+    grey[:, :4] = 300
+    Image.fromarray(grey).save(tmp_path / "a.png", transparency=300)
+    Image.fromarray(grey.astype(np.int32) * 1000).save(tmp_path / "b.tif")
+    found = images.read(tmp_path, (1, 8, 8), None)
+    assert found.clean[0, 0, :, :4].eq(1).all() and found.clean[0, 0, :, 4:].abs().max() < 0.01
+    assert "1 of 2 images could not be read, first" in found.warnings[0]
+
+
 def test_enlarged_and_cropped_images_are_counted(tmp_path):
     for name, size in {"a": (8, 8), "b": (7, 20), "c": (4, 4), "d": (20, 10)}.items():
         picture(tmp_path / f"{name}.png", size)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 IMAGES = ("image", "img")
@@ -13,12 +15,28 @@ TEXTS = ("text", "caption", "captions", "prompt", "txt")
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns, None for what there is not; num_classes: of the labels, where the data set says so."""
+    """Names of the columns, None for what there is not; classes: their names, where the data set declares them."""
 
     image: str | None
     label: str | None
     text: str | None
-    num_classes: int | None
+    classes: Sequence[str] | None
+
+    @cached_property
+    def stated(self) -> list[int] | None:
+        return stated_labels(self.classes or ())
+
+    def label_of(self, value: Any) -> int | None:
+        """The label that a value of the label column means; None for none, which `datasets` writes as -1."""
+        if not isinstance(value, int) or value < 0:
+            return None
+        return self.stated[value] if self.stated else value
+
+
+def stated_labels(classes: Sequence[str]) -> list[int] | None:
+    """Names of classes that are all integers state the labels; None for other names."""
+    stated = bool(classes) and all(re.fullmatch("-?[0-9]+", name) for name in classes)
+    return [int(name) for name in classes] if stated else None
 
 
 def find(features: Mapping[str, Any]) -> Columns:
@@ -30,12 +48,7 @@ def find(features: Mapping[str, Any]) -> Columns:
     named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     label = _first(LABELS, named) or _first(LABELS, [n for n, f in features.items() if _is(f, "int")], strict=True)
     text = _first(TEXTS, [name for name, feature in features.items() if _is_text(feature)], strict=True)
-    return Columns(image, label, text, features[label].num_classes if label in named else None)
-
-
-def label_of(value: Any) -> int | None:
-    """A class index; None for none, which `datasets` writes as -1."""
-    return value if isinstance(value, int) and value >= 0 else None
+    return Columns(image, label, text, features[label].names if label in named else None)
 
 
 def text_of(value: Any) -> str | None:

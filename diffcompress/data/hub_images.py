@@ -18,7 +18,7 @@ from diffcompress.run_folder import read_json, write_atomically, write_json, wri
 from diffcompress.runtime import Progress, StopRequest
 from diffcompress.teacher import hub, hub_errors
 
-_RECORD = "dataset.json"
+_RECORD = "record.json"
 _TIMEOUT = 20.0
 
 
@@ -61,9 +61,9 @@ class HubImages:
                     f"'{self.id}' has no class labels ({has}), and the teacher is class-conditional",
                     "name a data set with class folders or an integer column label, or leave --data out",
                 )
-            if (self.columns.num_classes or 0) > num_classes:
+            if len(self.columns.classes or ()) > num_classes:
                 raise UsageError(
-                    f"'{self.id}' has {self.columns.num_classes} classes, the teacher has {num_classes}",
+                    f"'{self.id}' has {len(self.columns.classes or ())} classes, the teacher has {num_classes}",
                     "name the data set that the teacher was trained on, or leave --data out",
                 )
 
@@ -154,6 +154,8 @@ def _told(found: HubImages) -> list[str]:
     notes = [f"'{found.id}' is taken at commit {found.commit}, split '{found.split}' of '{found.subset}': {read}"]
     if found.split != SPLIT:
         notes.append(f"'{found.id}' has no split '{SPLIT}', so '{found.split}' is taken")
+    if found.columns.stated:
+        notes.append(f"the classes of '{found.id}' are named by integers, which are taken as their labels")
     if found.skipped:
         notes.append(f"{found.skipped} rows of '{found.id}' hold no image and are left out")
     return notes

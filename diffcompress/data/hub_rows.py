@@ -57,7 +57,7 @@ class Rows:
                 for row, content in zip(several, contents, strict=True):
                     yield Row(
                         content,
-                        naming.label_of(row[label]) if label else None,
+                        self.columns.label_of(row[label]) if label else None,
                         naming.text_of(row[text]) if text else None,
                     )
 

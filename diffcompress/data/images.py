@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from diffcompress.data import hub_images
+from diffcompress.data.columns import stated_labels
 from diffcompress.errors import UsageError
 from diffcompress.runtime import Progress, StopRequest
 from diffcompress.teacher.load import LoadedPipeline
@@ -56,8 +56,8 @@ def read_for(
     fetched = hub_images.fetch(data, limit, progress, stop)
     fetched.check(num_classes, needs_text=texts is not None)
     found = read(fetched.folder, shape, num_classes, texts, limit)
-    own = fetched.columns.num_classes
-    if texts is None and num_classes is not None and own is not None and own < num_classes:
+    own = len(fetched.columns.classes or ())
+    if texts is None and num_classes is not None and 0 < own < num_classes:
         found.warnings.append(
             f"'{fetched.id}' has {own} classes, the teacher {num_classes}: labels are taken as they are"
         )
@@ -186,15 +186,16 @@ def _subfolders(folder: Path, files: list[Path], num_classes: int) -> tuple[dict
 
 def _label_by_class(folder: Path, classes: list[str], num_classes: int) -> dict[str, int]:
     """Names that are all integers state the labels; others stand for them in order, if there is one for each."""
-    if classes and all(re.fullmatch("-?[0-9]+", name) for name in classes):
-        for name in classes:
-            if not 0 <= int(name) < num_classes:
+    if stated := stated_labels(classes):
+        labels = dict(zip(classes, stated, strict=True))
+        for name, label in labels.items():
+            if not 0 <= label < num_classes:
                 raise UsageError(
-                    f"class subfolder '{folder / name}' states label {int(name)}, the teacher's go from 0 to "
+                    f"class subfolder '{folder / name}' states label {label}, the teacher's go from 0 to "
                     f"{num_classes - 1}",
                     "give images of the teacher's own classes",
                 )
-        return {name: int(name) for name in classes}
+        return labels
     if len(classes) != num_classes:
         raise UsageError(
             f"'{folder}' has {len(classes)} class subfolders, the teacher has {num_classes} classes",

@@ -39,10 +39,24 @@ def grey(found: hub_images.HubImages) -> list[int]:
 def test_class_folders_are_labels_in_mixed_order(hub):
     found = fetch(FILES, 12)
     assert found.commit == hub.repositories[f"datasets/{FILES}"].refs["main"]
-    assert (found.num_images, found.complete, found.columns.num_classes) == (12, False, 3)
+    assert (found.num_images, found.complete, found.columns.classes) == (12, False, ["cat", "dog", "emu"])
     assert [row["label"] for row in rows(found)] == [value // 10 for value in grey(found)]
     assert {row["label"] for row in rows(found)} == {0, 1, 2}  # in the order of the files, the first 12 are of two
     assert any(found.commit in note and "'label'" in note for note in found.notes)
+
+
+def test_integer_names_of_classes_state_the_labels_as_they_do_in_a_folder(hub, tmp_path):
+    names = {f"{label}/{i}.png": 10 * label + i for label in (*range(11), 20) for i in range(2)}
+    hub.add("datasets/someone/digits", save_files(tmp_path / "digits", names))
+    found = fetch("someone/digits")
+    assert [row["label"] for row in rows(found)] == [value // 10 for value in grey(found)]
+    assert any("named by integers" in note for note in found.notes)
+    folder = images.read(tmp_path / "digits", (1, 8, 8), 21)
+    same = images.read(found.folder, (1, 8, 8), 21)
+    for one in (folder, same):
+        assert (((one.clean[:, 0, 0, 0] + 1) * 127.5).round() // 10).int().tolist() == one.index.tolist()
+    with pytest.raises(UsageError, match="has label 20, the teacher's go from 0 to 19"):
+        images.read(found.folder, (1, 8, 8), 20)
 
 
 def test_only_what_is_needed_is_downloaded(hub):
@@ -167,7 +181,7 @@ def test_what_the_hub_refuses(hub, tmp_path, name, change, said, hint):
     with pytest.raises(AccessError, match=said) as caught:
         fetch(name)
     assert hint in caught.value.hint
-    assert not list(tmp_path.rglob("dataset.json"))
+    assert not list(tmp_path.rglob("record.json"))
 
 
 def test_a_connection_that_keeps_breaking_leaves_nothing(hub, tmp_path):

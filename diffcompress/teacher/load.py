@@ -84,8 +84,9 @@ def describe(reference: Reference) -> tuple[Family, NoiseProcess]:
     second = [part for part in reference.parts if part.startswith(family.subfolder + "_")]
     if second:
         raise UsageError(
-            f"'{reference.id}' cannot be distilled: its pipeline has a second denoiser, {second[0]}",
-            "name the folder of the denoiser that you want to shrink",
+            f"'{reference.id}' cannot be distilled: its pipeline has a second denoiser, {second[0]}; each of the two "
+            "knows a part of the noise levels alone, so neither draws samples to learn from without the other",
+            "take a teacher with one denoiser, for example Wan 2.1 for Wan 2.2",
         )
     try:
         tokens = family.num_tokens(reference.config, family.sample_shape(reference.config))

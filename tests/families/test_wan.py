@@ -11,6 +11,8 @@ from diffcompress.student.inherit import inherit, magnitude_scores, pick
 from diffcompress.student.plan import plan
 from diffcompress.student.size import build
 from diffcompress.teacher.conditioning import trace
+from diffcompress.teacher.load import describe
+from diffcompress.teacher.reference import resolve
 from tests.families.pipe_wan import pipeline
 from tests.families.recording import assert_reproduced, record
 from tests.families.test_contract import lively
@@ -71,3 +73,14 @@ def test_queries_keys_and_the_vectors_that_normalise_them_keep_the_same_channels
 def test_image_to_video_is_refused(change: dict) -> None:
     with pytest.raises(UsageError, match="image"):
         plan(FAMILY, FAMILY.tiny_config() | change, ratio=0.5)
+
+
+def test_two_denoisers_are_refused_without_sending_the_user_to_one_of_them(tmp_path):
+    """A folder of one denoiser has no text encoders, and would send the user back to the pipeline."""
+    whole = pipeline()
+    whole.register_modules(transformer_2=whole.transformer)
+    whole.register_to_config(boundary_ratio=0.875)
+    whole.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"second denoiser, transformer_2; .* neither draws samples") as refused:
+        describe(resolve(str(tmp_path)))
+    assert "one denoiser" in refused.value.hint and "folder" not in refused.value.hint

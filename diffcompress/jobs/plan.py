@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,9 @@ def plan(
     progress = progress or Progress()
     target.check(ratio, params, size)
     found = _find(teacher, scheduler)
-    settings = recipes.load(recipe or recipes.default_for(teacher, found.family.recipe), tuple(overrides))
+    recipe = recipe or recipes.default_for(teacher, found.family.recipe)
+    found = replace(found, notes=(*found.notes, *recipes.doubts(recipe, found.family.class_name)))
+    settings = recipes.load(recipe, tuple(overrides))
     stored = dtype or found.dtype or "float32"
 
     def one(ratio: float | None) -> dict[str, Any]:

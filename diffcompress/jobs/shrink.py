@@ -12,11 +12,6 @@ from diffcompress.jobs.request import Request
 from diffcompress.runtime import Progress
 from diffcompress.teacher.reference import resolve
 
-FOR_PIXELS = (
-    "the settings of recipe 'published' were published for pixel U-Nets (UNet2DModel), not for a {}; "
-    "without --recipe its own are taken"
-)
-
 
 def shrink(
     teacher: str,
@@ -59,8 +54,8 @@ def shrink(
     )  # fmt: skip
     found = answer(request)
     if found is None:
-        if recipe == "published" and reference.class_name != "UNet2DModel":
-            progress.warn(FOR_PIXELS.format(reference.class_name))
+        for doubt in recipes.doubts(recipe, reference.class_name):
+            progress.warn(doubt)
         return _make(request, progress)
     progress.note(f"the run in {found['run']} is finished, nothing was left to do")
     return found

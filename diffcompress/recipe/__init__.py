@@ -5,7 +5,7 @@ A recipe file holds only what differs from its `base` (another recipe's name; de
 """
 
 from diffcompress.recipe.methods import METHODS
-from diffcompress.recipe.reading import builtin_folder, builtin_names, default_for, load, nearest, parse
+from diffcompress.recipe.reading import builtin_folder, builtin_names, default_for, doubts, load, nearest, parse
 from diffcompress.recipe.sections import (
     BankSection,
     EvaluationSection,
@@ -34,6 +34,7 @@ __all__ = [
     "builtin_folder",
     "builtin_names",
     "default_for",
+    "doubts",
     "load",
     "nearest",
     "parse",

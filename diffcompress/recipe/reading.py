@@ -35,6 +35,16 @@ def default_for(teacher: str, family: str = "default") -> str:
     return family if family in builtin_names() else "default"
 
 
+def doubts(name: str, class_name: str | None) -> tuple[str, ...]:
+    """What to tell who takes the recipe `name` for a denoiser of that class."""
+    if name != "published" or class_name == "UNet2DModel":
+        return ()
+    return (
+        f"the settings of recipe '{name}' were published for pixel U-Nets (UNet2DModel), not for a {class_name}; "
+        "without --recipe its own are taken",
+    )
+
+
 def load(name_or_file: str = "default", overrides: tuple[str, ...] = (), method: str = OURS, **values: Any) -> Recipe:
     """The recipe `name_or_file` with `--set` overrides, a baseline's losses in place of ours, and top-level `values`.
 

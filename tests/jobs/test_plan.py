@@ -93,6 +93,13 @@ def test_the_recipe_decides_the_norm_groups(teacher):
     assert published["config"]["norm_num_groups"] > default["config"]["norm_num_groups"]
 
 
+@pytest.mark.parametrize(("asked", "told"), [("demo:dit", True), ("demo", False)])
+def test_the_published_recipe_is_noted_on_what_it_was_not_published_for(asked, told):
+    for row in plan(asked, ratio=[0.1, 1e-9], recipe="published"):
+        assert any("pixel U-Nets" in note for note in row["notes"]) is told
+    assert not any("pixel U-Nets" in note for note in plan(asked, ratio=0.1)["notes"])
+
+
 @pytest.mark.parametrize(
     "targets", [{}, {"ratio": 0.1, "params": 3}, {"ratio": []}, {"params": 0}, {"ratio": [0.1, 2]}]
 )

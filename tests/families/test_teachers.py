@@ -15,22 +15,30 @@ CONFIGS = {path.stem: path for path in (Path(__file__).parent.parent / "teachers
 REFUSED = ("cogvideox-2b", "cogvideox-5b", "flux2-dev")
 # Published parameter counts, as far as they are known to the last digit.
 PUBLISHED = {"ddpm-cifar10-32": 35_746_307, "sd15": 859_520_964, "sdxl-base": 2_567_463_684, "sd21-base": 865_910_724}
-TEACHERS = sorted(name for name in CONFIGS if not name.startswith("ref-") and name not in REFUSED)
+RATIOS = [0.1, 0.02, *(pytest.param(ratio, marks=pytest.mark.slow) for ratio in (0.5, 0.25, 0.05, 0.01))]
+# Below this its text encoder's projections alone are larger.
+HUNYUANDIT_FLOOR = 0.026
+TEACHERS = [
+    # Those are published students: teachers as good as any, of the classes of the others.
+    pytest.param(name, marks=pytest.mark.slow) if name.startswith("ref-") else name
+    for name in sorted(CONFIGS)
+    if name not in REFUSED
+]
 
 
 def read(name: str) -> dict:
     return json.loads(CONFIGS[name].read_text())
 
 
-@pytest.mark.parametrize("ratio", [0.1, 0.02])
+@pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("name", TEACHERS)
 def test_a_real_teacher_has_a_student_within_tolerance(name: str, ratio: float) -> None:
     config = read(name)
     family = registry.find(config["_class_name"])
-    if name == "hunyuandit-1.2" and ratio == 0.02:
+    if name == "hunyuandit-1.2" and ratio < HUNYUANDIT_FLOOR:
         with pytest.raises(DoesNotFitError, match="never shrink") as caught:
             plan(family, config, ratio=ratio)
-        assert 0.025 < float(caught.value.hint.rpartition(" ")[2]) < 0.027
+        assert float(caught.value.hint.rpartition(" ")[2]) == pytest.approx(HUNYUANDIT_FLOOR, abs=0.001)
         return
     student = plan(family, config, ratio=ratio)
     if name in PUBLISHED:

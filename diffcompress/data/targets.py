@@ -98,26 +98,29 @@ class Targets:
 
     def batch(self, step: int) -> Batch:
         """Raises RunStopped or RunInterrupted while a new pool is being made."""
-        share = self.runtime.share(self.batch_size)
         if self.section.reuse == 1:
-            return self._fresh(step, range(self.batch_size)[share])
+            return self.assembled(self.drawn(step))
+        share = self.runtime.share(self.batch_size)
         steps_per_epoch = self.pool_size // self.batch_size
         number, within = divmod(step, steps_per_epoch * self.reuse)
         epoch, position = divmod(within, steps_per_epoch)
         pool = self._load_pool(number)
         order = torch.randperm(self.pool_size, generator=generator(self.seed, ORDER_STREAM, number, epoch))
-        return self._assemble(pool, order[position * self.batch_size : (position + 1) * self.batch_size][share])
+        return self.assembled(pool, order[position * self.batch_size : (position + 1) * self.batch_size][share])
 
-    def _assemble(self, entries: Tensors, rows: Tensor) -> Batch:
+    def drawn(self, step: int) -> Tensors:
+        """This process's share of the entries of one batch, with new predictions of the teacher's."""
+        return self._predicted(FRESH_STREAM, step, range(self.batch_size)[self.runtime.share(self.batch_size)])
+
+    def assembled(self, entries: Tensors, rows: Tensor | None = None) -> Batch:
+        """A batch of the given rows of `entries`, all of them by default."""
+        rows = torch.arange(len(entries["index"])) if rows is None else rows
         noisy, timestep, prediction, index, condition = (entries[name][rows] for name in FIELDS)
         clean = self.bank.clean[index]
         signal, sigma = self.teacher.noise.signal_and_noise(timestep, clean)
         target = self.teacher.noise.target(clean, (noisy - signal * clean) / sigma, timestep)
         conditioning = self.bank.conditions.rows(condition)
         return Batch(noisy, timestep, prediction, target, conditioning).to(self.runtime.device)
-
-    def _fresh(self, step: int, entries: range) -> Batch:
-        return self._assemble(self._predicted(FRESH_STREAM, step, entries), torch.arange(len(entries)))
 
     def _load_pool(self, number: int) -> Tensors:
         if self._pool is None or self._pool[0] != number:

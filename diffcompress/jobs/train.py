@@ -94,7 +94,7 @@ def _settled(run: Run, trainee: Trainee, bank: Bank) -> Recipe:
         return recipe if more is None else _extended(run, recipe, more)
     recipe = _with_micro_batches(run, trainee)
     if (max_time := run.request.max_time) is not None:
-        recipe = budget.fit_steps(_job(run, recipe, trainee, bank), max_time, run.folder.targets)
+        recipe = budget.fit_steps(_job(run, recipe, trainee, bank), max_time)
         run.progress.note(f"{recipe.num_steps} steps fit into {max_time:g} s of training")
     _write(run, recipe)
     return recipe

@@ -2,53 +2,43 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from pathlib import Path
 
 import torch
 
-from diffcompress.data.targets import Targets
 from diffcompress.recipe import Recipe
-from diffcompress.training.micro import backward
-from diffcompress.training.optim import make_optimizer
-from diffcompress.training.stage import Job
+from diffcompress.runtime import synchronise
+from diffcompress.training.stage import Job, update
 
 WARMUP_STEPS, TIMED_STEPS = 2, 6
 # Checkpoints, previews and logs take the rest.
 TRAINING_SHARE = 0.93
 
 
-def fit_steps(job: Job, seconds: float, folder: Path) -> Recipe:
+def fit_steps(job: Job, seconds: float) -> Recipe:
     """The recipe with `num_steps` scaled so that all stages together take about `seconds`, stages in proportion.
 
-    Times a few real steps of every stage on a throw-away copy of the student, and the teacher's share of a step. At
-    least one step per stage. Every process returns the same recipe.
+    Times a few real steps of every stage, and the teacher's share of a step; the student's weights are put back, the
+    rest of the job is used up. At least one step per stage. Every process returns the same recipe.
     """
-    recipe, runtime = job.recipe, job.runtime
-    trainee = copy.deepcopy(job.state.model)
-    optimizer = make_optimizer(trainee, recipe.training)
-    scratch = Targets(
-        folder, job.teacher, job.targets.bank, recipe.targets.model_copy(update={"reuse": 1}),
-        seed=recipe.seed, batch_size=recipe.training.batch_size, num_steps=1, runtime=runtime, progress=job.progress,
-    )  # fmt: skip
+    recipe, runtime, model, targets = job.recipe, job.runtime, job.state.model, job.targets
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     started = time.monotonic()
-    batch = scratch.batch(0)
+    entries = targets.drawn(0)
     teacher_seconds = time.monotonic() - started
-    forward_share = 1 - job.targets.num_trajectory / job.targets.pool_size
+    forward_share = 1 - targets.num_trajectory / targets.pool_size
     target_seconds = teacher_seconds * (1.0 if recipe.targets.reuse == 1 else forward_share / recipe.targets.reuse)
-    size = recipe.training.micro_batch_size or len(batch.noisy)
     total = 0.0
     for stage in recipe.stages:
         for step in range(WARMUP_STEPS + TIMED_STEPS):
             if step == WARMUP_STEPS:
+                synchronise(runtime.device)
                 started = time.monotonic()
-            loss, _ = backward(trainee, job.teacher, batch, stage, runtime, runtime.mean, size)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            float(loss)
+            update(job, stage, step, targets.assembled(entries))
+        synchronise(runtime.device)
         step_seconds = (time.monotonic() - started) / TIMED_STEPS
         total += stage.num_steps * (step_seconds + target_seconds)
+    model.load_state_dict(before)
     slowest = runtime.accelerator.gather(torch.tensor([total], device=runtime.device)).max().item()
     factor = TRAINING_SHARE * seconds / slowest
     stages = tuple(s.model_copy(update={"num_steps": max(1, round(s.num_steps * factor))}) for s in recipe.stages)

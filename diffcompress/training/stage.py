@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diffcompress.data.targets import Targets
+from diffcompress.data.targets import Batch, Targets
 from diffcompress.errors import DiffCompressError, RunStopped
 from diffcompress.recipe import Recipe, StageSection
 from diffcompress.runtime import Progress, Runtime
@@ -62,7 +62,7 @@ def run_stage(job: Job, index: int, folder: Path) -> None:
     while state.counters.step < last:
         step = state.counters.step
         try:
-            terms = _update(job, stage, step)
+            terms = update(job, stage, step, job.targets.batch(step))
         except RunStopped:
             # Asked to stop while the next pool of targets was being made: the step has not begun.
             if job.runtime.is_main:
@@ -97,10 +97,9 @@ def run_stage(job: Job, index: int, folder: Path) -> None:
     job.runtime.wait()
 
 
-def _update(job: Job, stage: StageSection, step: int) -> Mapping[str, Tensor] | None:
+def update(job: Job, stage: StageSection, step: int, batch: Batch) -> Mapping[str, Tensor] | None:
     """One optimizer step; None when it was skipped because a loss or gradient was not finite."""
     state, section = job.state, job.recipe.training
-    batch = job.targets.batch(step)
     total, terms = backward(
         job.trainee,
         job.teacher,

@@ -19,7 +19,7 @@ from diffcompress.student.plan import plan
 from diffcompress.student.size import build
 from diffcompress.teacher.load import load
 from diffcompress.teacher.reference import resolve
-from diffcompress.training import micro
+from diffcompress.training import budget, micro
 from diffcompress.training.ema import Ema
 from diffcompress.training.objective import Trainee, freeze_unused, make_adapters
 from diffcompress.training.optim import learning_rate, make_optimizer
@@ -201,6 +201,28 @@ def test_the_rate_warms_up_and_falls_to_zero():
     assert rates[-1] < 0.01
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert learning_rate(section.model_copy(update={"schedule": "constant"}), 99, 100) == 1.0
+
+
+def test_a_budget_counts_all_of_a_step_and_leaves_the_student_as_it_was(world, tmp_path, monkeypatch):
+    """By a clock that nothing moves but batches put together (2 s) and averages of weights (1 s)."""
+    work, clock = job(world, tmp_path, steps=20), types.SimpleNamespace(now=0.0)
+
+    def timed(real, seconds):
+        def call(*values):
+            clock.now += seconds
+            return real(*values)
+
+        return call
+
+    monkeypatch.setattr(budget, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(work.targets, "assembled", timed(work.targets.assembled, 2.0))
+    monkeypatch.setattr(work.state.ema, "update", timed(work.state.ema.update, 1.0))
+    before = {name: value.clone() for name, value in work.state.model.state_dict().items()}
+    recipe = budget.fit_steps(work, 300.0)
+    assert recipe.num_steps == round(budget.TRAINING_SHARE * 300 / 3)
+    assert not any(torch.equal(before[name], value) for name, value in work.state.ema.tensors.items())
+    assert all(torch.equal(before[name], value) for name, value in work.state.model.state_dict().items())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("size", [4, 2])

@@ -136,9 +136,12 @@ def step_losses(
             whole[:, channels:], batch.prediction[:, channels:], reduction=stage.reduction
         )
         weights["variance_kd"] = variance
-    if features:
+    if "feature_kd" in weights:
         with torch.no_grad(), FeatureTap(teacher.denoiser, teacher.family) as tap:
             teacher.predict(batch.noisy, batch.timestep, batch.conditioning)
         terms["feature_kd"] = losses.feature_kd(features, [f.float() for f in tap.features], reduction=stage.reduction)
-        weights.setdefault("feature_kd", 0.0)
-    return losses.combine(terms, weights)
+    total, log = losses.combine(terms, weights)
+    if "feature_kd" not in weights:
+        # A process group waits for a gradient of every adapter, in a stage that does not use them, too.
+        total = total + sum(0.0 * feature.sum() for feature in features)
+    return total, log

@@ -250,6 +250,19 @@ def test_micro_batches_are_what_memory_holds(world, tmp_path, monkeypatch):
         assert micro.automatic_size(work.trainee, work.teacher, 12, device) == expected
 
 
+def test_adapters_have_gradients_in_a_stage_that_does_not_use_them(world, tmp_path):
+    """Without them a process group ends at the second step. Those of the student stay as they are."""
+    found = []
+    for weights in ({"output_kd": 1.0}, {"output_kd": 1.0, "feature_kd": 0.0}):
+        work = job(world, tmp_path, weights=weights)
+        batch, stage, runtime = work.targets.batch(0), work.recipe.stages[0], work.runtime
+        total, terms = micro.backward(work.trainee, work.teacher, batch, stage, runtime, runtime.mean, 8)
+        assert all(p.grad is not None for p in work.trainee.parameters())
+        found.append((total, dict(terms), [p.grad for p in work.trainee.student.parameters()]))
+    assert any(True for _ in work.trainee.adapters.parameters())
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_parameters_that_nothing_depends_on_are_frozen():
     """Qwen-Image's last block makes a text stream that nobody reads: a process group would wait for its gradients."""
     family = next(f for f in registry.FAMILIES if f.class_name == "QwenImageTransformer2DModel")

@@ -11,7 +11,6 @@ from diffcompress.run_folder import read_json
 from diffcompress.runtime import Progress
 from tests.jobs.tiny_teacher import SMALL, save_teacher
 
-
 SCHEMA = read_json(Path(__file__).parents[2] / "docs" / "schemas" / "shrink.schema.json")
 
 

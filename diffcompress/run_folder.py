@@ -14,6 +14,7 @@ from typing import Any
 from diffcompress.errors import RunStopped, UsageError
 
 _MARKER = "run.json"
+EVALUATION = "evaluation.json"  # in the folder of an evaluation
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -95,6 +96,7 @@ class RunFolder:
         self.pipeline = self.path / "pipeline"
         self.exports = self.path / "exports"
         self.pushed = self.path / "pushed.json"
+        self.evaluation = self.path / "evaluation"  # where `evaluate` puts what it finds of `pipeline` by default
 
     def stage(self, index: int, name: str) -> Path:
         return self.path / f"stage-{index + 1}-{name.replace('_', '-')}"

@@ -65,8 +65,11 @@ echo "release: $(field "$OUT/plan.json" params) parameters, $(field "$OUT/plan.j
 shrink shrink shrink
 
 # shellcheck disable=SC2086
-step evaluate evaluate "$(field "$OUT/shrink.json" pipeline)" --teacher "$TEACHER" --output "$OUT/evaluation" \
+step evaluate evaluate "$(field "$OUT/shrink.json" pipeline)" --teacher "$TEACHER" \
     --gate "params<$MOST_PARAMS" --gate "agreement>$LEAST_AGREEMENT" --junit "$OUT/gates.xml" $EVALUATE_OPTIONS
+
+# The gates lie beside the pipeline now: into report and model card with them.
+step report report "$OUT/run"
 
 if [ -n "$REPO" ]; then
     # The same command with --push-to-hub: nothing is trained again.

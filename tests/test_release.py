@@ -126,7 +126,7 @@ def released(release: Release) -> tuple[Release, str]:
 
 def test_the_script_releases_through_every_stop(released: tuple[Release, str]) -> None:
     release, out = released
-    assert re.findall(r"release: (\w+) done", out) == ["plan", "shrink", "evaluate", "push"]
+    assert re.findall(r"release: (\w+) done", out) == ["plan", "shrink", "evaluate", "report", "push"]
     files = release.hub.files(REPO)
     assert release.hub.repositories[REPO].private
     pipeline = release.run / "pipeline"
@@ -134,6 +134,7 @@ def test_the_script_releases_through_every_stop(released: tuple[Release, str]) -
     card = ModelCard(files["README.md"].decode())
     assert card.data.license == "mit"
     assert card.data.library_name == "diffusers"
+    assert "| `agreement>0.01` |" in card.text
     told = json.loads((release.folder / "out" / "push.json").read_text())
     assert told["pushed"]["commit"] in out
     assert "<testsuite" in (release.folder / "out" / "gates.xml").read_text()
@@ -152,7 +153,8 @@ def test_quiet_leaves_warnings_alone_on_stderr(released: tuple[Release, str]) ->
         ("shrink", "shrink.json"),
         ("shrink", "push.json"),
         ("evaluate", "evaluate.json"),
-        ("evaluate", "evaluation/evaluation.json"),
+        ("evaluate", "run/evaluation/evaluation.json"),
+        ("report", "report.json"),
         ("report", "run/report.json"),
         ("provenance", "run/pipeline/diffcompress.json"),
     ],
@@ -171,9 +173,7 @@ def test_a_missed_gate_is_3(released: tuple[Release, str]) -> None:
     release, _ = released
     options = ["--teacher", release.teacher, "--num-samples", 4, "--sampler-steps", 2, "--json", "--quiet"]
     gates = ["--gate", "params<1", "--gate", "agreement>0.01", "--junit", release.folder / "missed.xml"]
-    outcome = cli(
-        "evaluate", release.run / "pipeline", *options, *gates, "--output", release.folder / "out" / "evaluation"
-    )
+    outcome = cli("evaluate", release.run / "pipeline", *options, *gates, "--output", release.folder / "missed")
     assert outcome.code == 3
     told = json.loads(outcome.stdout)
     validate("evaluate", told)

@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffcompress.errors import UsageError
 from diffcompress.export import evidence
 from diffcompress.export.licence import STATED
-from diffcompress.run_folder import RunFolder
+from diffcompress.run_folder import EVALUATION, RunFolder
+from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.weights import fingerprint, weight_files
 
 CURVES = (
     "loss",
@@ -51,6 +54,7 @@ def collect(run: RunFolder) -> dict[str, Any]:
     warnings = reader.json(run.warnings, None, [])
     stages = _stages(run, timings, reader.missing)
     metrics = dict(evaluation.get("metrics") or {})
+    judged = _judged(reader, asked.get("fingerprint"))
     skipped = metrics.pop("not_computed", None) or evaluation.get("not_computed")
     return {
         "run": str(run.path),
@@ -72,7 +76,8 @@ def collect(run: RunFolder) -> dict[str, Any]:
         "evidence": evidence.lookup((plan.get("config") or {}).get("_class_name", ""), plan.get("ratio")),
         "protocol": evaluation.get("protocol") or {},
         "probe": evaluation.get("probe"),
-        "gates": evaluation.get("gates") or [],
+        "gates": judged.get("gates") or [],
+        "gates_protocol": judged.get("protocol") or {},
         "weights_bytes": _weights_bytes(run.pipeline),
         "parts": _parts(run.pipeline),
         "proof": proof,
@@ -148,6 +153,22 @@ class _Reader:
         except ValueError:
             self.missing.append(f"{what or path.name}: {path.relative_to(self.run.path).as_posix()} is damaged")
         return default
+
+
+def _judged(reader: _Reader, teacher: str | None) -> dict[str, Any]:
+    """evaluation.json of exactly the exported student, else nothing: it may be of weights from before more training.
+
+    teacher: the fingerprint of the run's; what was judged against another one says nothing here either.
+    """
+    found = reader.json(reader.run.evaluation / EVALUATION, None, {})
+    if not found or not reader.run.pipeline.is_dir() or (found["teacher"] or {}).get("fingerprint", teacher) != teacher:
+        return {}
+    try:
+        student = resolve(str(reader.run.pipeline))
+        same = found["student"]["fingerprint"] == fingerprint(student, weight_files(student.denoiser))
+    except UsageError:  # of a damaged pipeline nothing is known
+        return {}
+    return dict(found) if same else {}
 
 
 def _stages(run: RunFolder, timings: dict[str, float], missing: list[str]) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ def remarks(collected: Mapping[str, Any], seed: int | None) -> list[str]:
     found.append(
         f"{sum(passed)} of {len(passed)} quality gates passed."
         if passed
-        else "No quality gate is known here: `diffcompress evaluate --gate` sets and judges them."
+        else "No quality gate is known here: `evaluate RUN/pipeline --gate` judges them, `report RUN` shows them."
     )
     return found
 

@@ -86,7 +86,6 @@ def _evaluated(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module) -
         "student": {"id": str(run.folder.pipeline), "fingerprint": student.fingerprint},
         "teacher": {"id": teacher.reference.id, "fingerprint": teacher.fingerprint},
         **scored,
-        "gates": [],
     }
 
 

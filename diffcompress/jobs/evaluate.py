@@ -13,13 +13,12 @@ from diffcompress.evaluation import gates as gating
 from diffcompress.evaluation.features import find_space
 from diffcompress.evaluation.metrics import metric_names
 from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.export.licence import is_demo
 from diffcompress.jobs.setting import Asked, Setting, fetched, prepare, writable
-from diffcompress.run_folder import read_json, write_json
+from diffcompress.run_folder import EVALUATION, RunFolder, read_json, write_json
 from diffcompress.runtime import Progress
 from diffcompress.teacher.load import LoadedPipeline
 from diffcompress.teacher.reference import Reference, resolve
-
-RESULT = "evaluation.json"
 
 
 def evaluate(
@@ -58,7 +57,7 @@ def evaluate(
     runtime = runtimes.start(device)
     if not runtime.is_main:  # one process does it all
         runtime.wait()
-        return read_json(folder / RESULT)
+        return read_json(folder / EVALUATION)
     loaded = fetched(reference, runtime, progress)
     loaded_teacher = fetched(resolve(teacher, scheduler), runtime, progress) if teacher is not None else None
     start = untrained and fetched(resolve(untrained, scheduler or _scheduler_of(reference)), runtime, progress)
@@ -106,7 +105,7 @@ def score(
     verdicts = gating.judge(gates, scored["metrics"], space.name if space is not None else None)
     about = {"student": _about(student, name), "teacher": setting.teacher and _about(setting.teacher)}
     result = {**about, **scored, "gates": verdicts}
-    write_json(folder / RESULT, result)
+    write_json(folder / EVALUATION, result)
     return result
 
 
@@ -132,10 +131,10 @@ def write_junit(path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]]) 
 def _output_folder(output: str | Path | None, student: Reference) -> Path:
     if output is not None:
         return Path(output)
-    if student.id.startswith("demo") or student.repository is not None:
+    if is_demo(student) or student.repository is not None:
         # The installation and the Hub's cache are no places for results.
         return Path(f"{student.name}-evaluation")
-    return (student.pipeline or student.denoiser).resolve().parent / "evaluation"
+    return RunFolder(Path(student.id).expanduser().resolve().parent).evaluation
 
 
 def _scheduler_of(student: Reference) -> str | None:

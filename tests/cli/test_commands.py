@@ -73,3 +73,31 @@ def test_report_redraws(first, root):
     assert outcome.code == 0, outcome.stderr
     assert str(page) in outcome.stdout
     assert page.exists()
+
+
+def test_gates_of_an_evaluation_reach_report_and_card(first, root):
+    small = ["--teacher", root / "teacher", "--num-samples", "4", "--sampler-steps", "2", "--device", "cpu"]
+    gates = ["--gate", "params<10", "--gate", "agreement>-9", "--gate", "fd<1"]
+    assert run("evaluate", root / "run" / "pipeline", *small, *gates).code == 3
+    told = json.loads(run("report", root / "run", "--json").stdout)
+    assert [(one["expr"], one["passed"]) for one in told["gates"]] == [
+        ("params<10", False), ("agreement>-9", True), ("fd<1", False),
+    ]  # fmt: skip
+    assert told["gates_protocol"]["num_samples"] == 4
+    page, card = (root / "run" / name for name in ("report.html", "pipeline/README.md"))
+    for text, name in ((page.read_text(), "params&lt;10"), (card.read_text(), "`params<10`")):
+        for said in (name, "missed", "passed", "DDIM 2 steps", "no perceptual metric computed"):
+            assert said in text
+
+
+@pytest.mark.parametrize("of", ["student", "teacher"])
+def test_an_evaluation_of_other_weights_or_against_another_teacher_says_nothing(first, root, of):
+    file = root / "run" / "evaluation" / "evaluation.json"
+    text = file.read_text()
+    found = json.loads(text)
+    found[of]["fingerprint"] = "0" * 64
+    file.write_text(json.dumps(found))
+    told = json.loads(run("report", root / "run", "--json").stdout)
+    assert (told["gates"], told["gates_protocol"]) == ([], {})
+    assert "params<10" not in (root / "run" / "pipeline" / "README.md").read_text()
+    file.write_text(text)

@@ -144,7 +144,6 @@ def evaluation(teacher: str) -> dict[str, Any]:
         "protocol": protocol,
         "metrics": metrics,
         "probe": {"metric": "fd_demo", "sentence": "fd_demo 9.31 becomes 4 when a slope and an intercept correct it."},
-        "gates": [],
     }
 
 

@@ -78,6 +78,19 @@ def test_files_lie_beside_the_student(folders, result):
         assert load_file(folder / "samples" / f"{role}.safetensors")["images"].shape == (64, 1, 28, 28)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_results_lie_beside_what_was_named(tmp_path, monkeypatch, whole):
+    """A run of a demo has a name like a demo's; a denoiser that came alone has no pipeline index around it."""
+    models.save(tmp_path / "demo-0.05" / "pipeline")
+    if not whole:
+        (tmp_path / "demo-0.05" / "pipeline" / "model_index.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    evaluate("demo-0.05/pipeline", **{**FAST, "num_samples": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["demo-0.05"]
+    assert {path.name for path in (tmp_path / "demo-0.05").iterdir()} == {"pipeline", "evaluation"}
+    assert not (tmp_path / "demo-0.05" / "pipeline" / "evaluation").exists()
+
+
 def test_gates(folders, result):
     assert [gate["passed"] for gate in result["gates"]][:2] == [True, False]
     assert ET.parse(folders / "gates.xml").getroot().get("tests") == "4"

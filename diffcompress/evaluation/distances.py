@@ -11,11 +11,12 @@ from diffcompress.evaluation.cache import Drawn
 from diffcompress.evaluation.extractors import ADVICE
 from diffcompress.evaluation.features import FeatureSpace, RealImages
 from diffcompress.evaluation.frechet import Estimate, Moments, frechet_distance, kernel_distance, mean_estimate
-from diffcompress.evaluation.metrics import NEIGHBOURS, Metrics
+from diffcompress.evaluation.metrics import DISTANCES, NEIGHBOURS, NO_TEACHER, TO_TEACHER, Metrics
 from diffcompress.evaluation.protocol import Protocol
 
 FD_UNIT, KD_UNIT = "squared feature units", "squared kernel units"
 FEWEST_FOR_FID = 10_000
+NO_CLIP = "it takes CLIP's features: `evaluate --feature-weights` with a CLIP folder (openai/clip-vit-base-patch32)"
 
 
 def add_distances(
@@ -25,26 +26,40 @@ def add_distances(
     protocol: Protocol,
     prompts: Sequence[str] | None = None,
 ) -> None:
-    """Everything that is measured in `space`, or why nothing is. prompts: of samples 0..N-1, if they have any."""
+    """Everything that is measured in `space`; the rest is named with the reason. prompts: of samples 0..N-1, if any."""
+    suffix = "" if space is None else f"_{space.name}"
+    to_real = tuple(f"{stem}{suffix}" for stem in (*DISTANCES, *NEIGHBOURS))
+    to_teacher = tuple(f"{stem}{suffix}" for stem in TO_TEACHER)
+    to_prompts = () if prompts is None else ("clip_score",)
+    if "teacher" not in drawn:
+        metrics.skip(to_teacher, NO_TEACHER)
+        to_teacher = ()
+    if space is None or space.name != "clip":
+        metrics.skip(to_prompts, NO_CLIP)
+        to_prompts = ()
     if space is None:
-        metrics.skip(("fd", "kd", *NEIGHBOURS), f"no perceptual metric computed: no feature weights; {ADVICE}")
+        why = f"no perceptual metric computed: no feature weights; {ADVICE}"
+        metrics.skip((*to_real, *to_teacher), why)
         return
-    names = tuple(f"{name}_{space.name}" for name in ("fd", "kd", *NEIGHBOURS))
-    if drawn["student"].num_broken:
-        metrics.skip(names, f"{drawn['student'].num_broken} of {protocol.num_samples} samples are not finite")
+    held_out = () if space.held_out is None else (f"fd_{space.name}_held_out",)
+    if broken := drawn["student"].num_broken:
+        why = f"{broken} of {protocol.num_samples} samples are not finite"
+        metrics.skip((*to_real, *held_out, *to_teacher, *to_prompts), why)
         return
     features = {role: one.features for role, one in drawn.items() if one.features is not None and not one.num_broken}
     if space.real is None:
         why = "no perceptual metric to real images computed: there are none for these features; add them with --data"
-        metrics.skip(names, why)
+        metrics.skip(to_real, why)
     else:
         _to_real(metrics, features, space.real, space, protocol)
-    if space.held_out is not None and protocol.num_samples >= 2 * space.dimension:
+    if space.held_out is not None:
         shown = {role: value for role, value in features.items() if role != "corrected"}
-        _frechet(metrics, f"fd_{space.name}_held_out", shown, space.held_out, protocol)
+        _frechet(metrics, f"fd_{space.name}_held_out", shown, space.held_out, space, protocol)
     if "teacher" in features:
         _to_teacher(metrics, features, space, protocol)
-    if space.name == "clip" and prompts is not None:
+    else:
+        metrics.skip(to_teacher, "the teacher's samples are not finite")
+    if prompts is not None and to_prompts:
         _clip_score(metrics, features, space, prompts, protocol)
 
 
@@ -58,13 +73,7 @@ def _to_real(
     metrics: Metrics, features: Mapping[str, Tensor], real: RealImages, space: FeatureSpace, protocol: Protocol
 ) -> None:
     name = frechet_name(space, protocol.num_samples, real.count)
-    why = _too_few(protocol.num_samples, "samples", "--num-samples", space) or _too_few(
-        real.count, "real images", "--data", space
-    )
-    if why is None:
-        _frechet(metrics, name, features, real, protocol)
-    else:
-        metrics.skip((name,), why)
+    _frechet(metrics, name, features, real, space, protocol)
     count = min(len(real.features), protocol.num_samples)
     more = {"samples": protocol.num_samples, "reference": real.name, "real_samples": len(real.features)}
     floor = {} if real.other is None else {"real": real.other[: protocol.num_samples]}
@@ -98,7 +107,20 @@ def _too_few(count: int, what: str, option: str, space: FeatureSpace) -> str | N
     )
 
 
-def _frechet(metrics: Metrics, name: str, features: Mapping[str, Tensor], real: RealImages, protocol: Protocol) -> None:
+def _frechet(
+    metrics: Metrics,
+    name: str,
+    features: Mapping[str, Tensor],
+    real: RealImages,
+    space: FeatureSpace,
+    protocol: Protocol,
+) -> None:
+    why = _too_few(protocol.num_samples, "samples", "--num-samples", space) or _too_few(
+        real.count, "real images", "--data", space
+    )
+    if why is not None:
+        metrics.skip((name,), why)
+        return
     more = {"samples": protocol.num_samples, "reference": real.name}
     sets = dict(features)
     if real.other is not None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from diffcompress.errors import UsageError
 from diffcompress.evaluation.extractors import KNOWN
-from diffcompress.evaluation.metrics import full_name
+from diffcompress.evaluation.metrics import PROBE, full_name
 from diffcompress.run_folder import write_atomically
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -165,7 +165,9 @@ def _judge(gate: Gate, metrics: Mapping[str, Any], space: str | None) -> dict[st
     reasons = {item["metric"]: item["why"] for item in metrics.get("not_computed", ())}
     metric = metrics.get(name)
     if metric is None or metric["value"] is None:
-        why = reasons.get(name) or reasons.get(gate.metric) or f"{gate.metric} was not computed"
+        stems = [one.removesuffix("_corrected") for one in (name, gate.metric)]
+        places = (name, gate.metric, *stems, *([PROBE] if name not in stems else []))
+        why = next((reasons[one] for one in places if one in reasons), f"{gate.metric} was not computed")
         return _missed(gate, None, why)
     limit = gate.factor
     if gate.model is not None:

@@ -14,8 +14,11 @@ ROLES = ("student", "teacher", "untrained")
 COSTS = ("params", "size_bytes", "macs", "latency_ms", "latency_ms_batch16", "memory_bytes")
 # In a feature space: to real images, and the student's samples to the teacher's.
 DISTANCES = ("fd", "kd")
+TO_TEACHER = ("fd_teacher", "kd_teacher")
 NEIGHBOURS = ("precision", "recall", "density", "coverage")
 SAMPLE_CHECKS = ("failed_samples", "paired_distance")
+PROBE = "probe"  # what every `<name>_corrected` comes from
+NO_TEACHER = "no teacher was given: name it with --teacher"
 
 
 def metric_names(space: str | None = None) -> tuple[str, ...]:
@@ -23,11 +26,11 @@ def metric_names(space: str | None = None) -> tuple[str, ...]:
 
     A distance or neighbour metric without its space's name (`fd`) means that of the space that is used.
     """
-    names = [*COSTS, "agreement", *DISTANCES, "fd_teacher", "kd_teacher", *NEIGHBOURS, "fid", "clip_score"]
+    names = [*COSTS, "agreement", *DISTANCES, *TO_TEACHER, *NEIGHBOURS, "fid", "clip_score"]
     names += SAMPLE_CHECKS
-    names += [f"{name}_corrected" for name in ("fid", "fd", "kd", "fd_teacher", "kd_teacher", *SAMPLE_CHECKS)]
+    names += [f"{name}_corrected" for name in ("fid", *DISTANCES, *TO_TEACHER, *SAMPLE_CHECKS)]
     for one in dict.fromkeys([*KNOWN, *([space] if space else [])]):
-        distances = [f"{name}_{one}" for name in ("fd", "kd", "fd_teacher", "kd_teacher")]
+        distances = [f"{name}_{one}" for name in (*DISTANCES, *TO_TEACHER)]
         names += [*distances, f"fd_{one}_held_out", *(f"{name}_{one}" for name in NEIGHBOURS)]
         names += [f"{name}_corrected" for name in distances]
     return tuple(names)
@@ -40,7 +43,7 @@ def full_name(name: str, computed: Mapping[str, Any], space: str | None) -> str:
     stem, corrected = (name.removesuffix("_corrected"), "_corrected") if name.endswith("_corrected") else (name, "")
     if stem in ("fd", f"fd_{space}") and f"fid{corrected}" in computed:
         return f"fid{corrected}"
-    return f"{stem}_{space}{corrected}" if stem in (*DISTANCES, "fd_teacher", "kd_teacher", *NEIGHBOURS) else name
+    return f"{stem}_{space}{corrected}" if stem in (*DISTANCES, *TO_TEACHER, *NEIGHBOURS) else name
 
 
 @dataclass

@@ -19,7 +19,7 @@ from diffcompress.evaluation.doubts import beats_teacher
 from diffcompress.evaluation.failed import failed_share
 from diffcompress.evaluation.features import FeatureSpace
 from diffcompress.evaluation.frechet import mean_estimate
-from diffcompress.evaluation.metrics import ROLES, SAMPLE_CHECKS, Metrics
+from diffcompress.evaluation.metrics import NO_TEACHER, PROBE, ROLES, SAMPLE_CHECKS, Metrics
 from diffcompress.evaluation.protocol import Protocol
 from diffcompress.run_folder import write_atomically
 from diffcompress.runtime import Progress, StopRequest
@@ -66,12 +66,11 @@ def evaluate_pipeline(
     if teacher is not None or space is not None:
         cache = SampleCache(cache_folder, stop or StopRequest(), progress or Progress())
         drawn = {role: cache.draw(model, protocol, space, f"sampling the {role}") for role, model in models.items()}
-        if teacher is not None and not quality_alone and agreement.why_incomparable(student, teacher) is None:
-            probed = _corrected(student, teacher, protocol, cache)
-            drawn["corrected"] = cache.draw(probed, protocol, space, "sampling the corrected student")
+        if teacher is not None and not quality_alone:
+            _draw_corrected(drawn, metrics, student, teacher, protocol, space, cache)
     add_distances(metrics, drawn, space, protocol, _prompts(student, protocol))
     if teacher is None:
-        metrics.skip(("agreement", "fd_teacher", "kd_teacher", *SAMPLE_CHECKS), "no teacher was given")
+        metrics.skip(("agreement", *SAMPLE_CHECKS, PROBE), NO_TEACHER)
     else:
         if clean is None:
             clean = drawn["teacher"].images
@@ -110,6 +109,25 @@ def _prompts(pipeline: LoadedPipeline, protocol: Protocol) -> list[str] | None:
     return [texts[row] for row in rows.tolist()] if texts else None
 
 
+def _draw_corrected(
+    drawn: dict[str, Drawn],
+    metrics: Metrics,
+    student: LoadedPipeline,
+    teacher: LoadedPipeline,
+    protocol: Protocol,
+    space: FeatureSpace | None,
+    cache: SampleCache,
+) -> None:
+    why = agreement.why_incomparable(student, teacher)
+    if why is None:
+        probed = _corrected(student, teacher, protocol, cache)
+        drawn["corrected"] = cache.draw(probed, protocol, space, "sampling the corrected student")
+        if drawn["corrected"].num_broken:
+            why = "samples of the corrected student are not finite"
+    if why is not None:
+        metrics.skip((PROBE,), why)
+
+
 def _corrected(
     student: LoadedPipeline, teacher: LoadedPipeline, protocol: Protocol, cache: SampleCache
 ) -> LoadedPipeline:
@@ -142,7 +160,7 @@ def _add_costs(metrics: Metrics, models: Mapping[str, LoadedPipeline]) -> None:
         if "student" in found:
             metrics.add(name, "ms per call", "lower", found, batch_size=size, **where)
         else:
-            metrics.skip((name,), f"calls with a batch of {size} take too long here")
+            metrics.skip((name,), f"calls with a batch of {size} take too long here or do not fit in memory")
     metrics.add("memory_bytes", "bytes", "lower", {role: cost.memory_bytes for role, cost in costs.items()}, **where)
 
 
@@ -176,6 +194,9 @@ def _add_agreement(
 
 def _add_sample_checks(metrics: Metrics, drawn: Mapping[str, Drawn], seed: int) -> None:
     teacher = drawn["teacher"]
+    if teacher.num_broken:
+        metrics.skip(SAMPLE_CHECKS, f"{teacher.num_broken} samples of the teacher are not finite")
+        return
     failed = {role: failed_share(one.variation, teacher.variation) for role, one in drawn.items()}
     metrics.add("failed_samples", "share of samples", "lower", failed, samples=len(teacher.variation))
     if drawn["student"].num_broken:

@@ -136,6 +136,13 @@ def test_what_was_not_computed_fails_with_the_reason():
     ]
 
 
+def test_a_corrected_metric_fails_for_the_reason_of_the_metric_or_of_the_probe():
+    reasons = [{"metric": "probe", "why": "no teacher"}, {"metric": "fd_demo", "why": "too few samples"}]
+    found = {"not_computed": reasons, "kd_demo": metric(1.0), "paired_distance": metric(1.0)}
+    results = judge(parse(["fd_corrected<1", "kd_corrected<1", "macs<1"], METRICS), found, "demo")
+    assert [one["why"] for one in results] == ["too few samples", "no teacher", "macs was not computed"]
+
+
 def test_a_value_that_is_not_a_number_fails():
     (result,) = judge(parse(["agreement<5"], METRICS), {"agreement": metric(float("nan"))})
     assert result["passed"] is False

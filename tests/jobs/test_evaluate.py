@@ -15,7 +15,7 @@ from diffcompress.cli.app import explain
 from diffcompress.errors import ExitStatus, UsageError
 from diffcompress.evaluation import cache as caching
 from diffcompress.evaluation.features import EXTRACTOR_FILE
-from diffcompress.evaluation.metrics import COSTS, NEIGHBOURS, SAMPLE_CHECKS, metric_names
+from diffcompress.evaluation.metrics import COSTS, NEIGHBOURS, SAMPLE_CHECKS, TO_TEACHER, metric_names
 from diffcompress.jobs.evaluate import evaluate
 from diffcompress.runtime import Progress
 from tests.evaluation import models
@@ -118,7 +118,7 @@ def test_a_second_run_draws_nothing_and_says_the_same(folders, result):
 def test_without_extractor_and_teacher_it_says_what_is_missing(folders, tmp_path):
     found = evaluate(str(folders / "teacher"), output=tmp_path, gates=("fd<3",), **FAST)
     missing = {item["metric"]: item["why"] for item in found["metrics"]["not_computed"]}
-    assert set(missing) == {"fd", "kd", *NEIGHBOURS, "agreement", "fd_teacher", "kd_teacher", *SAMPLE_CHECKS}
+    assert set(missing) == {"fd", "kd", *NEIGHBOURS, "agreement", *TO_TEACHER, *SAMPLE_CHECKS, "probe"}
     assert missing["fd"].startswith("no perceptual metric computed: no feature weights; --feature-weights takes")
     assert found["gates"] == [{"expr": "fd<3", "value": None, "passed": False, "why": missing["fd"]}]
 

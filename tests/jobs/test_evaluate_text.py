@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from diffcompress.errors import UsageError
+from diffcompress.evaluation.metrics import NEIGHBOURS
 from diffcompress.jobs.evaluate import evaluate
 from tests.evaluation.test_spaces import clip
 from tests.families.pipe_stable_diffusion import pipeline
@@ -58,6 +59,15 @@ def test_scores_of_a_text_pipeline(result):
     assert metrics["paired_distance_corrected"]["value"] < 0.1 * metrics["paired_distance"]["value"]
     missing = {item["metric"] for item in metrics["not_computed"]}
     assert {"fd_clip", "kd_clip", "coverage_clip", "fd_teacher_clip"} <= missing
+    assert "clip_score" not in missing
+
+
+def test_without_clip_it_says_how_to_get_the_score(root, tmp_path):
+    teacher, student = str(root / "teacher"), str(root / "student" / "pipeline")
+    found = evaluate(student, teacher=teacher, prompts=str(root / "prompts.txt"), output=tmp_path, **FAST)
+    missing = {item["metric"]: item["why"] for item in found["metrics"]["not_computed"]}
+    assert set(missing) == {"fd", "kd", "fd_teacher", "kd_teacher", *NEIGHBOURS, "clip_score"}
+    assert "evaluate --feature-weights` with a CLIP folder" in missing["clip_score"]
 
 
 def test_captioned_images_are_prompts_and_reference(root, clip, tmp_path):

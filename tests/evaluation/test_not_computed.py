@@ -1,0 +1,54 @@
+"""Every metric of a feature space is computed, or named with the reason: none goes missing in silence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffcompress.evaluation.cache import Drawn
+from diffcompress.evaluation.distances import add_distances
+from diffcompress.evaluation.failed import total_variation
+from diffcompress.evaluation.features import demo_space
+from diffcompress.evaluation.metrics import DISTANCES, NEIGHBOURS, TO_TEACHER, Metrics
+from diffcompress.evaluation.protocol import Protocol
+from diffcompress.noise import generator
+
+SPACE = demo_space()
+
+
+def drawn(count: int, seed: int, *, broken: bool = False) -> Drawn:
+    images = torch.randn(count, 1, 28, 28, generator=generator(seed))
+    if broken:
+        images[0] = torch.nan
+    return Drawn(images, total_variation(images), SPACE.features(images.nan_to_num()), images)
+
+
+@pytest.mark.parametrize("space", [SPACE, None])
+@pytest.mark.parametrize("prompts", [None, ["a"] * 130])
+@pytest.mark.parametrize(
+    ("count", "broken", "why"),
+    [
+        (130, (), None),
+        (130, ("student",), "1 of 130 samples are not finite"),
+        (130, ("teacher",), "the teacher's samples are not finite"),
+        (20, (), "--num-samples of 128 or more"),
+        (2, (), "2 images are too few for nearest neighbours"),
+    ],
+)
+@pytest.mark.parametrize("roles", [("student", "teacher"), ("student",)])
+def test_computed_or_named_once(space, prompts, count, broken, why, roles):
+    found = {role: drawn(count, i, broken=role in broken) for i, role in enumerate(roles)}
+    metrics = Metrics()
+    add_distances(metrics, found, space, Protocol(num_samples=count), prompts)
+    end = "" if space is None else "_demo"
+    wanted = {f"{stem}{end}" for stem in (*DISTANCES, *TO_TEACHER, *NEIGHBOURS)}
+    wanted |= {"fd_demo_held_out"} if space else set()
+    wanted |= {"clip_score"} if prompts else set()
+    named = [one["metric"] for one in metrics.missing]
+    assert sorted([*metrics.values, *named]) == sorted(wanted)
+    reasons = " ".join(one["why"] for one in metrics.missing)
+    if why is not None and space is not None and set(broken) <= set(roles):
+        assert why in reasons
+    assert ("no teacher was given" in reasons) == ("teacher" not in roles)
+    assert ("with a CLIP folder" in reasons) == (prompts is not None)
+    assert ("no feature weights" in reasons) == (space is None)

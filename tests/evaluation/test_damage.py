@@ -9,16 +9,22 @@ import pytest
 import torch
 
 from diffcompress.evaluation import correction, gates, speed
+from diffcompress.evaluation.cache import SampleCache
+from diffcompress.evaluation.failed import failed_share, total_variation
 from diffcompress.evaluation.features import demo_space
 from diffcompress.evaluation.metrics import COSTS, metric_names
 from diffcompress.evaluation.protocol import Protocol
 from diffcompress.evaluation.score import evaluate_pipeline
 from diffcompress.noise import generator
+from diffcompress.runtime import Progress, StopRequest
+from diffcompress.sampling import sample
 from diffcompress.teacher.load import load
 from diffcompress.teacher.reference import resolve
 
-GATES = ("agreement>0.99", "fd<1.2*teacher", "kd<1.2*teacher", "precision>0.9*teacher", "coverage>0.9*teacher",
-         "fd_teacher<1", "kd_teacher<0.1", "paired_distance<0.1", "failed_samples<=2%")  # fmt: skip
+FAILED = "failed_samples<=2%"
+GATES = ("agreement>0.99", "fd<1.2*teacher", "fd_demo_held_out<1.2*teacher", "kd<1.2*teacher", "fd_teacher<1",
+         "kd_teacher<0.1", "precision>0.9*teacher", "recall>0.9*teacher", "density>0.9*teacher", "coverage>0.9*teacher",
+         "paired_distance<0.1", FAILED)  # fmt: skip
 
 
 def noisy_weights(denoiser):
@@ -31,19 +37,30 @@ def swapped_channels(denoiser):
     weight.copy_(weight.flip(0).clone())
 
 
+def damaged(teacher, damage):
+    student = replace(teacher, denoiser=copy.deepcopy(teacher.denoiser), fingerprint="")
+    with torch.no_grad():
+        damage(student.denoiser)
+    return student
+
+
 @pytest.fixture(scope="module")
-def score(tmp_path_factory):
-    """Evaluates a damaged copy of the embedded teacher; few samples and two steps, so that it takes seconds."""
-    teacher, space = load(resolve("demo")), demo_space()
-    protocol = Protocol.make(space, teacher, num_samples=128, sampler_steps=2, agreement_images=8, agreement_levels=4)
+def teacher():
+    return load(resolve("demo"))
+
+
+@pytest.fixture(scope="module")
+def score(tmp_path_factory, teacher):
+    """Evaluates a damaged copy of the embedded teacher; few samples and steps, so that it takes seconds.
+
+    With two steps the teacher itself is too blurred to recall any real image.
+    """
+    space = demo_space()
+    protocol = Protocol.make(space, teacher, num_samples=128, sampler_steps=3, agreement_images=8, agreement_levels=4)
     folder = tmp_path_factory.mktemp("cache")
 
     def run(damage=None):
-        student = teacher
-        if damage is not None:
-            student = replace(teacher, denoiser=copy.deepcopy(teacher.denoiser), fingerprint="")
-            with torch.no_grad():
-                damage(student.denoiser)
+        student = teacher if damage is None else damaged(teacher, damage)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(speed, "SECONDS", 0.0)
             patch.setattr(speed, "FEWEST_REPEATS", 1)
@@ -69,9 +86,23 @@ def test_the_teacher_is_like_itself(score):
     assert all(one["passed"] for one in gates.judge(gates.parse(GATES, metric_names()), metrics, "demo"))
 
 
-@pytest.mark.parametrize("damage", [noisy_weights, swapped_channels])
-def test_a_damaged_copy_is_flagged_by_every_metric(score, damage):
+@pytest.mark.parametrize(("damage", "unseen"), [(noisy_weights, [FAILED]), (swapped_channels, [])])
+def test_a_damaged_copy_is_flagged_by_every_metric(score, damage, unseen):
+    """But for failed samples where the damage makes none: see below."""
     result = score(damage)
     verdicts = {one["expr"]: one for one in gates.judge(gates.parse(GATES, metric_names()), result["metrics"], "demo")}
-    assert [expr for expr, one in verdicts.items() if one["passed"]] == []
+    assert [expr for expr, one in verdicts.items() if one["passed"]] == unseen
     assert result["probe"]["before"] > result["probe"]["floor"]
+
+
+@pytest.mark.parametrize("damage", [noisy_weights, swapped_channels])
+def test_failed_samples_see_noise_and_not_every_wrong_image(teacher, damage, tmp_path):
+    """With 25 steps both damages end in a texture that is no noisier than some clothes: docs/evaluation.md says so."""
+    space = demo_space()
+    protocol = Protocol.make(space, teacher)
+    right = SampleCache(tmp_path, StopRequest(), Progress()).draw(teacher, protocol, space, "not drawn: it ships")
+    wrong = sample(damaged(teacher, damage), range(3), seed=protocol.sampling_seed, num_steps=protocol.sampler_steps)
+    assert (wrong - right.images[:3]).square().mean().sqrt() > 0.3
+    assert failed_share(total_variation(wrong), right.variation).value == 0
+    noise = wrong + 0.5 * torch.randn(wrong.shape, generator=generator(0))
+    assert failed_share(total_variation(noise), right.variation).value == 1

@@ -82,7 +82,7 @@ class RunFolder:
         self.conditions = common / "conditions"
         self.bank = common / "bank"
         self.targets = common / "targets"
-        self.student_init = self.path / "student-init"
+        self.student_init = self.path / "student-init" / "student.safetensors"
         self.samples = self.path / "samples"
         self.cache = common / "cache"
         self.metrics = self.path / "metrics.json"

@@ -31,7 +31,10 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 }
 SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "%": 0.01, "ms": 1.0}
 SUFFIXES |= {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
-MODELS = ("teacher", "untrained")
+MODELS = {
+    "teacher": "name it with --teacher, or use a number",
+    "untrained": "it is known of the pipeline in a run folder, evaluated alone; name that, or use a number",
+}
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?P<suffix>[A-Za-z%]*)|(?P<word>[A-Za-z_]\w*)|(?P<sign><=|>=|==|<|>|\*))"
 )
@@ -58,7 +61,7 @@ class _Token:
     value: float = 0.0
 
 
-def parse(expressions: Iterable[str], metrics: Sequence[str], models: Sequence[str] = MODELS) -> list[Gate]:
+def parse(expressions: Iterable[str], metrics: Sequence[str], models: Iterable[str] = tuple(MODELS)) -> list[Gate]:
     """Gates over `metrics` (their names), that may refer to the models in `models`.
 
     Raises UsageError marking the column of what cannot be read, or naming the metric nearest to an unknown one.
@@ -89,7 +92,7 @@ def write_junit(path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]]) 
     write_atomically(path, lambda part: ET.ElementTree(suite).write(part, encoding="utf-8", xml_declaration=True))
 
 
-def _parse(expr: str, metrics: Sequence[str], models: Sequence[str]) -> Gate:
+def _parse(expr: str, metrics: Sequence[str], models: Iterable[str]) -> Gate:
     tokens = _tokens(expr)
 
     def take(kinds: tuple[str, ...], wanted: str) -> _Token:
@@ -126,7 +129,7 @@ def _parse(expr: str, metrics: Sequence[str], models: Sequence[str]) -> Gate:
         elif token.text not in models:
             raise UsageError(
                 f"gate '{expr}' compares with the {token.text}, but none is given",
-                f"name the {token.text}, or use a number",
+                MODELS[token.text],
             )
         else:
             model = token.text

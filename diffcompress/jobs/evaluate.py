@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from diffcompress.export.licence import is_demo
 from diffcompress.jobs.setting import Asked, Setting, fetched, prepare, writable
 from diffcompress.run_folder import EVALUATION, RunFolder, read_json, write_json
 from diffcompress.runtime import Progress
-from diffcompress.teacher.load import LoadedPipeline
+from diffcompress.teacher.load import LoadedPipeline, state_fingerprint
 from diffcompress.teacher.reference import Reference, resolve
+from diffcompress.teacher.state import StoredState
+from diffcompress.teacher.weights import TeacherState, check_state
 
 
 def evaluate(
@@ -35,21 +39,22 @@ def evaluate(
     seed: int = 0,
     device: str | None = None,
     progress: Progress | None = None,
-    untrained: str | None = None,
     scheduler: str | None = None,
     prompts: str | None = None,
 ) -> dict[str, Any]:
     """`{"student", "teacher", "protocol", "metrics", "probe", "warnings", "gates"}`, also in `output`/evaluation.json.
 
-    untrained: the student as it began, for comparison; scheduler: for denoiser folders that have none beside them;
-    prompts: a file with one a line for text-conditional models, else the built-in ones. Whether a gate passed is in its
-    "passed"; a failed gate is no exception. Drawn samples stay in `output`/cache, so the same call after a stop goes
-    on. Raises UsageError for unusable input, before anything is sampled.
+    scheduler: for denoiser folders that have none beside them; prompts: a file with one a line for text-conditional
+    models, else the built-in ones. Gates may compare with the untrained student where `student` is a run's own
+    pipeline. Whether a gate passed is in its "passed"; a failed gate is no exception. Drawn samples stay in
+    `output`/cache, so the same call after a stop goes on. Raises UsageError for unusable input, before anything is
+    sampled.
     """
     progress = progress or Progress()
     checked(num_samples, sampler_steps, seed)
     space = find_space(None, feature_weights) if feature_weights is not None else None
-    models = [name for name, given in (("teacher", teacher), ("untrained", untrained)) if given is not None]
+    start = _start_of(student)
+    models = [name for name, given in (("teacher", teacher), ("untrained", start)) if given is not None]
     parsed = gating.parse(gates, metric_names(space.name if space else None), models)
     data = pinned(data)
     reference = resolve(student, scheduler)
@@ -60,12 +65,13 @@ def evaluate(
         return read_json(folder / EVALUATION)
     loaded = fetched(reference, runtime, progress)
     loaded_teacher = fetched(resolve(teacher, scheduler), runtime, progress) if teacher is not None else None
-    start = untrained and fetched(resolve(untrained, scheduler or _scheduler_of(reference)), runtime, progress)
+    wanted = any(gate.model == "untrained" for gate in parsed)
+    untrained = _as_it_began(loaded, start) if start is not None and wanted else None
     asked = Asked(num_samples, sampler_steps, seed, data, prompts)
     setting = prepare(runtime, loaded, loaded_teacher, space, asked, folder / "cache", progress)
     runtime.stop.install()
     try:
-        result = score(setting, loaded, folder, parsed, untrained=start or None)
+        result = score(setting, loaded, folder, parsed, untrained=untrained)
     finally:
         runtime.stop.restore()
     if junit is not None:
@@ -137,9 +143,18 @@ def _output_folder(output: str | Path | None, student: Reference) -> Path:
     return RunFolder(Path(student.id).expanduser().resolve().parent).evaluation
 
 
-def _scheduler_of(student: Reference) -> str | None:
-    folder = student.pipeline / "scheduler" if student.pipeline is not None else None
-    return str(folder) if folder is not None and folder.is_dir() else None
+def _start_of(student: str) -> Path | None:
+    """The weights that a run's student began with, if `student` is the pipeline of a run folder."""
+    place = Path(student).expanduser().resolve()
+    run = RunFolder(place.parent)
+    return run.student_init if place == run.pipeline and run.student_init.is_file() else None
+
+
+def _as_it_began(student: LoadedPipeline, weights: Path) -> LoadedPipeline:
+    state, denoiser = TeacherState(StoredState([weights])), copy.deepcopy(student.denoiser)
+    check_state(state, denoiser)
+    denoiser.load_state_dict(state)
+    return replace(student, denoiser=denoiser, fingerprint=state_fingerprint(denoiser))
 
 
 def _about(model: LoadedPipeline, name: str | None = None) -> dict[str, Any]:

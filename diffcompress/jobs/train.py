@@ -29,7 +29,7 @@ PREVIEW_SAMPLES = 16
 
 def starting_student(run: Run, bank: Bank) -> nn.Module:
     """The student before training, kept in the run folder so that a resumed run starts from the same."""
-    file = run.folder.student_init / "student.safetensors"
+    file = run.folder.student_init
     student = initial_student(run.teacher, run.plan, run.request.recipe, bank, ranked=not file.exists())
     if file.exists():
         student.load_state_dict(load_file(file))

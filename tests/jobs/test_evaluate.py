@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -29,6 +30,9 @@ def folders(tmp_path_factory):
     models.save(root / "teacher", size=28)
     models.save(root / "student" / "pipeline", scale=0.9, size=28)
     models.save(root / "untrained", seed=5, size=28)
+    (root / "student" / "student-init").mkdir()
+    weights = root / "untrained" / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(weights, root / "student" / "student-init" / "student.safetensors")
     return root
 
 
@@ -37,7 +41,6 @@ def result(folders):
     return evaluate(
         str(folders / "student" / "pipeline"),
         teacher=str(folders / "teacher"),
-        untrained=str(folders / "untrained"),
         feature_weights=EXTRACTOR_FILE,
         gates=("params<1M", "agreement>0.999", "fd<1.2*teacher", "kd<0.9*untrained"),
         junit=folders / "gates.xml",
@@ -93,6 +96,10 @@ def test_results_lie_beside_what_was_named(tmp_path, monkeypatch, whole):
 
 def test_gates(folders, result):
     assert [gate["passed"] for gate in result["gates"]][:2] == [True, False]
+    untrained = result["metrics"]["kd_demo"]["untrained"]["value"]  # of student-init, which lies beside the pipeline
+    assert result["gates"][3]["passed"] == (result["metrics"]["kd_demo"]["value"] < 0.9 * untrained)
+    whole = evaluate(str(folders / "untrained"), feature_weights=EXTRACTOR_FILE, output=folders / "alone", **FAST)
+    assert whole["metrics"]["kd_demo"]["value"] == untrained
     assert ET.parse(folders / "gates.xml").getroot().get("tests") == "4"
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from diffcompress.errors import UsageError
 from diffcompress.evaluation.metrics import NEIGHBOURS
@@ -25,6 +26,8 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("text")
     whole = pipeline()
     whole.save_pretrained(root / "teacher")
+    (root / "student" / "student-init").mkdir(parents=True)
+    save_file(whole.unet.state_dict(), root / "student" / "student-init" / "student.safetensors")
     with torch.no_grad():
         whole.unet.conv_out.weight.mul_(0.8)
         whole.unet.conv_out.bias.mul_(0.8)
@@ -64,7 +67,10 @@ def test_scores_of_a_text_pipeline(result):
 
 def test_without_clip_it_says_how_to_get_the_score(root, tmp_path):
     teacher, student = str(root / "teacher"), str(root / "student" / "pipeline")
-    found = evaluate(student, teacher=teacher, prompts=str(root / "prompts.txt"), output=tmp_path, **FAST)
+    values = {"prompts": str(root / "prompts.txt"), "output": tmp_path, **FAST}
+    found = evaluate(student, teacher=teacher, gates=("paired_distance<untrained",), **values)
+    # This student began as its teacher, and is decoded as it is.
+    assert found["metrics"]["paired_distance"]["untrained"]["value"] == pytest.approx(0, abs=1e-6)
     missing = {item["metric"]: item["why"] for item in found["metrics"]["not_computed"]}
     assert set(missing) == {"fd", "kd", "fd_teacher", "kd_teacher", *NEIGHBOURS, "clip_score"}
     assert "evaluate --feature-weights` with a CLIP folder" in missing["clip_score"]

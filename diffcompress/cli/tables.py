@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from rich.table import Table
 
 from diffcompress.cli.console import count, duration
+from diffcompress.export.words import in_dtype
 
 
 def number(value: Any) -> str:
@@ -76,7 +77,9 @@ def compared(results: Sequence[dict[str, Any]]) -> list[Any]:
     for name in names:
         told = [result["metrics"].get(name) for result in results]
         measured = next(one for one in told if one is not None)
-        row = [_with_interval(one) for one in told] + ([_with_interval(measured.get("teacher"))] if teacher else [])
+        row = ["-" if one is None else _with_interval(one) + in_dtype(one, "student") for one in told]
+        if teacher:
+            row.append(_with_interval(measured.get("teacher")) + in_dtype(measured, "teacher"))
         table.add_row(name, *row, str(measured.get("unit") or ""))
     shown: list[Any] = [table, ""]
     best = [result["student"]["name"] for result in results if result.get("unbeaten")]
@@ -142,8 +145,10 @@ def _metrics(metrics: dict[str, Any]) -> Table:
             continue
         low, high = told.get("low"), told.get("high")
         interval = "" if low is None or high is None else f"{number(low)} .. {number(high)}"
-        beside = [number((told.get(other) or {}).get("value")) for other in others]
-        table.add_row(name, number(told["value"]), interval, *beside, str(told.get("unit") or ""))
+        beside = [number((told.get(other) or {}).get("value")) + in_dtype(told, other) for other in others]
+        table.add_row(
+            name, number(told["value"]) + in_dtype(told, "student"), interval, *beside, str(told.get("unit") or "")
+        )
     return table
 
 

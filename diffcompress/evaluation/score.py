@@ -150,7 +150,11 @@ def _corrected(
 
 def _add_costs(metrics: Metrics, models: Mapping[str, LoadedPipeline]) -> None:
     costs = {role: speed.measure(model) for role, model in models.items() if role != "untrained"}
-    where = {"device": costs["student"].device, "threads": costs["student"].threads}
+    where: dict[str, Any] = {"device": costs["student"].device, "threads": costs["student"].threads}
+    # A large teacher stays in half precision on an accelerator: such times are not of equals.
+    dtypes = {role: cost.dtype for role, cost in costs.items()}
+    if len(set(dtypes.values())) > 1:
+        where["dtypes"] = dtypes
     metrics.add("params", "parameters", "lower", {role: cost.params for role, cost in costs.items()})
     metrics.add("size_bytes", "bytes", "lower", {role: cost.size_bytes for role, cost in costs.items()})
     metrics.add("macs", "multiply-accumulates", "lower", {role: cost.macs for role, cost in costs.items()})

@@ -26,7 +26,8 @@ LONGEST_SECONDS = 20.0
 class Speed:
     """params: of the denoiser, no buffers; size_bytes: of its tensors in their stored dtype; macs:
     multiply-accumulates of a call at batch 1; latency_ms: median per call at each of `BATCH_SIZES`, None where it would
-    take too long; memory_bytes: weights and peak activations of a call at batch 1; threads: of the CPU."""
+    take too long; memory_bytes: weights and peak activations of a call at batch 1; threads: of the CPU; dtype: that the
+    denoiser computes in."""
 
     params: int
     size_bytes: int
@@ -35,6 +36,7 @@ class Speed:
     memory_bytes: int
     threads: int
     device: str
+    dtype: str
 
 
 def measure(pipeline: LoadedPipeline) -> Speed:
@@ -47,6 +49,7 @@ def measure(pipeline: LoadedPipeline) -> Speed:
         _memory(pipeline),
         torch.get_num_threads(),
         pipeline.device.type,
+        str(next(pipeline.denoiser.parameters()).dtype).removeprefix("torch."),
     )
 
 

@@ -135,6 +135,12 @@ def quantity(value: Any, unit: str | None) -> str:
     return f"{number(value)} ms" if unit == "ms per call" else number(value)
 
 
+def in_dtype(metric: Mapping[str, Any], role: str) -> str:
+    """ " in float16" behind the figure of `role`, where student and teacher computed in different precisions."""
+    dtype = (metric.get("dtypes") or {}).get(role)
+    return f" in {dtype}" if dtype else ""
+
+
 def interval(estimate: Mapping[str, Any] | None, unit: str | None = None) -> str:
     """ "[low, high]" of a value, empty where there is none."""
     if not estimate or not is_number(estimate.get("low")) or not is_number(estimate.get("high")):

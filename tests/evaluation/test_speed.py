@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
+from rich.console import Console
 from torch import nn
 
+from diffcompress.cli import tables
 from diffcompress.evaluation import speed
+from diffcompress.evaluation.protocol import Protocol
+from diffcompress.evaluation.score import evaluate_pipeline
 from tests.evaluation import models
 
 
@@ -37,6 +43,26 @@ def test_measures_a_tiny_unet(tmp_path):
     assert cost.threads == torch.get_num_threads()
     # The widest moment: the up block's concatenation of 16 channels at 28x28 with what it is made of, and a few more.
     assert 4 * cost.params + 4 * 32 * 784 < cost.memory_bytes < 4 * cost.params + 4 * 100 * 784
+
+
+def test_precisions_that_differ_stand_beside_the_figures(tmp_path, monkeypatch):
+    """On the CPU all is float32: the teacher is halved by hand, as a large one is on an accelerator."""
+    monkeypatch.setattr(speed, "SECONDS", 0.0)
+    student = models.loaded(tmp_path / "student")
+    teacher = models.loaded(tmp_path / "teacher", seed=1)
+    protocol = Protocol(sampler_steps=2, num_samples=4)
+    alike = evaluate_pipeline(student, teacher, protocol, space=None, cache_folder=tmp_path / "cache")
+    teacher.denoiser.bfloat16()
+    halved = evaluate_pipeline(student, teacher, protocol, space=None, cache_folder=tmp_path / "cache")
+    for name in ("latency_ms", "latency_ms_batch16", "memory_bytes"):
+        assert "dtypes" not in alike["metrics"][name]
+        assert halved["metrics"][name]["dtypes"] == {"student": "float32", "teacher": "bfloat16"}
+    about = {"student": {"name": "small"}, "teacher": {}, "gates": []}
+    for shown in (tables.evaluated(halved | about), tables.compared([halved | about])):
+        with (console := Console(width=200)).capture() as seen:
+            console.print(*shown)
+        row = next(line for line in seen.get().splitlines() if line.startswith("latency_ms "))
+        assert re.search(r" in float32\b.* in bfloat16\b", row)
 
 
 def test_live_bytes_counts_what_is_alive_at_once():

@@ -190,6 +190,17 @@ def test_nulls_from_a_baseline_without_slopes(finished: Path) -> None:
     assert "not computed" in Page((finished / "report.html").read_text()).text
 
 
+def test_times_in_different_precisions_say_so(finished: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text())
+    metrics["metrics"]["latency_ms"]["dtypes"] = {"teacher": "float16", "student": "float32"}
+    (finished / "metrics.json").write_text(json.dumps(metrics))
+    report(str(finished))
+    text = Page((finished / "report.html").read_text()).text
+    assert "9.31 ms in float16 → 1.42 ms in float32 a call" in text
+    for words in (text, (finished / "pipeline" / "README.md").read_text()):
+        assert words.count("9.31 ms in float16") == words.count("1.42 ms in float32") == 1 + (words is text)
+
+
 def test_the_later_row_of_a_step_counts(tmp_path: Path) -> None:
     lines = ['{"step": 10, "loss": 1.0}', '{"step": 0, "loss": 3.0}', '{"step": 10, "loss": 2.0}', '{"step": 20, "lo']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))

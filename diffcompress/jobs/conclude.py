@@ -51,11 +51,18 @@ def conclude(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module, ban
         write_report(folder)
 
 
-def judged(teacher: LoadedPipeline, recipe: Recipe, progress: Progress) -> tuple[FeatureSpace | None, int]:
-    """Where distances to `teacher` are measured, and with how many samples."""
+def judged(teacher: LoadedPipeline, recipe: Recipe, progress: Progress) -> tuple[FeatureSpace | None, Protocol]:
+    """Where and how a student of `teacher` is measured."""
     space = find_space(teacher) or cached_space(image_shape(teacher), progress)
-    wanted = recipe.evaluation.num_samples
-    return space, wanted if space else min(wanted, SAMPLES_WITHOUT_SPACE)
+    section = recipe.evaluation
+    protocol = Protocol.make(
+        space,
+        teacher,
+        num_samples=section.num_samples if space else min(section.num_samples, SAMPLES_WITHOUT_SPACE),
+        sampler_steps=section.sampler_steps,
+        guidance=section.guidance,
+    )
+    return space, protocol
 
 
 def _evaluated(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module) -> dict[str, Any]:
@@ -63,14 +70,7 @@ def _evaluated(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module) -
     teacher = run.teacher
     dtype = _export_dtype(run)
     student = replace(as_student(teacher, run.plan, rounded(trained, dtype, teacher.device)), dtype=dtype)
-    space, num_samples = judged(teacher, recipe, run.progress)
-    protocol = Protocol.make(
-        space,
-        student,
-        num_samples=num_samples,
-        sampler_steps=recipe.evaluation.sampler_steps,
-        guidance=recipe.evaluation.guidance,
-    )
+    space, protocol = judged(teacher, recipe, run.progress)
     scored = evaluate_pipeline(
         student,
         teacher,

@@ -21,7 +21,7 @@ def estimate(run: Run) -> str:
     bank = calls * seconds * recipe.bank.num_samples * recipe.bank.sampler_steps / run.runtime.count
     if run.request.data is not None:
         bank = 0.0
-    _, num_samples = judged(teacher, recipe, Progress())
+    _, protocol = judged(teacher, recipe, Progress())
     # Student and untrained student are small beside the teacher, but not free: count the two as one teacher.
-    evaluation = 2 * seconds * num_samples * recipe.evaluation.sampler_steps
+    evaluation = 2 * seconds * protocol.num_samples * protocol.sampler_steps
     return f"besides training: bank about {bank:.0f} s, evaluation at most about {evaluation:.0f} s, export about 30 s"

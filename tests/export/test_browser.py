@@ -1,4 +1,4 @@
-"""The report in a real browser: nothing breaks, nothing is fetched, and it fits where it is read."""
+"""Report and overview in a real browser: nothing breaks, nothing is fetched, and it fits where it is read."""
 
 from __future__ import annotations
 
@@ -10,26 +10,33 @@ from pathlib import Path
 
 import pytest
 
+from diffcompress.export.overview import write_overview
 from diffcompress.export.report import write_report
+from diffcompress.jobs.compare import compare
+from diffcompress.run_folder import read_json, write_json
 from tests.export.browser import CHROMIUM, open_page
 from tests.export.synthetic_run import write_run
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: the report was not opened")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: no page was opened")
 
 # The page in a frame: no window of the browser is as narrow as a phone. The framed page measures itself and tells.
 FRAME = """<body><iframe src="measured.html" width="WIDTH" height="2000" style="border: 0"></iframe>
 <script>addEventListener("message", (event) => { document.body.dataset.measured = event.data; });</script></body>"""
 MEASURE = """<script>{
 const seen = (selector) => [...document.querySelectorAll(selector)].map((one) => one.getBoundingClientRect());
-document.querySelector("[data-mode=wipe]").click();
-const slider = document.querySelector(".controls input");
-slider.value = 30; slider.dispatchEvent(new Event("input"));
-const sheets = document.querySelector(".sheets"), cut = sheets.style.getPropertyValue("--cut");
-const over = seen(".sheet.teacher")[0].left === seen(".sheet.student")[0].left;
+const sheets = document.querySelector(".sheets"); let cut, over;
+if (sheets) {
+  document.querySelector("[data-mode=wipe]").click();
+  const slider = document.querySelector(".controls input");
+  slider.value = 30; slider.dispatchEvent(new Event("input"));
+  cut = sheets.style.getPropertyValue("--cut");
+  over = seen(".sheet.teacher")[0].left === seen(".sheet.student")[0].left;
+}
 const style = getComputedStyle(document.body);
 parent.postMessage(JSON.stringify({
   width: innerWidth, scroll: document.documentElement.scrollWidth, cut, over, paper: style.backgroundColor,
-  ink: style.color, broken: [...document.images].filter((one) => !one.naturalWidth).length,
+  ink: style.color, label: getComputedStyle(document.querySelector("svg text")).fill,
+  broken: [...document.images].filter((one) => !one.naturalWidth).length,
   flat: seen("svg").filter((box) => box.width < 50 || box.height < 30).length,
 }), "*");
 }</script></body>"""
@@ -42,6 +49,21 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run.report_html
 
 
+@pytest.fixture(scope="module")
+def overview(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `shrink --ratio 0.05,0.02` draws it."""
+    folder = tmp_path_factory.mktemp("overview")
+    runs = [write_run(folder / ratio) for ratio in ("0.05", "0.02")]
+    found = read_json(runs[1].metrics)
+    found["metrics"]["params"]["value"] = 25_000
+    found["metrics"]["fd_demo"] |= {"value": 21.3, "low": 20.1, "high": 22.6}
+    write_json(runs[1].metrics, found)
+    for run in runs:
+        write_report(run)
+    compare([str(run.metrics) for run in runs], output=folder, device="cpu")
+    return write_overview(folder, runs)
+
+
 def measured(page: Path, folder: Path, *, width: int = 1100, dark: bool = False) -> dict:
     (folder / "measured.html").write_text(
         page.read_text(encoding="utf-8").replace("</body>", MEASURE), encoding="utf-8"
@@ -51,9 +73,9 @@ def measured(page: Path, folder: Path, *, width: int = 1100, dark: bool = False)
     return json.loads(re.search(r'data-measured="(.*?)"', dom)[1].replace("&quot;", '"'))
 
 
-def brightness(found: dict) -> list[int]:
-    """Of paper and ink, 0 to 765."""
-    return [sum(map(int, re.findall(r"\d+", found[key])[:3])) for key in ("paper", "ink")]
+def brightness(found: dict, *keys: str) -> list[int]:
+    """Of paper and ink, or of `keys`, 0 to 765."""
+    return [sum(map(int, re.findall(r"\d+", found[key])[:3])) for key in keys or ("paper", "ink")]
 
 
 def test_no_console_errors_and_no_requests(page: Path, tmp_path: Path) -> None:
@@ -61,6 +83,21 @@ def test_no_console_errors_and_no_requests(page: Path, tmp_path: Path) -> None:
     assert opened.console == []
     assert opened.requests == []
     assert '<div class="controls">' in opened.dom  # the script showed them
+
+
+def test_the_overview_opens_alone_and_fits(overview: Path, tmp_path: Path) -> None:
+    opened = open_page(overview, tmp_path)
+    assert opened.console == []
+    assert opened.requests == []
+    assert opened.dom.count('/report.html"') == 2
+    found = measured(overview, tmp_path, width=390)
+    assert found["width"] == 390
+    assert found["scroll"] <= 390
+    assert found["flat"] == 0
+    assert "<path" in opened.dom  # the frontier, which no browser counts as an image
+    paper, ink, label = brightness(measured(overview, tmp_path, dark=True), "paper", "ink", "label")
+    assert ink > 600 > 300 > paper
+    assert label < 300  # on the frontier's own white ground
 
 
 def test_a_bad_page_would_be_noticed(page: Path, tmp_path: Path) -> None:

@@ -231,4 +231,8 @@ def _parts(folder: Path) -> list[dict[str, Any]]:
 
 
 def _named(skipped: list[dict[str, str]] | None) -> list[str]:
-    return [f"{item.get('metric')}: {item.get('why')}" for item in skipped or []]
+    """One line for all metrics that lack the same."""
+    lacking: dict[Any, list[str]] = {}
+    for item in skipped or []:
+        lacking.setdefault(item.get("why"), []).append(str(item.get("metric")))
+    return [f"{', '.join(names)}: {why}" for why, names in lacking.items()]

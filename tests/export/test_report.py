@@ -190,6 +190,14 @@ def test_nulls_from_a_baseline_without_slopes(finished: Path) -> None:
     assert "not computed" in Page((finished / "report.html").read_text()).text
 
 
+def test_metrics_that_lack_the_same_share_a_line(finished: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text())
+    lacking = [("fd_x", "no images"), ("clip_score", "no CLIP"), ("kd_x", "no images")]
+    metrics["metrics"]["not_computed"] = [{"metric": name, "why": why} for name, why in lacking]
+    (finished / "metrics.json").write_text(json.dumps(metrics))
+    assert report(str(finished))["not_computed"] == ["fd_x, kd_x: no images", "clip_score: no CLIP"]
+
+
 def test_times_in_different_precisions_say_so(finished: Path) -> None:
     metrics = json.loads((finished / "metrics.json").read_text())
     metrics["metrics"]["latency_ms"]["dtypes"] = {"teacher": "float16", "student": "float32"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -127,9 +127,11 @@ class ExportSection(Section):
 
 
 def default_stages() -> tuple[StageSection, ...]:
+    """Measured on a pixel U-Net (docs/benchmarks.md); other families' recipes hold stages of their own."""
+    common: dict[str, Any] = {"norm": "relative", "fine": "l1", "coarse_weight": 1.0}
     return (
-        StageSection(name="lift", num_steps=1600, weights=LossWeights(lift=1.0)),
-        StageSection(name="place", num_steps=400, weights=LossWeights(place=1.0)),
+        StageSection(name="lift", num_steps=140, weights=LossWeights(lift=1.0), **common),
+        StageSection(name="place", num_steps=1860, weights=LossWeights(place=1.0), group_size=4, **common),
     )
 
 

@@ -1,0 +1,59 @@
+"""How hard the coarse and the fine term of LIFT and PLACE pull on a student's weights, by noise level.
+
+    python benchmarks/gradients.py build/demo-run
+
+RUN is a run folder of an unconditional teacher that still has its bank; the stored denoiser calls of its trajectories
+are the inputs. Prints the norm of each term's gradient by all weights, of one batch.
+"""
+
+import argparse
+import itertools
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from diffcompress.losses import lift, place
+from diffcompress.noise import generator
+from diffcompress.teacher.load import load
+from diffcompress.teacher.reference import resolve
+
+LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+def gradient_norm(loss: torch.Tensor, parameters: list[torch.Tensor]) -> float:
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    return sum(float(g.square().sum()) for g in gradients if g is not None) ** 0.5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--batch-size", type=int, default=64)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    student = load(resolve(str(options.run / "pipeline")))
+    shards = [load_file(path) for path in sorted((options.run / "bank").glob("shard-*.safetensors"))]
+    noisy, timestep, target = (
+        torch.cat([shard[f"trajectory.{name}"].flatten(0, 1) for shard in shards])
+        for name in ("noisy", "timestep", "prediction")
+    )
+    weights = [p.requires_grad_() for p in student.denoiser.parameters()]
+    print("| noise level | loss | norm | coarse | fine |")
+    print("|---|---|---|---|---|")
+    for low, high in itertools.pairwise(LEVELS):
+        share = timestep.double() / student.noise.num_timesteps
+        rows = torch.nonzero((share >= low) & (share < high)).flatten()
+        rows = rows[torch.randperm(len(rows), generator=generator(0))[: options.batch_size]]
+        with torch.enable_grad():
+            prediction = student.family.predict(student.denoiser, noisy[rows], timestep[rows], {})
+            teacher = target[rows, : prediction.shape[1]]
+            for name, loss in (("LIFT", lift), ("PLACE, groups of 16", place)):
+                for norm in ("l1", "relative"):
+                    terms = loss(prediction, teacher, norm=norm, fine="l1")
+                    coarse, fine = (gradient_norm(term, weights) for term in (terms.coarse, terms.fine))
+                    print(f"| {low:.1f}-{high:.1f} | {name} | {norm} | {coarse:.3f} | {fine:.3f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -31,7 +31,7 @@ def reachable(teacher: str) -> float:
 
 
 # One of each kind in every run; `make test-all` takes all.
-QUICK = ("pipe_dit", "pipe_sd3", "pipe_stable_diffusion_xl", "pipe_wan", "pipe_z_image")
+QUICK = ("pipe_dit", "pipe_sd3", "pipe_stable_diffusion_xl", "pipe_wan")
 
 
 @pytest.mark.parametrize("name", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in PIPES])

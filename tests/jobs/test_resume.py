@@ -41,7 +41,10 @@ def moments(folder):
     }
 
 
-@pytest.mark.parametrize("moment", ["bank", "lift", "place", "place without a checkpoint", "checkpoint"])
+@pytest.mark.parametrize(
+    "moment",
+    ["bank", "lift", "place", pytest.param("place without a checkpoint", marks=pytest.mark.slow), "checkpoint"],
+)
 def test_a_killed_run_resumes_bit_equal(teacher, uninterrupted, tmp_path, moment):
     output = tmp_path / "run"
     condition, every = moments(output)[moment]

@@ -93,7 +93,10 @@ def test_the_published_recipe_warns_on_what_it_was_not_published_for(tmp_path, t
     assert [("pixel U-Nets" in text) for text in heard.warnings] == [True] * warned
 
 
-@pytest.mark.parametrize("method", [m for m in recipes.METHODS if m != "lift-place"])
+@pytest.mark.parametrize(
+    "method",
+    ["feature-kd", pytest.param("output-kd", marks=pytest.mark.slow), pytest.param("none", marks=pytest.mark.slow)],
+)
 def test_baselines_run_through_the_same_code_at_the_same_budget(tmp_path, method):
     teacher = save_teacher(tmp_path / "teacher")
     kept = tuple(option for option in overrides() if not option.startswith("stages"))
@@ -112,10 +115,11 @@ def test_baselines_run_through_the_same_code_at_the_same_budget(tmp_path, method
     assert len(rows) == 5
 
 
-def test_the_seed_decides_everything(tmp_path):
+def test_another_seed_is_another_student(tmp_path):
+    """That the same seed is the same student, tests/jobs/test_resume.py holds bit for bit."""
     teacher = save_teacher(tmp_path / "teacher")
     seen = []
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+    for name, seed in (("a", 0), ("b", 1)):
         diffcompress.shrink(
             str(teacher),
             ratio=0.3,
@@ -124,8 +128,7 @@ def test_the_seed_decides_everything(tmp_path):
             overrides=overrides(stages__0__num_steps=2, stages__1__num_steps=2),
         )
         seen.append(DDPMPipeline.from_pretrained(tmp_path / name / "pipeline").unet.conv_in.weight)
-    assert torch.equal(seen[0], seen[1])
-    assert not torch.equal(seen[0], seen[2])
+    assert not torch.equal(seen[0], seen[1])
 
 
 def test_max_time_fixes_the_steps_once_and_more_time_goes_on(tmp_path):
@@ -137,7 +140,7 @@ def test_max_time_fixes_the_steps_once_and_more_time_goes_on(tmp_path):
     assert again.returncode == 0
     assert recipes.parse((tmp_path / "run" / "recipe.yaml").read_text(), "").num_steps == steps
     before = (tmp_path / "run" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
-    more = run(command(teacher, tmp_path / "run", "--max-time", "6s", "--json"))
+    more = run(command(teacher, tmp_path / "run", "--max-time", "4s", "--json"))
     assert more.returncode == 0, more.stderr
     longer = recipes.parse((tmp_path / "run" / "recipe.yaml").read_text(), "")
     assert longer.num_steps > steps

@@ -146,6 +146,11 @@ def computes_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As `--dtype` and safetensors configs spell it: "float16", without torch's name."""
+    return str(dtype).removeprefix("torch.")
+
+
 def synchronise(device: torch.device) -> None:
     """Wait until `device` has done what it was asked to."""
     import torch

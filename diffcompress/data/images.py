@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from diffcompress.data import hub_images
 from diffcompress.data.columns import stated_labels
+from diffcompress.data.pixels import read_pixels
 from diffcompress.errors import UsageError
 from diffcompress.runtime import Progress, StopRequest
 from diffcompress.teacher.load import LoadedPipeline
@@ -98,7 +98,7 @@ def read(
             untold += 1
             continue
         try:
-            image, size = _pixels(path, shape)
+            image, size = read_pixels(path, shape)
         except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError):
             broken.append(path)
             continue
@@ -236,31 +236,3 @@ def _require_folder(folder: Path) -> None:
     if not folder.is_dir():
         what = f"'{folder}' is a file, not a folder of images" if folder.is_file() else f"no image folder at '{folder}'"
         raise UsageError(what, "name a folder of images, or a data set on the Hub as owner/name")
-
-
-def _pixels(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, tuple[int, int]]:
-    """Pixels of `shape` in [-1, 1], and the (width, height) that they were made of."""
-    channels, height, width = shape
-    with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith("I"):
-        image = _in_eight_bits(image)
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        # The colour beneath transparency is whatever the editor left there, black as a rule.
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    fitted = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (width, height), Image.Resampling.BICUBIC)
-    array = np.asarray(fitted, dtype=np.float32).reshape(height, width, -1)
-    if array.shape[2] != channels:
-        raise ValueError(f"{path} has {array.shape[2]} channels, not {channels}")
-    return torch.from_numpy(array / 127.5 - 1.0).permute(2, 0, 1).contiguous(), image.size
-
-
-def _in_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 0 to 65535 as grey of 0 to 255, its transparent shade as white. Raises ValueError for other values."""
-    grey = np.asarray(image, dtype=np.float32)
-    if grey.min() < 0 or grey.max() > 65535:
-        raise ValueError(f"grey values from {grey.min():g} to {grey.max():g} do not fit into 16 bits")
-    if "transparency" in image.info:
-        grey = np.where(grey == image.info["transparency"], 65535, grey)
-    # Pillow would clip at 255 instead.
-    return Image.fromarray((grey / 257).round().astype(np.uint8))

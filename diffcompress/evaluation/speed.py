@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffcompress.runtime import synchronise
+from diffcompress.runtime import dtype_name, synchronise
 from diffcompress.student import costs
 from diffcompress.teacher.load import LoadedPipeline
 
@@ -49,7 +49,7 @@ def measure(pipeline: LoadedPipeline) -> Speed:
         _memory(pipeline),
         torch.get_num_threads(),
         pipeline.device.type,
-        str(next(pipeline.denoiser.parameters()).dtype).removeprefix("torch."),
+        dtype_name(next(pipeline.denoiser.parameters()).dtype),
     )
 
 

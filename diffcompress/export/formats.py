@@ -15,6 +15,7 @@ from diffcompress.export.onnx import check_installed, export_onnx
 from diffcompress.export.weights import as_shipped
 from diffcompress.recipe import ExportSection
 from diffcompress.run_folder import RunFolder, read_json, write_atomically, write_json
+from diffcompress.runtime import dtype_name
 from diffcompress.teacher.load import LoadedPipeline
 
 RECORD = "exports.json"
@@ -55,7 +56,7 @@ def write_formats(
     def write(folder: Path) -> None:
         folder.mkdir()
         if section.single_file:
-            record["single_file"] = {"file": SINGLE_FILE, "dtype": str(dtype).removeprefix("torch.")}
+            record["single_file"] = {"file": SINGLE_FILE, "dtype": dtype_name(dtype)}
             save_file(rounded.state_dict(), folder / SINGLE_FILE, _header(run, teacher, config))
         if section.onnx:
             plain = nn.Module.to(rounded, torch.float32)

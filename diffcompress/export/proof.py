@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from diffcompress.errors import DiffCompressError
 from diffcompress.export import probe
 from diffcompress.export.provenance import weight_hashes
-from diffcompress.export.weights import name_of, rounded
+from diffcompress.export.weights import rounded
 from diffcompress.noise import generator
 from diffcompress.run_folder import RunFolder, write_json
+from diffcompress.runtime import dtype_name
 from diffcompress.teacher.load import LoadedPipeline
 
 TOLERANCE = 1e-4
@@ -69,7 +70,7 @@ def prove(
         "image_difference": differences.get("image"),
         "sampled_with": sampled_with,
         "sampler_steps": probe.NUM_STEPS,
-        "dtype": name_of(dtype),
+        "dtype": dtype_name(dtype),
         "files": weight_hashes(run.pipeline),
         "seconds": round(time.monotonic() - started, 2),
         **told,

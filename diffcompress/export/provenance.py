@@ -13,6 +13,7 @@ import torch
 from diffcompress.data.hub_images import is_id
 from diffcompress.export.licence import STATED, Licence, is_demo, stated_by_user
 from diffcompress.run_folder import read_json, write_json
+from diffcompress.runtime import dtype_name
 from diffcompress.teacher.load import LoadedPipeline
 from diffcompress.teacher.reference import Reference
 from diffcompress.teacher.state import sha256
@@ -54,7 +55,7 @@ def record(
         "num_classes": teacher.family.num_classes(teacher.config),
         "pipeline": index.get("_class_name"),
         "pipeline_tag": pipeline_tag(index, family),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
         "files": weight_hashes(folder),
     }

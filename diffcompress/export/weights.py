@@ -17,6 +17,7 @@ from diffcompress.export import facts, model_card
 from diffcompress.export import provenance as provenances
 from diffcompress.export.licence import licence_files, licence_of
 from diffcompress.run_folder import RunFolder, write_atomically, write_json
+from diffcompress.runtime import dtype_name
 from diffcompress.teacher.linking import check_space, link_part
 from diffcompress.teacher.load import LoadedPipeline
 
@@ -61,7 +62,7 @@ def as_shipped(student: nn.Module, dtype: torch.dtype) -> nn.Module:
     for name, value in shipped.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise DiffCompressError(
-                f"the student cannot be exported: {name} holds NaN or infinite values in {name_of(dtype)}",
+                f"the student cannot be exported: {name} holds NaN or infinite values in {dtype_name(dtype)}",
                 "export with --dtype float32, or train again with a lower learning rate",
             )
     return shipped
@@ -70,10 +71,6 @@ def as_shipped(student: nn.Module, dtype: torch.dtype) -> nn.Module:
 def rounded(student: nn.Module, dtype: torch.dtype, device: torch.device | str = "cpu") -> nn.Module:
     """A copy with the values that ship in `dtype`, which computes in float32 on `device`; raises as `as_shipped`."""
     return nn.Module.to(as_shipped(student, dtype), device, torch.float32)
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _write_rest(folder: Path, teacher: LoadedPipeline) -> str:

@@ -23,8 +23,8 @@ def place(
 
     Per sample and channel the N elements are sorted by their current error `(t - s)^2`, ascending and without
     gradient, and cut into `max(1, N // group_size)` consecutive groups with a line each; the last group takes the
-    remainder too. A group counts by its number of elements. `group_size >= N` is LIFT; `group_size = 1` with
-    `norm="l1"` is L1 output distillation.
+    remainder too. A group counts by its number of elements. `group_size >= N` is LIFT; `group_size = 1` is L1
+    output distillation, unless `norm="squared"`.
 
     `student`, `teacher`: raw predictions `[B, C, *spatial]`; `group_size`: a count of elements, at least 1. The other
     arguments, and what is computed in which precision, are those of `lift`. Returns LossTerms, slope and intercept

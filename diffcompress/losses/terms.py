@@ -63,7 +63,12 @@ def weigh(
         return (values * share).sum(-1).mean(-1)
 
     distance = per_sample(line.tilt.abs() + line.intercept.abs())
-    coarse = distance if norm == "l1" else per_sample(_squared(line) if norm == "squared" else _relative(line, fine))
+    if norm == "l1":
+        coarse = distance
+    elif norm == "squared":
+        coarse = per_sample(line.tilt.square() + line.intercept.square())
+    else:
+        coarse = per_sample(_relative(line, fine))
     residual = per_sample(line.residual)
     residual = root(residual) if fine == "relative" else residual
 
@@ -77,10 +82,6 @@ def weigh(
         slope=1 + line.tilt.detach(),
         intercept=line.intercept.detach(),
     )
-
-
-def _squared(line: Line) -> PerGroup:
-    return line.tilt.square() + line.intercept.square()
 
 
 def _relative(line: Line, fine: Fine) -> PerGroup:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffcompress.errors import UsageError
+from diffcompress.runtime import dtype_name
 from diffcompress.teacher.variants import PICKLES
 
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -78,7 +79,7 @@ class StoredState(Mapping[str, Tensor]):
         _, source = self._places[name]
         if isinstance(source, dict):
             value = source[name]
-            return str(value.dtype).removeprefix("torch.") if value.is_floating_point() else None
+            return dtype_name(value.dtype) if value.is_floating_point() else None
         return SAFETENSORS_DTYPES.get(source.get_slice(name).get_dtype())
 
     def is_eight_bits(self, name: str) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcompress.errors import UsageError
+from diffcompress.runtime import dtype_name
 from diffcompress.teacher import single_file
 from diffcompress.teacher.reference import Reference
 from diffcompress.teacher.state import SAFETENSORS_DTYPES, StoredState
@@ -89,7 +90,7 @@ def stored_dtype(reference: Reference) -> str | None:
     files = weight_files(reference.denoiser)
     if any(file.suffix != ".safetensors" for file in files):
         return None
-    return str(StoredState(files).dtype).removeprefix("torch.")
+    return dtype_name(StoredState(files).dtype)
 
 
 def check_state(state: TeacherState, denoiser: nn.Module) -> None:

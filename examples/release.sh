@@ -59,7 +59,20 @@ shrink() {
         ${LICENSE:+--license "$LICENSE"} $SHRINK_OPTIONS
 }
 
+# refuse WHY: what would stop the push in the end stops the script before anything is trained
+refuse() {
+    echo "release: $1" >&2
+    exit 4
+}
+
+if [ -n "$REPO" ]; then
+    told=$(hf auth whoami 2>&1) || refuse "no push to $REPO without \`hf auth login\` or HF_TOKEN: $told"
+fi
+
 step plan plan "$TEACHER" --ratio "$RATIO"
+if [ -n "$REPO" ] && [ -z "$LICENSE" ] && grep -q "the licence is unknown" "$OUT/plan.json"; then
+    refuse "the teacher's licence is unknown: find out what it allows and set LICENSE"
+fi
 echo "release: $(field "$OUT/plan.json" params) parameters, $(field "$OUT/plan.json" size_bytes) bytes"
 
 shrink shrink shrink

@@ -230,6 +230,22 @@ def test_an_unknown_licence_is_4_before_anything_is_made(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("variables", "told"),
+    [({"HF_TOKEN": ""}, "HF_TOKEN"), ({}, "licence is unknown")],
+    ids=["no token", "no licence"],
+)
+def test_the_script_refuses_a_push_before_it_trains(
+    variables: dict[str, str], told: str, release: Release, tmp_path: Path
+) -> None:
+    own = {"TEACHER": str(save_teacher(tmp_path / "teacher")), "OUT": str(tmp_path / "out")}
+    script = release.start(**own | variables)
+    _, errors = script.communicate(timeout=240)
+    assert script.returncode == 4
+    assert told in errors
+    assert not (tmp_path / "out" / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
         (["plan", "demo", "--ratio", "2"], 2, "not between 0 and 1"),

@@ -11,6 +11,7 @@ from typing import Any
 from diffcompress import recipe as recipes
 from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.export import evidence
+from diffcompress.export.licence import licence_of
 from diffcompress.families import registry
 from diffcompress.families.base import Family
 from diffcompress.jobs import target
@@ -138,8 +139,10 @@ def _find(text: str, scheduler: str | None) -> _Teacher:
         return _from_config(text, path)
     reference = resolve(text, scheduler)
     family, _ = describe(reference)
-    dtype = stored_dtype(reference)
-    return _Teacher(text, family, reference.config, dtype, reference.other_bytes(), reference.notes)
+    notes, licence = reference.notes, licence_of(reference)
+    if not licence.is_known:
+        notes = (*notes, f"the licence is unknown ({licence.source}), so a push to the Hub will need --license")
+    return _Teacher(text, family, reference.config, stored_dtype(reference), reference.other_bytes(), notes)
 
 
 def _from_config(text: str, path: Path) -> _Teacher:

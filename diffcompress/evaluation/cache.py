@@ -33,12 +33,14 @@ SHIPPED_FOLDER = DEMO_FOLDER / "samples"
 @dataclass(frozen=True)
 class Drawn:
     """Samples 0..N-1 of one model. images: the first `NUM_IMAGES` at most, `[n, C, *spatial]`, latents for latent
-    models; variation: `[N]`; features: `[N, D]`, or None without a feature space; pixels: what `images` decode to."""
+    models; variation: `[N]`; features: `[N, D]`, or None without a feature space; pixels: what `images` decode to;
+    clip: `[N, D]`, where CLIP stands beside the feature space."""
 
     images: Tensor
     variation: Tensor
     features: Tensor | None
     pixels: Tensor
+    clip: Tensor | None = None
 
     @property
     def num_broken(self) -> int:
@@ -65,7 +67,8 @@ class SampleCache:
         features = tensors["features"][:count] if "features" in tensors else None
         images = tensors["images"][: min(count, NUM_IMAGES)].float()
         pixels = tensors["pixels"][: len(images)].float() if "pixels" in tensors else images
-        return Drawn(images, tensors["variation"][:count], features, pixels)
+        clip = tensors["clip"][:count] if "clip" in tensors else None
+        return Drawn(images, tensors["variation"][:count], features, pixels, clip)
 
     def _find(self, key: str, count: int) -> Tensors | None:
         """An entry of at least `count` rows: sample i follows from (seed, i), so a longer entry serves as well."""
@@ -133,6 +136,8 @@ def entry_key(weights: str, protocol: Protocol) -> str:
     parts.append(list(protocol.sample_shape))
     if protocol.guidance != 1.0 or protocol.conditions is not None:
         parts += [protocol.guidance, protocol.conditions]
+    if protocol.clip is not None:
+        parts.append(protocol.clip)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
@@ -155,6 +160,8 @@ def _rows(pipeline: LoadedPipeline, protocol: Protocol, space: FeatureSpace | No
         rows["pixels"] = pixels[:kept].half() if kept else torch.empty(0).half()
     if space is not None:
         rows["features"] = space.features(pixels.nan_to_num())
+        if space.clip is not None:
+            rows["clip"] = space.clip.features(pixels.nan_to_num())
     return rows
 
 

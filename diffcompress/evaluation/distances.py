@@ -34,7 +34,7 @@ def add_distances(
     if "teacher" not in drawn:
         metrics.skip(to_teacher, NO_TEACHER)
         to_teacher = ()
-    if space is None or space.name != "clip":
+    if space is None or space.of_prompts is None:
         metrics.skip(to_prompts, NO_CLIP)
         to_prompts = ()
     if space is None:
@@ -59,8 +59,9 @@ def add_distances(
         _to_teacher(metrics, features, space, protocol)
     else:
         metrics.skip(to_teacher, "the teacher's samples are not finite")
-    if prompts is not None and to_prompts:
-        _clip_score(metrics, features, space, prompts, protocol)
+    if prompts is not None and space.of_prompts is not None:
+        beside = {role: clip for role in features if (clip := drawn[role].clip) is not None}
+        _clip_score(metrics, beside if space.clip else features, space.of_prompts, prompts, protocol)
 
 
 def frechet_name(space: FeatureSpace, num_samples: int, num_real: int) -> str:

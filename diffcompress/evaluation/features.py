@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from diffcompress.teacher.reference import DEMO_FOLDER, demo_names, resolve
 from diffcompress.teacher.state import sha256
 from diffcompress.teacher.weights import fingerprint, weight_files
 
-__all__ = ["DIMENSION", "Extractor", "FeatureSpace", "RealImages", "demo_space", "find_space", "sha256"]
+__all__ = ["DIMENSION", "Extractor", "FeatureSpace", "RealImages", "choose_space", "demo_space", "find_space", "sha256"]
 
 EXTRACTOR_FILE = DEMO_FOLDER / "extractor.safetensors"
 REFERENCE_FILE = DEMO_FOLDER / "reference.safetensors"
@@ -29,6 +29,7 @@ MOST_FEATURES = 10_000
 _NUM_REAL = {"train": 60_000, "test": 10_000}
 _CACHED_FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
 _CACHED_IDS = ("facebook/dinov2-large", "facebook/dinov2-base", "facebook/dinov2-small", "facebook/dinov2-giant")
+_CLIP_IDS = ("openai/clip-vit-large-patch14", "openai/clip-vit-base-patch32", "openai/clip-vit-base-patch16")
 SMALLEST_SIDE = 32
 
 
@@ -51,7 +52,7 @@ class FeatureSpace:
     """name: distances in it are called fd_<name> and kd_<name>; digest: SHA-256 of the extractor's file.
 
     extractor: a module with `features(images)`; real: the reference distances are measured to; held_out: a second one
-    that nothing was ever tuned on.
+    that nothing was ever tuned on; clip: what judges images by their prompts where this space does not.
     """
 
     name: str
@@ -59,6 +60,12 @@ class FeatureSpace:
     extractor: Any
     real: RealImages | None = None
     held_out: RealImages | None = None
+    clip: FeatureSpace | None = None
+
+    @property
+    def of_prompts(self) -> FeatureSpace | None:
+        """Where images are compared with their prompts, if anywhere."""
+        return self if self.name == "clip" else self.clip
 
     @property
     def dimension(self) -> int:
@@ -117,12 +124,36 @@ def find_space(teacher: LoadedPipeline | None, feature_weights: str | Path | Non
     return demo_space() if teacher is not None and _is_embedded(teacher) and EXTRACTOR_FILE.is_file() else None
 
 
+def choose_space(model: LoadedPipeline, progress: Progress, named: FeatureSpace | None = None) -> FeatureSpace | None:
+    """`named`, else the demo's for an embedded teacher, else one that other tools have left on this machine, if any.
+
+    Beside it comes CLIP from the Hub's local cache for RGB images of a model that takes text.
+    """
+    shape = image_shape(model)
+    space = named or find_space(model)
+    if space is None and (space := cached_space(shape, progress)) is not None:
+        progress.note(f"features: {space.name}, whose weights were found on this machine")
+    if not model.takes_text or not _is_rgb(shape) or (space is not None and space.of_prompts is not None):
+        return space
+    if (clip := _first_readable([*filter(extractors.cached, _CLIP_IDS)], progress)) is not None:
+        progress.note("clip_score: by CLIP, whose weights were found on this machine")
+    return clip if space is None else replace(space, clip=clip)
+
+
 def cached_space(shape: tuple[int, ...], progress: Progress) -> FeatureSpace | None:
     """Inception-v3 or DINOv2 where other tools have left their weights on this machine, for RGB images."""
-    if len(shape) != 3 or shape[0] != 3 or min(shape[1:]) < SMALLEST_SIDE:
+    if not _is_rgb(shape):
         return None
     files = [Path(torch.hub.get_dir()) / "checkpoints" / name for name in _CACHED_FILES]
     places: list[str | Path] = [*(path for path in files if path.is_file()), *filter(extractors.cached, _CACHED_IDS)]
+    return _first_readable(places, progress)
+
+
+def _is_rgb(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3 and shape[0] == 3 and min(shape[1:]) >= SMALLEST_SIDE
+
+
+def _first_readable(places: Sequence[str | Path], progress: Progress) -> FeatureSpace | None:
     for place in places:
         try:
             found = extractors.read(place)

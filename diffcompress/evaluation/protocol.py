@@ -28,7 +28,8 @@ class Protocol:
     feature_space: name, or None; extractor, reference: SHA-256 of the extractor and of the real images' statistics, or
     of the user's images; sampler: its first-order solver; sample_shape: of what the denoiser sees, without the batch;
     guidance: classifier-free guidance scale, 1 for none; conditions: SHA-256 of the prompts samples are drawn for;
-    agreement_clean: where the clean images of `agreement` come from; versions are recorded, but may differ.
+    agreement_clean: where the clean images of `agreement` come from; clip: SHA-256 of CLIP where it stands beside
+    another space; versions are recorded, but may differ.
     """
 
     feature_space: str | None = None
@@ -45,6 +46,7 @@ class Protocol:
     agreement_clean: str = "teacher samples"
     agreement_images: int = 128
     agreement_levels: int = 10
+    clip: str | None = None
     revision: int = 1
     versions: dict[str, str] = field(default_factory=_versions, compare=False)
 
@@ -72,6 +74,7 @@ class Protocol:
         }
         if space is None:
             return cls(reference=reference, **values)
+        values |= {"clip": space.clip.digest if space.clip else None}
         return cls(space.name, space.digest, space.real.digest if space.real else reference, **values)
 
     @property

@@ -58,7 +58,9 @@ def evaluate_pipeline(
     }
     _check_shapes(models)
     if space is not None:
-        space.extractor.to(student.device)
+        for one in (space, space.clip):
+            if one is not None:
+                one.extractor.to(student.device)
     metrics = Metrics()
     if not quality_alone:
         _add_costs(metrics, models)

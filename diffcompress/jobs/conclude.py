@@ -10,7 +10,7 @@ from torch import nn
 
 from diffcompress.data.bank import Bank
 from diffcompress.evaluation.doubts import beats_teacher
-from diffcompress.evaluation.features import FeatureSpace, cached_space, find_space, image_shape
+from diffcompress.evaluation.features import FeatureSpace, choose_space
 from diffcompress.evaluation.protocol import Protocol
 from diffcompress.evaluation.score import evaluate_pipeline
 from diffcompress.export import hub
@@ -53,7 +53,7 @@ def conclude(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module, ban
 
 def judged(teacher: LoadedPipeline, recipe: Recipe, progress: Progress) -> tuple[FeatureSpace | None, Protocol]:
     """Where and how a student of `teacher` is measured."""
-    space = find_space(teacher) or cached_space(image_shape(teacher), progress)
+    space = choose_space(teacher, progress)
     section = recipe.evaluation
     protocol = Protocol.make(
         space,

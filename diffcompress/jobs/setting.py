@@ -13,7 +13,7 @@ from diffcompress import recipe as recipes
 from diffcompress.data import images
 from diffcompress.data import prompts as prompting
 from diffcompress.errors import UsageError
-from diffcompress.evaluation.features import FeatureSpace, cached_space, find_space, image_shape
+from diffcompress.evaluation.features import FeatureSpace, choose_space, image_shape
 from diffcompress.evaluation.neighbours import FEWEST
 from diffcompress.evaluation.protocol import Protocol
 from diffcompress.recipe import Recipe
@@ -72,9 +72,7 @@ def prepare(
     """
     model = teacher or student
     shape = image_shape(model)
-    space = space or find_space(teacher)
-    if space is None and (space := cached_space(shape, progress)) is not None:
-        progress.note(f"features: {space.name}, whose weights were found on this machine")
+    space = choose_space(model, progress, space)
     if space is not None and (why := space.why_unfit(shape)) is not None:
         raise UsageError(
             f"the feature extractor '{space.name}' does not fit: {why}",

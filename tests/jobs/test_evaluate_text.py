@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import save_file
 
 from diffcompress.errors import UsageError
 from diffcompress.evaluation.metrics import NEIGHBOURS
 from diffcompress.jobs.evaluate import evaluate
-from tests.evaluation.test_spaces import clip
+from tests.evaluation.test_spaces import clip, dino
 from tests.families.pipe_stable_diffusion import pipeline
 
-__all__ = ["clip"]
+__all__ = ["clip", "dino"]
+COMMIT = "0" * 40
 FAST = {"num_samples": 12, "sampler_steps": 2, "device": "cpu"}
 
 
@@ -25,6 +28,7 @@ FAST = {"num_samples": 12, "sampler_steps": 2, "device": "cpu"}
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("text")
     whole = pipeline()
+    whole.unet.register_to_config(sample_size=16)  # pixels of 32x32, the least that extractors are looked for
     whole.save_pretrained(root / "teacher")
     (root / "student" / "student-init").mkdir(parents=True)
     save_file(whole.unet.state_dict(), root / "student" / "student-init" / "student.safetensors")
@@ -74,6 +78,23 @@ def test_without_clip_it_says_how_to_get_the_score(root, tmp_path):
     missing = {item["metric"]: item["why"] for item in found["metrics"]["not_computed"]}
     assert set(missing) == {"fd", "kd", "fd_teacher", "kd_teacher", *NEIGHBOURS, "clip_score"}
     assert "evaluate --feature-weights` with a CLIP folder" in missing["clip_score"]
+
+
+def test_clip_in_the_cache_scores_prompts_beside_another_space(root, result, dino, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for folder, name in ((dino, "facebook--dinov2-small"), (clip, "openai--clip-vit-base-patch32")):
+        place = tmp_path / "hub" / f"models--{name}"
+        shutil.copytree(folder, place / "snapshots" / COMMIT)
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text(COMMIT)
+    teacher, student = str(root / "teacher"), str(root / "student" / "pipeline")
+    again = {"teacher": teacher, "prompts": str(root / "prompts.txt"), "output": tmp_path / "out", **FAST}
+    found = evaluate(student, **again)
+    assert found["protocol"]["feature_space"] == "dinov2"
+    assert found["protocol"]["clip"] == result["protocol"]["extractor"]
+    assert found["metrics"]["clip_score"]["value"] == pytest.approx(result["metrics"]["clip_score"]["value"])
+    assert found["metrics"]["kd_teacher_dinov2"]["value"] != 0
+    assert evaluate(student, **again)["metrics"]["clip_score"] == found["metrics"]["clip_score"]  # from its own cache
 
 
 def test_captioned_images_are_prompts_and_reference(root, clip, tmp_path):

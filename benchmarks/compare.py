@@ -31,7 +31,7 @@ from diffcompress.runtime import Progress
 from diffcompress.student.plan import plan
 from diffcompress.teacher.encoding import with_prompts
 from diffcompress.teacher.load import describe, load
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 from diffcompress.training.ema import Ema
 from diffcompress.training.objective import Trainee, make_adapters
 from diffcompress.training.optim import make_optimizer

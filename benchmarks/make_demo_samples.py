@@ -21,7 +21,7 @@ from diffcompress.evaluation.frechet import frechet_distance, kernel_distance
 from diffcompress.evaluation.protocol import Protocol
 from diffcompress.runtime import Progress, StopRequest
 from diffcompress.teacher.load import load
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 
 
 class Lines(Progress):

@@ -26,7 +26,7 @@ from diffcompress.jobs.students import initial_student
 from diffcompress.runtime import Progress
 from diffcompress.student.plan import plan
 from diffcompress.teacher.load import LoadedPipeline, load
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 from diffcompress.training.objective import Trainee, step_losses
 from diffcompress.training.optim import make_optimizer
 

@@ -17,7 +17,8 @@ from diffcompress.evaluation.embedded import DIMENSION, IMAGE_SHAPE, Extractor
 from diffcompress.evaluation.frechet import Moments
 from diffcompress.runtime import Progress
 from diffcompress.teacher.load import LoadedPipeline
-from diffcompress.teacher.reference import DEMO_FOLDER, demo_names, resolve
+from diffcompress.teacher.reference import DEMO_FOLDER, demo_names
+from diffcompress.teacher.resolve import resolve
 from diffcompress.teacher.state import sha256
 from diffcompress.teacher.weights import fingerprint, weight_files
 

@@ -13,7 +13,7 @@ from diffcompress.errors import UsageError
 from diffcompress.export import evidence
 from diffcompress.export.licence import STATED
 from diffcompress.run_folder import EVALUATION, RunFolder
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 from diffcompress.teacher.weights import fingerprint, weight_files
 
 CURVES = (

@@ -18,7 +18,7 @@ from diffcompress.jobs.setting import Asked, Setting, fetched, prepare
 from diffcompress.run_folder import read_json, write_json
 from diffcompress.runtime import Progress
 from diffcompress.teacher.load import LoadedPipeline
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 
 FOLDER, RESULTS, FRONTIER = "comparison", "comparison.json", "frontier.svg"
 _FIELDS = {"student", "teacher", "protocol", "metrics"}

@@ -20,7 +20,8 @@ from diffcompress.jobs.setting import Asked, Setting, fetched, prepare, writable
 from diffcompress.run_folder import EVALUATION, RunFolder, read_json, write_json
 from diffcompress.runtime import Progress
 from diffcompress.teacher.load import LoadedPipeline, state_fingerprint
-from diffcompress.teacher.reference import Reference, resolve
+from diffcompress.teacher.reference import Reference
+from diffcompress.teacher.resolve import resolve
 from diffcompress.teacher.state import StoredState
 from diffcompress.teacher.weights import TeacherState, check_state
 

@@ -22,7 +22,7 @@ from diffcompress.student import plan as planning
 from diffcompress.student.costs import TRAINING_BYTES_PER_PARAMETER
 from diffcompress.student.plan import StudentPlan
 from diffcompress.teacher.load import describe
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 from diffcompress.teacher.weights import stored_dtype
 
 

@@ -12,7 +12,7 @@ from diffcompress.jobs.compare import compare
 from diffcompress.jobs.shrink import shrink
 from diffcompress.run_folder import RunFolder
 from diffcompress.runtime import Progress
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 
 
 def shrink_several(

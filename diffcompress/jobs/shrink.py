@@ -10,7 +10,7 @@ from diffcompress.families import registry
 from diffcompress.jobs.finished import answer, result
 from diffcompress.jobs.request import Request
 from diffcompress.runtime import Progress
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 
 
 def shrink(

@@ -12,7 +12,7 @@ from diffcompress.recipe import BankSection, TargetsSection
 from diffcompress.runtime import Progress, start
 from diffcompress.sampling import sample
 from diffcompress.teacher.load import load
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 from tests.jobs.tiny_teacher import save_teacher
 
 SECTION = BankSection(num_samples=200, sampler_steps=4)

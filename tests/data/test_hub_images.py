@@ -19,7 +19,7 @@ from diffcompress.errors import AccessError, RunStopped, UsageError  # noqa: E40
 from diffcompress.recipe import BankSection  # noqa: E402
 from diffcompress.runtime import Progress, StopRequest, start  # noqa: E402
 from diffcompress.teacher.load import load  # noqa: E402
-from diffcompress.teacher.reference import resolve  # noqa: E402
+from diffcompress.teacher.resolve import resolve  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.data.hub_data import FILES, TABLE, png, save_files, save_table  # noqa: E402
 

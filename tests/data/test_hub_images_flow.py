@@ -16,7 +16,7 @@ from diffcompress.jobs.setting import texts_for
 from diffcompress.runtime import Progress, start
 from diffcompress.teacher.encoding import with_prompts
 from diffcompress.teacher.load import load
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 from tests import tiny
 from tests.cli.command import run
 from tests.data.hub_data import FILES, TABLE, save_files

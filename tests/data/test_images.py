@@ -13,7 +13,7 @@ from diffcompress.errors import UsageError
 from diffcompress.recipe import BankSection
 from diffcompress.runtime import Progress, start
 from diffcompress.teacher.load import load
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 from tests import tiny
 
 

@@ -14,7 +14,7 @@ from diffcompress.jobs.conclude import judged
 from diffcompress.jobs.setting import Asked, prepare
 from diffcompress.runtime import Progress, StopRequest
 from diffcompress.teacher.load import load
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 
 
 class Drawing(Progress):

@@ -19,7 +19,7 @@ from diffcompress.noise import generator
 from diffcompress.runtime import Progress, StopRequest
 from diffcompress.sampling import sample
 from diffcompress.teacher.load import load
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 
 FAILED = "failed_samples<=2%"
 GATES = ("agreement>0.99", "fd<1.2*teacher", "fd_demo_held_out<1.2*teacher", "kd<1.2*teacher", "fd_teacher<1",

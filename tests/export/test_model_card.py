@@ -20,7 +20,7 @@ from diffcompress.export.weights import export_pipeline
 from diffcompress.recipe import parse
 from diffcompress.run_folder import read_json, write_json
 from diffcompress.teacher.load import LoadedPipeline, load
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 from tests.cli.command import run as cli
 from tests.export.synthetic_run import write_run
 from tests.families import pipe_dit

@@ -12,7 +12,7 @@ from diffcompress.errors import DiffCompressError
 from diffcompress.export import probe, proof
 from diffcompress.export.weights import export_pipeline
 from diffcompress.teacher.load import LoadedPipeline, load
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 from tests import tiny
 from tests.export.synthetic_run import write_run
 

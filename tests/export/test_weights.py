@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from diffcompress.errors import DiffCompressError
 from diffcompress.export.weights import export_pipeline
 from diffcompress.teacher.load import LoadedPipeline, load
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 from tests import tiny
 from tests.export.synthetic_run import write_run
 from tests.families import pipe_stable_diffusion

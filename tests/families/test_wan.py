@@ -12,7 +12,7 @@ from diffcompress.student.plan import plan
 from diffcompress.student.size import build
 from diffcompress.teacher.conditioning import trace
 from diffcompress.teacher.load import describe
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 from tests.families.pipe_wan import pipeline
 from tests.families.recording import assert_reproduced, record
 from tests.families.test_contract import lively

@@ -15,7 +15,7 @@ from diffcompress.runtime import Progress
 from diffcompress.teacher.conditioning import trace
 from diffcompress.teacher.encoding import SHARD_SIZE, _key, with_prompts
 from diffcompress.teacher.load import load
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 from tests.families.tiny_text import clip_text
 
 PROMPTS = [*("ab" * (1 + number % 3) for number in range(SHARD_SIZE)), "a much longer one", "b"]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from diffcompress.jobs.plan import plan
 from diffcompress.teacher.load import load
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 from tests import tiny
 from tests.cli.command import spawn
 from tests.families import pipe_dit

@@ -13,7 +13,7 @@ import torch
 
 from diffcompress.errors import AccessError, ExitStatus, UsageError
 from diffcompress.teacher.load import load
-from diffcompress.teacher.reference import SHORT_NAMES, resolve
+from diffcompress.teacher.resolve import SHORT_NAMES, resolve
 from diffcompress.teacher.weights import stored_dtype
 from tests import tiny
 from tests.hub_server import TOKEN, HubServer

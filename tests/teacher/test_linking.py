@@ -11,7 +11,7 @@ from diffcompress.runtime import Progress, start
 from diffcompress.teacher.encoding import with_prompts
 from diffcompress.teacher.linking import link_part
 from diffcompress.teacher.load import load
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 from tests.families import pipe_stable_diffusion
 from tests.families.tiny_text import clip_text
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from diffcompress.errors import UsageError
 from diffcompress.teacher.load import load
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 from tests import tiny
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from diffcompress.errors import UsageError
 from diffcompress.teacher import single_file
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 from diffcompress.teacher.state import StoredState
 from diffcompress.teacher.weights import check_state, open_state, stored_dtype
 from tests import tiny

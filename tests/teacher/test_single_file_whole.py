@@ -19,7 +19,7 @@ from diffcompress.errors import AccessError, ExitStatus, RunStopped, UsageError
 from diffcompress.teacher import linking, single_file
 from diffcompress.teacher.assembly import assembled
 from diffcompress.teacher.load import load
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 from tests import tiny
 from tests.cli.command import spawn
 from tests.families import pipe_stable_diffusion

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffcompress.errors import UsageError
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 from diffcompress.teacher.state import StoredState
 from diffcompress.teacher.variants import choose, choose_files
 from diffcompress.teacher.weights import open_state, require_parts

@@ -18,7 +18,7 @@ from diffcompress.runtime import Progress, start
 from diffcompress.student.plan import plan
 from diffcompress.student.size import build
 from diffcompress.teacher.load import load
-from diffcompress.teacher.reference import resolve
+from diffcompress.teacher.resolve import resolve
 from diffcompress.training import budget, micro
 from diffcompress.training.ema import Ema
 from diffcompress.training.objective import Trainee, freeze_unused, make_adapters

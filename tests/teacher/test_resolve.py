@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from diffcompress.errors import UsageError
-from diffcompress.teacher import reference
+from diffcompress.teacher.resolve import resolve
 from tests import tiny
 
 
@@ -23,14 +23,14 @@ def pipeline(saved, tmp_path):
 
 
 def test_a_pipeline_folder(pipeline):
-    found = reference.resolve(str(pipeline))
+    found = resolve(str(pipeline))
     assert (found.name, found.class_name) == ("ddpm", "UNet2DModel")
     assert found.denoiser == pipeline / "unet"
     assert found.scheduler["_class_name"] == "DDPMScheduler"
 
 
 def test_a_denoiser_folder_takes_the_scheduler_beside_it(pipeline):
-    found = reference.resolve(str(pipeline / "unet"))
+    found = resolve(str(pipeline / "unet"))
     assert found.pipeline is None
     assert found.scheduler["_class_name"] == "DDPMScheduler"
     assert any("scheduler" in note for note in found.notes)
@@ -41,10 +41,10 @@ def test_a_denoiser_folder_with_a_scheduler_named(pipeline, tmp_path, as_file):
     alone = tmp_path / "alone"
     shutil.copytree(pipeline / "unet", alone)
     with pytest.raises(UsageError, match="without a scheduler") as caught:
-        reference.resolve(str(alone))
+        resolve(str(alone))
     assert "--scheduler" in caught.value.hint
     config = pipeline / "scheduler" / "scheduler_config.json"
-    assert reference.resolve(str(alone), str(config if as_file else config.parent)).scheduler
+    assert resolve(str(alone), str(config if as_file else config.parent)).scheduler
 
 
 def _remove(path):
@@ -69,7 +69,7 @@ def _rewrite(text):
 def test_a_damaged_pipeline_folder(pipeline, file, damage, said):
     damage(pipeline / file)
     with pytest.raises(UsageError, match=said) as caught:
-        reference.resolve(str(pipeline))
+        resolve(str(pipeline))
     assert caught.value.hint
 
 
@@ -87,26 +87,26 @@ def test_what_is_no_folder_of_a_model(tmp_path):
         "other/notes.txt": "holds no teacher",
     }.items():
         with pytest.raises(UsageError, match=said) as caught:
-            reference.resolve(str(tmp_path / name))
+            resolve(str(tmp_path / name))
         assert name in caught.value.message
 
 
 @pytest.mark.parametrize(("name", "told"), [("sdxl-turbo", "turbo"), ("my-LCM-model", "LCM"), ("calcmodel", None)])
 def test_a_few_step_teacher_is_known_by_its_name_alone(pipeline, tmp_path, name, told):
-    notes = " ".join(reference.resolve(str(pipeline.rename(tmp_path / name))).notes)
+    notes = " ".join(resolve(str(pipeline.rename(tmp_path / name))).notes)
     assert (f"'{told}' in its name" in notes) if told else ("in its name" not in notes)
 
 
 def test_a_pipeline_without_its_index_is_a_denoiser_with_a_scheduler(pipeline):
     (pipeline / "model_index.json").unlink()
-    found = reference.resolve(str(pipeline))
+    found = resolve(str(pipeline))
     assert (found.name, found.pipeline, found.denoiser) == ("ddpm", None, pipeline / "unet")
     assert found.scheduler["_class_name"] == "DDPMScheduler"
 
 
 def test_an_unknown_demo():
     with pytest.raises(UsageError, match="demo:nothing"):
-        reference.resolve("demo:nothing")
+        resolve("demo:nothing")
 
 
 def test_an_unknown_class_and_an_unknown_noise_process(pipeline):
@@ -121,5 +121,5 @@ def test_an_unknown_class_and_an_unknown_noise_process(pipeline):
         before = path.read_text()
         path.write_text(json.dumps({**json.loads(before), **changes}))
         with pytest.raises(UsageError, match=said):
-            describe(reference.resolve(str(pipeline)))
+            describe(resolve(str(pipeline)))
         path.write_text(before)

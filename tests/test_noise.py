@@ -88,6 +88,7 @@ def test_jittered_grids_stay_in_range_and_antithetic_draws_pair_up():
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "backwards"),
         ({"_class_name": "DDPMScheduler", "prediction_type": "velocity"}, "velocity"),
         ({"_class_name": "DDPMScheduler", "thresholding": True}, "thresholding"),
+        ({"_class_name": "HeunDiscreteScheduler", "beta_schedule": "exp"}, "beta_schedule 'exp'"),
     ],
 )
 def test_what_cannot_be_distilled_is_refused_by_name(config, words):
@@ -153,6 +154,14 @@ def test_flow_draws_stay_in_range_and_antithetic_ones_pair_up():
     torch.testing.assert_close(pairs.sum(1), torch.full((5,), 1000.0), atol=1.1, rtol=0)
     grid = Flow(shift=3.0).grid(5, torch.rand(64, generator=generator(1)))
     assert (grid[0] == 1000).all() and grid.min() > 0 and (grid[:-1] > grid[1:]).all()
+
+
+@pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "DDIMScheduler"])
+def test_what_a_config_leaves_out_is_as_its_class_has_it(name):
+    import diffusers
+
+    theirs = getattr(diffusers, name)().alphas_cumprod
+    torch.testing.assert_close(from_scheduler({"_class_name": name}).alphas_cumprod, theirs.double())
 
 
 @pytest.mark.parametrize(

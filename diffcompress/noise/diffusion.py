@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -34,10 +35,17 @@ class Diffusion(NoiseProcess):
         if config.get("thresholding"):
             raise ValueError("dynamic thresholding is not supported")
         schedule = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-        kept = {key: config[key] for key in (*schedule, "rescale_betas_zero_snr") if config.get(key) is not None}
-        scheduler = diffusers.DDPMScheduler(**kept)
+        name = str(config.get("_class_name", "DDPMScheduler"))
+        # What the config leaves out is as its own class has it: some start from Stable Diffusion's betas.
+        own = inspect.signature(getattr(diffusers, name).__init__).parameters
+        given = {key: own[key].default for key in schedule if key in own} | dict(config)
+        kept = {key: given[key] for key in (*schedule, "rescale_betas_zero_snr") if given.get(key) is not None}
+        try:
+            scheduler = diffusers.DDPMScheduler(**kept)
+        except NotImplementedError as error:
+            raise ValueError(f"beta_schedule '{kept['beta_schedule']}' is not supported") from error
         # Only these two classes clip what their step predicts, and do so unless told otherwise.
-        clips = str(config.get("_class_name", "DDPMScheduler")).startswith(("DDPM", "DDIM"))
+        clips = name.startswith(("DDPM", "DDIM"))
         return cls(
             # A terminal signal of exactly zero would be divided by; diffusers' solvers keep 2^-24 too.
             scheduler.alphas_cumprod.double().clamp(min=2.0**-24),

@@ -95,4 +95,5 @@ FAMILY = Transformer(
     inputs=_inputs,
     tiny=_tiny,
     text=lambda _config: ("encoder_hidden_states",),
+    feature_output=1,  # of a two-stream block, where there are no others
 )

@@ -115,9 +115,9 @@ class Transformer:
         return plain_config(self.class_name, config, **changes)
 
     def blocks(self, model: nn.Module) -> tuple[str, ...]:
-        """NUM_FEATURES blocks spread over the deepest stack, the last one among them."""
-        module = self.stacks[0].module
-        depth = len(model.get_submodule(module))  # type: ignore[arg-type]
+        """NUM_FEATURES blocks spread over the deepest stack, the last one among them; over the next if it is empty."""
+        sizes = {stack.module: len(model.get_submodule(stack.module)) for stack in self.stacks}  # type: ignore[arg-type]
+        module, depth = next((module, depth) for module, depth in sizes.items() if depth)
         ends = [max(1, round((part + 1) * depth / NUM_FEATURES)) - 1 for part in range(NUM_FEATURES)]
         return tuple(f"{module}.{end}" for end in ends)
 

@@ -11,7 +11,7 @@ from diffcompress.families.base import Family, TensorRules
 from diffcompress.families.mmdit_rules import image_positions, pack, unpack
 from diffcompress.student.inherit import inherit
 from diffcompress.student.size import build
-from tests.families.test_contract import lively
+from tests.families.test_contract import inputs_of, lively, predictions
 
 FAMILIES = pytest.mark.parametrize(
     "family", [sd3.FAMILY, flux.FAMILY, auraflow.FAMILY, qwenimage.FAMILY], ids=lambda family: family.class_name
@@ -61,6 +61,17 @@ def hide(rules: TensorRules, hidden: dict[str, Tensor], teacher: dict[str, Tenso
         assert rule.teacher is not None and rule.scale == 1.0
         state[rule.teacher] = value
     return state
+
+
+@pytest.mark.parametrize("family", [flux.FAMILY, auraflow.FAMILY], ids=lambda family: family.class_name)
+def test_where_there_are_no_single_blocks_features_are_the_image_of_the_double_ones(family: Family) -> None:
+    config = family.tiny_config() | {family.stacks[0].key: 0}
+    model, seen = build(family, config, "cpu").eval(), []
+    for name in family.blocks(model):
+        model.get_submodule(name).register_forward_hook(lambda *call: seen.append(family.feature(call[2])))
+    predictions(family, model, config)
+    tokens = inputs_of(family, config, 1)["noisy"][0, 0].numel() // 4
+    assert seen and all(feature.shape[2] == tokens for feature in seen)
 
 
 def test_latents_are_packed_as_the_pipelines_do() -> None:

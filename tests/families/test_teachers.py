@@ -9,6 +9,7 @@ import pytest
 
 from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.families import registry
+from diffcompress.families.shapes import shapes
 from diffcompress.student.plan import plan
 
 CONFIGS = {path.stem: path for path in (Path(__file__).parent.parent / "teachers").glob("*.json")}
@@ -77,3 +78,10 @@ def test_a_class_without_a_family_is_refused_with_the_known_ones(name: str) -> N
     with pytest.raises(UsageError, match=read(name)["_class_name"]) as caught:
         registry.find(read(name)["_class_name"])
     assert "SD3Transformer2DModel" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["UNet2DModel", "UNet2DConditionModel"])
+def test_a_unet_that_leaves_its_blocks_to_its_class(name: str) -> None:
+    config = registry.up_to_date({"_class_name": name, "sample_size": 64, "out_channels": 3})
+    assert registry.find(name).variants({**config, "in_channels": 3}, channels_per_group=4)
+    assert shapes(name, config) == shapes(name, {"sample_size": 64, "out_channels": 3})

@@ -70,7 +70,12 @@ def plan(
     when no student comes within 1 % (a transformer that keeps its teacher's head size: 5 %).
     """
     section = section or StudentSection()
-    teacher_params = shapes(family.class_name, config).num_parameters
+    try:
+        teacher_params = shapes(family.class_name, config).num_parameters
+    except Exception as error:
+        raise UsageError(
+            f"the teacher's config does not build a {family.class_name}: {error}", "check the config"
+        ) from error
     target = _target(family, config, teacher_params, ratio, params, size, dtype)
     asked = target / teacher_params
     variants = family.variants(config, channels_per_group=section.channels_per_group)
@@ -165,6 +170,7 @@ def _verified(
     try:
         check_forward(family, model, config)
     except (RuntimeError, ValueError) as error:
+        _check_runs(family, config)
         raise DoesNotFitError(
             f"a student of ratio {asked:.4g} with {candidate.choice} does not run on the teacher's input: {error}",
             "ask for another ratio, or more student.channels_per_group",
@@ -174,6 +180,17 @@ def _verified(
     student = {key: _plain(value) for key, value in student.items()}
     notes = (*_notes(config, student), *rules.notes)
     return StudentPlan(family.class_name, plain, student, params, teacher_params, asked, candidate.choice, notes)
+
+
+def _check_runs(family: Family, config: Config) -> None:
+    """Raise UsageError if it is the teacher that does not run on its own samples."""
+    try:
+        check_forward(family, build(family, config, "meta"), config)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"the teacher does not run on samples of its own shape {family.sample_shape(config)}: {error}",
+            "check its config, sample_size first",
+        ) from error
 
 
 def _notes(config: Config, student: Config) -> list[str]:

@@ -140,6 +140,19 @@ def test_targets_that_make_no_sense(asked):
         plan(FAMILY, tiny.DEMO, **asked)
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"in_channels": 2}, "takes 2 channels and predicts 1: it reads more than a noisy sample"),
+        ({"sample_size": 7}, r"does not run on samples of its own shape \(1, 7, 7\)"),
+        ({"up_block_types": ("UpBlock2D",)}, "does not build a UNet2DModel"),
+    ],
+)
+def test_what_no_student_could_mend_is_said_of_the_teacher(changes, told):
+    with pytest.raises(UsageError, match=told):
+        plan(FAMILY, {**tiny.UNET, **changes}, ratio=0.5)
+
+
 def test_planning_is_fast():
     plan(FAMILY, tiny.DEMO, ratio=0.1)
     started = time.process_time()

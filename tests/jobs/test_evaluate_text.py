@@ -19,6 +19,8 @@ from diffcompress.jobs.evaluate import evaluate
 from tests.evaluation.test_spaces import clip, dino
 from tests.families.pipe_stable_diffusion import pipeline
 
+pytestmark = pytest.mark.xdist_group("evaluate_text")  # what they share is made once
+
 __all__ = ["clip", "dino"]
 COMMIT = "0" * 40
 FAST = {"num_samples": 12, "sampler_steps": 2, "device": "cpu"}
@@ -59,7 +61,7 @@ def test_prompts_are_part_of_the_protocol(result):
 def test_scores_of_a_text_pipeline(result):
     metrics = result["metrics"]
     score = metrics["clip_score"]
-    assert 0 <= score["low"] <= score["value"] <= score["high"] <= 100
+    assert -1e-9 <= score["low"] <= score["value"] <= score["high"] <= 100
     assert score["teacher"]["value"] is not None
     assert metrics["kd_teacher_clip"]["value"] != 0
     assert 0 < metrics["paired_distance"]["value"] < 2  # of pixels, not of latents

@@ -89,6 +89,7 @@ def test_jittered_grids_stay_in_range_and_antithetic_draws_pair_up():
         ({"_class_name": "DDPMScheduler", "prediction_type": "velocity"}, "velocity"),
         ({"_class_name": "DDPMScheduler", "thresholding": True}, "thresholding"),
         ({"_class_name": "HeunDiscreteScheduler", "beta_schedule": "exp"}, "beta_schedule 'exp'"),
+        ({"trained_betas": [0.1, 0.2], "num_train_timesteps": 3}, "2 trained_betas for 3 timesteps"),
     ],
 )
 def test_what_cannot_be_distilled_is_refused_by_name(config, words):

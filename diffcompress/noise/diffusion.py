@@ -44,6 +44,10 @@ class Diffusion(NoiseProcess):
             scheduler = diffusers.DDPMScheduler(**kept)
         except NotImplementedError as error:
             raise ValueError(f"beta_schedule '{kept['beta_schedule']}' is not supported") from error
+        if len(scheduler.alphas_cumprod) != scheduler.config.num_train_timesteps:
+            raise ValueError(
+                f"{len(scheduler.alphas_cumprod)} trained_betas for {scheduler.config.num_train_timesteps} timesteps"
+            )
         # Only these two classes clip what their step predicts, and do so unless told otherwise.
         clips = name.startswith(("DDPM", "DDIM"))
         return cls(

@@ -77,10 +77,16 @@ def test_report_redraws(first, root):
     assert page.exists()
 
 
-def test_gates_of_an_evaluation_reach_report_and_card(first, root):
+@pytest.fixture(scope="module")
+def gated(first, root):
+    """An evaluation of the run's own pipeline in its default place, with gates."""
     small = ["--teacher", root / "teacher", "--num-samples", "4", "--sampler-steps", "2", "--device", "cpu"]
     gates = ["--gate", "params<10", "--gate", "agreement>-9", "--gate", "fd<1"]
     assert run("evaluate", root / "run" / "pipeline", *small, *gates).code == 3
+    return root / "run" / "evaluation" / "evaluation.json"
+
+
+def test_gates_of_an_evaluation_reach_report_and_card(gated, root):
     told = json.loads(run("report", root / "run", "--json").stdout)
     assert [(one["expr"], one["passed"]) for one in told["gates"]] == [
         ("params<10", False), ("agreement>-9", True), ("fd<1", False),
@@ -93,9 +99,8 @@ def test_gates_of_an_evaluation_reach_report_and_card(first, root):
 
 
 @pytest.mark.parametrize("of", ["student", "teacher"])
-def test_an_evaluation_of_other_weights_or_against_another_teacher_says_nothing(first, root, of):
-    file = root / "run" / "evaluation" / "evaluation.json"
-    text = file.read_text()
+def test_an_evaluation_of_other_weights_or_against_another_teacher_says_nothing(gated, root, of):
+    file, text = gated, gated.read_text()
     found = json.loads(text)
     found[of]["fingerprint"] = "0" * 64
     file.write_text(json.dumps(found))

@@ -17,10 +17,10 @@ demo: $(STAMP) ## compress the embedded teacher to 5 % and draw the report (five
 	@echo "The student:      $(CURDIR)/build/demo-run/pipeline"
 
 test: $(STAMP) ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 test-all: $(STAMP) ## run the tests with the slow ones: every family end to end
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q -m "slow or not slow"
 
 lint: $(STAMP) types ## ruff, formatting, types and import direction
 	$(BIN)/ruff check .

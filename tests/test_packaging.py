@@ -15,8 +15,6 @@ import diffcompress
 from diffcompress.recipe import builtin_folder
 from tests.cli.command import spawn
 
-pytestmark = pytest.mark.xdist_group("packaging")  # what they share is made once
-
 ROOT = Path(__file__).parent.parent
 
 

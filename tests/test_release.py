@@ -24,8 +24,6 @@ from tests.export.loopback import point_client_at
 from tests.hub_server import HubServer
 from tests.jobs.tiny_teacher import save_teacher, settings
 
-pytestmark = pytest.mark.xdist_group("release")  # what they share is made once
-
 ROOT = Path(__file__).parent.parent
 SCHEMAS = ROOT / "docs" / "schemas"
 REPO = "someone/small"

@@ -9,8 +9,6 @@ import pytest
 from tests.cli.command import run
 from tests.jobs.tiny_teacher import save_teacher, settings
 
-pytestmark = pytest.mark.xdist_group("commands")  # what they share is made once
-
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):

@@ -10,8 +10,6 @@ from diffusers import DiTPipeline, StableDiffusion3Pipeline
 from diffcompress.evaluation.features import demo_space
 from diffcompress.teacher.reference import DEMO_FOLDER, demo_names
 
-pytestmark = pytest.mark.xdist_group("latent_teachers")  # what they share is made once
-
 NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 # Classes that look alike (t-shirt, pullover, coat, shirt, dress) are left out: these five are told apart with ease.
 ASKED = [1, 5, 7, 8, 9]

@@ -21,8 +21,6 @@ from diffcompress.sampling import sample
 from diffcompress.teacher.load import load
 from diffcompress.teacher.resolve import resolve
 
-pytestmark = pytest.mark.xdist_group("damage")  # what they share is made once
-
 FAILED = "failed_samples<=2%"
 GATES = ("agreement>0.99", "fd<1.2*teacher", "fd_demo_held_out<1.2*teacher", "kd<1.2*teacher", "fd_teacher<1",
          "kd_teacher<0.1", "precision>0.9*teacher", "recall>0.9*teacher", "density>0.9*teacher", "coverage>0.9*teacher",

@@ -17,10 +17,7 @@ from diffcompress.run_folder import read_json, write_json
 from tests.export.browser import CHROMIUM, open_page
 from tests.export.synthetic_run import write_run
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: no page was opened"),
-    pytest.mark.xdist_group("browser"),  # what they share is made once
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: no page was opened")
 
 # The page in a frame: no window of the browser is as narrow as a phone. The framed page measures itself and tells.
 FRAME = """<body><iframe src="measured.html" width="WIDTH" height="2000" style="border: 0"></iframe>

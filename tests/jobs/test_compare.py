@@ -14,8 +14,6 @@ from diffcompress.runtime import Progress
 from tests.cli.command import run
 from tests.evaluation import models
 
-pytestmark = pytest.mark.xdist_group("compare")  # what they share is made once
-
 FAST = {"num_samples": 8, "sampler_steps": 2, "device": "cpu"}
 
 

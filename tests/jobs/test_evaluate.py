@@ -21,8 +21,6 @@ from diffcompress.jobs.evaluate import evaluate
 from diffcompress.runtime import Progress
 from tests.evaluation import models
 
-pytestmark = pytest.mark.xdist_group("evaluate")  # what they share is made once
-
 FAST = {"num_samples": 128, "sampler_steps": 2, "device": "cpu"}
 
 

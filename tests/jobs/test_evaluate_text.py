@@ -19,8 +19,6 @@ from diffcompress.jobs.evaluate import evaluate
 from tests.evaluation.test_spaces import clip, dino
 from tests.families.pipe_stable_diffusion import pipeline
 
-pytestmark = pytest.mark.xdist_group("evaluate_text")  # what they share is made once
-
 __all__ = ["clip", "dino"]
 COMMIT = "0" * 40
 FAST = {"num_samples": 12, "sampler_steps": 2, "device": "cpu"}

@@ -11,8 +11,6 @@ from diffcompress.run_folder import discard
 from tests.cli.command import run as cli
 from tests.jobs.tiny_teacher import command, run, same, save_teacher, stop_when, weights
 
-pytestmark = pytest.mark.xdist_group("resume")  # what they share is made once
-
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):

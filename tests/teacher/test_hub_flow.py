@@ -13,8 +13,6 @@ from tests.cli.command import spawn
 from tests.hub_server import HubServer
 from tests.jobs.tiny_teacher import settings
 
-pytestmark = pytest.mark.xdist_group("hub_flow")  # what they share is made once
-
 NAME = "someone/ddpm"
 RATIO = ("--ratio", "0.3")
 

@@ -69,8 +69,17 @@ def as_shipped(student: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def rounded(student: nn.Module, dtype: torch.dtype, device: torch.device | str = "cpu") -> nn.Module:
-    """A copy with the values that ship in `dtype`, which computes in float32 on `device`; raises as `as_shipped`."""
-    return nn.Module.to(as_shipped(student, dtype), device, torch.float32)
+    """A copy with the values that ship in `dtype`, which computes in float32 on `device`; raises as `as_shipped`.
+
+    Buffers that are no part of the weights, such as tables of positions, keep their precision: nothing rounds them
+    where the weights are loaded to compute in float32.
+    """
+    made = nn.Module.to(as_shipped(student, dtype), device, torch.float32)
+    shipped, buffers = made.state_dict(), dict(made.named_buffers())
+    for name, value in student.named_buffers():
+        if name not in shipped and value.is_floating_point():
+            buffers[name].copy_(value)
+    return made
 
 
 def _write_rest(folder: Path, teacher: LoadedPipeline) -> str:

@@ -11,12 +11,12 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from diffcompress.errors import DiffCompressError
-from diffcompress.export.weights import export_pipeline
+from diffcompress.export.weights import export_pipeline, rounded
 from diffcompress.teacher.load import LoadedPipeline, load
 from diffcompress.teacher.resolve import resolve
 from tests import tiny
 from tests.export.synthetic_run import write_run
-from tests.families import pipe_stable_diffusion
+from tests.families import pipe_dit, pipe_stable_diffusion
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -152,3 +152,13 @@ def test_nothing_is_left_when_the_weights_do_not_fit_the_dtype(
     assert not run.pipeline.exists()
     assert not list(run.path.glob("pipeline*"))
     assert export_pipeline(student, teacher, run, dtype=torch.float32).is_dir()
+
+
+def test_tables_of_positions_keep_their_precision_where_weights_are_rounded():
+    """They are no part of the file, and whoever loads it to compute in float32 has them in float32."""
+    student = pipe_dit.pipeline(10).transformer
+    made = rounded(student, torch.float16)
+    assert torch.equal(made.pos_embed.pos_embed, student.pos_embed.pos_embed)
+    assert not torch.equal(made.pos_embed.pos_embed, student.pos_embed.pos_embed.half().float())
+    weight = student.pos_embed.proj.weight
+    assert torch.equal(made.pos_embed.proj.weight, weight.half().float())

@@ -159,9 +159,10 @@ def _rows(pipeline: LoadedPipeline, protocol: Protocol, space: FeatureSpace | No
     if pipeline.codec is not None:
         rows["pixels"] = pixels[:kept].half() if kept else torch.empty(0).half()
     if space is not None:
-        rows["features"] = space.features(pixels.nan_to_num())
+        finite = pixels.nan_to_num()
+        rows["features"] = space.features(finite)
         if space.clip is not None:
-            rows["clip"] = space.clip.features(pixels.nan_to_num())
+            rows["clip"] = space.clip.features(finite)
     return rows
 
 

@@ -34,7 +34,7 @@ from diffcompress.teacher.load import describe, load
 from diffcompress.teacher.resolve import resolve
 from diffcompress.training.ema import Ema
 from diffcompress.training.objective import Trainee, make_adapters
-from diffcompress.training.optim import make_optimizer
+from diffcompress.training.optim import Optimizer
 from diffcompress.training.stage import Job, run_stage
 from diffcompress.training.state import TrainingState
 
@@ -64,7 +64,7 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
     state = TrainingState(
         trainee,
         Ema(trainee, recipe.training.ema_half_life * recipe.num_steps),
-        make_optimizer(trainee, recipe.training),
+        Optimizer(trainee, recipe.training),
     )
     targets = Targets(
         work / f"targets-{options.bank_seed}-{seed}", teacher, bank, recipe.targets, seed=seed,

@@ -28,7 +28,7 @@ from diffcompress.student.plan import plan
 from diffcompress.teacher.load import LoadedPipeline, load
 from diffcompress.teacher.resolve import resolve
 from diffcompress.training.objective import Trainee, step_losses
-from diffcompress.training.optim import make_optimizer
+from diffcompress.training.optim import Optimizer
 
 
 def ten_times(teacher: LoadedPipeline) -> LoadedPipeline:
@@ -66,7 +66,7 @@ def measure(name: str, teacher: LoadedPipeline, ratio: float, repeats: int, bank
         bank_seconds = (time.perf_counter() - started) / bank_samples
         student_plan = plan(teacher.family, teacher.config, ratio=ratio, section=recipe.student)
         trainee = Trainee(initial_student(teacher, student_plan, recipe, bank), teacher.family).train()
-        optimizer = make_optimizer(trainee, recipe.training)
+        optimizer = Optimizer(trainee, recipe.training)
         steps = bank_samples * recipe.bank.sampler_steps * 8 // recipe.training.batch_size
         common = {"seed": 0, "batch_size": recipe.training.batch_size, "runtime": runtime, "progress": progress}
         reused = Targets(Path(scratch) / "t", teacher, bank, recipe.targets, num_steps=steps, **common)
@@ -85,7 +85,7 @@ def measure(name: str, teacher: LoadedPipeline, ratio: float, repeats: int, bank
             given = batch or source.batch(step[0] % steps)
             loss, _ = step_losses(trainee, teacher, given, stage, lambda value: value)
             loss.backward()
-            optimizer.step()
+            optimizer.step(recipe.training.learning_rate)
             optimizer.zero_grad()
 
         place = recipe.stages[-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from diffcompress.student import plan as planning
 from diffcompress.student.costs import TRAINING_BYTES_PER_PARAMETER
 from diffcompress.student.plan import StudentPlan
 from diffcompress.teacher.load import describe
-from diffcompress.teacher.resolve import resolve
+from diffcompress.teacher.resolve import denoiser_config, resolve
 from diffcompress.teacher.weights import stored_dtype
 
 
@@ -147,13 +146,9 @@ def _find(text: str, scheduler: str | None) -> _Teacher:
 
 def _from_config(text: str, path: Path) -> _Teacher:
     """A bare denoiser config, enough for a plan."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is not valid JSON ({error})", "name a denoiser's config.json") from error
-    if not isinstance(config, dict) or "_class_name" not in config:
+    config = denoiser_config(path)
+    if "_class_name" not in config:
         raise UsageError(f"{path} is not a denoiser config: it has no _class_name", "name a denoiser's config.json")
-    config = registry.up_to_date(config)
     return _Teacher(
         text, registry.find(config["_class_name"]), config, None, None, ("sizes in float32: a config alone",)
     )

@@ -20,7 +20,7 @@ from diffcompress.sampling import sample
 from diffcompress.training import budget, micro
 from diffcompress.training.ema import Ema
 from diffcompress.training.objective import Trainee, freeze_unused, make_adapters
-from diffcompress.training.optim import make_optimizer
+from diffcompress.training.optim import Optimizer
 from diffcompress.training.stage import Job, run_stage
 from diffcompress.training.state import Checkpoints, TrainingState
 
@@ -57,7 +57,7 @@ def train(run: Run, start: nn.Module, bank: Bank) -> tuple[Recipe, nn.Module]:
 
 
 def _job(run: Run, recipe: Recipe, trainee: Trainee, bank: Bank) -> Job:
-    optimizer = make_optimizer(trainee, recipe.training)
+    optimizer = Optimizer(trainee, recipe.training)
     state = TrainingState(trainee, Ema(trainee, recipe.training.ema_half_life * recipe.num_steps), optimizer)
     targets = Targets(
         run.folder.targets,

@@ -32,8 +32,8 @@ def lift(
             passes it.
         fine: "squared" as published; variants of ours: "relative", the root of each sample's mean squared residual,
             and "l1", the mean absolute residual.
-        gate: "global" as published, or "per_sample": each sample gated by its own distance, no mixing (a variant of
-            ours).
+        gate: "global" as published; variants of ours: "per_sample", each sample gated by its own distance, no mixing,
+            and "soft", `w = sg(1 / (1 + mean|a - 1| + mean|b|))`, which never shuts.
         coarse_weight: factor on the coarse term in `loss` alone, for a schedule that anneals it.
 
     Returns LossTerms, slope and intercept `[B, C, 1]`. Raises ValueError for shapes that differ or lack a spatial

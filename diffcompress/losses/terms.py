@@ -14,15 +14,15 @@ from .reduction import PerSample, Scalar, one_of, root
 
 Norm = Literal["l1", "squared", "relative"]
 Fine = Literal["squared", "l1", "relative"]
-Gate = Literal["global", "per_sample"]
+Gate = Literal["global", "per_sample", "soft"]
 ReduceMean = Callable[[Tensor], Tensor]
 
 
 class LossTerms(NamedTuple):
     """What LIFT and PLACE return. `loss`, `coarse` and `fine` carry gradients, the rest is for the log.
 
-    With the global gate `loss = coarse_weight * coarse + fine_weight * fine`; with the per-sample gate `fine_weight`
-    is the mean of the weights, so that equation holds for each sample alone.
+    `loss = coarse_weight * coarse + fine_weight * fine`; with the per-sample gate `fine_weight` is the mean of the
+    weights, so that equation holds for each sample alone.
     """
 
     loss: Scalar
@@ -53,11 +53,12 @@ def weigh(
 
     `share` [groups]: each group's part of the elements, summing to 1. `factor`: 1, or the elements per sample for
     reduction `sum`. `fine="relative"`: the root of each sample's mean squared residual, in place of the mean squared
-    residual; "l1" expects lines fitted with the mean absolute one. `norm="relative"`: see `_relative`.
+    residual; "l1" expects lines fitted with the mean absolute one. `norm="relative"`: see `_relative`. `gate="soft"`:
+    `w = 1 / (1 + mean|a - 1| + mean|b|)`, the same to first order, which never shuts.
     """
     one_of("norm", norm, ("l1", "squared", "relative"))
     one_of("fine", fine, ("squared", "l1", "relative"))
-    one_of("gate", gate, ("global", "per_sample"))
+    one_of("gate", gate, ("global", "per_sample", "soft"))
 
     def per_sample(values: PerGroup) -> PerSample:
         return (values * share).sum(-1).mean(-1)
@@ -73,7 +74,8 @@ def weigh(
     residual = root(residual) if fine == "relative" else residual
 
     off = distance.detach()
-    weight = 1 - (reduce_mean(off.mean()) if gate == "global" else off).clamp(max=1)
+    off = off if gate == "per_sample" else reduce_mean(off.mean())
+    weight = 1 / (1 + off) if gate == "soft" else 1 - off.clamp(max=1)
     return LossTerms(
         loss=factor * (coarse_weight * coarse + weight * residual).mean(),
         coarse=factor * coarse.mean(),

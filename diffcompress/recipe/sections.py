@@ -79,8 +79,8 @@ class StageSection(Section):
     fine: Literal["squared", "l1", "relative"] = Field(
         "relative", description="fine term: squared residual (published), absolute, or per-sample root mean square"
     )
-    gate: Literal["global", "per_sample"] = Field(
-        "global", description="fine weight from the whole batch (published) or per sample"
+    gate: Literal["global", "per_sample", "soft"] = Field(
+        "global", description="fine weight from the whole batch (published), per sample, or one that never shuts"
     )
     coarse_weight: float = Field(0.3, ge=0.0, description="factor on the coarse term; 1 as published")
     output_norm: Literal["squared", "l1", "rms"] = Field("squared", description="norm of output_kd")
@@ -100,10 +100,13 @@ class TrainingSection(Section):
     micro_batch_size: int | None = Field(
         None, ge=1, description="samples of a process's share in one forward; null: all of them, or what memory holds"
     )
-    learning_rate: float = Field(3e-3, gt=0.0)
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon", description="muon: orthogonal steps for matrices and AdamW for the rest; adamw: for all, as published"
+    )
+    learning_rate: float = Field(1e-2, gt=0.0)
     warmup_steps: int = Field(50, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[float, float] = Field((0.9, 0.99), description="of AdamW")
     weight_decay: float = Field(0.0, ge=0.0)
     max_grad_norm: float = Field(1.0, gt=0.0)
     precision: Literal["float32", "bfloat16"] = Field(
@@ -128,7 +131,7 @@ class ExportSection(Section):
 
 def default_stages() -> tuple[StageSection, ...]:
     """Measured on a pixel U-Net (docs/benchmarks.md); other families' recipes hold stages of their own."""
-    common: dict[str, Any] = {"norm": "relative", "fine": "l1", "coarse_weight": 1.0}
+    common: dict[str, Any] = {"norm": "relative", "fine": "l1", "gate": "soft", "coarse_weight": 1.0}
     return (
         StageSection(name="lift", num_steps=140, weights=LossWeights(lift=1.0), **common),
         StageSection(name="place", num_steps=1860, weights=LossWeights(place=1.0), group_size=4, **common),

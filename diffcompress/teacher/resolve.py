@@ -90,7 +90,7 @@ def _from_folder(text: str, path: Path, name: str, scheduler: str | None) -> Ref
     if (path / "model_index.json").is_file() and not _is_flat(path):
         found = _from_pipeline(text, path, name)
     elif (path / "config.json").is_file():
-        config = _denoiser_config(path / "config.json")
+        config = denoiser_config(path / "config.json")
         noise, note = _scheduler_beside(text, path, scheduler)
         found = Reference(text, name, path, None, config, noise, (note,))
     elif inside := [part for part in DENOISERS if (path / part / "config.json").is_file()]:
@@ -121,7 +121,7 @@ def _from_pipeline(text: str, path: Path, name: str) -> Reference:
             f"the pipeline in '{text}' has no unet or transformer",
             f"its parts are {', '.join(k for k in index if not k.startswith('_'))}",
         )
-    config = _denoiser_config(path / subfolder / "config.json")
+    config = denoiser_config(path / subfolder / "config.json")
     scheduler = read_json(path / "scheduler" / "scheduler_config.json")
     return Reference(text, name, path / subfolder, path, config, scheduler)
 
@@ -136,7 +136,7 @@ def _from_file(text: str, path: Path, scheduler: str | None) -> Reference:
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else None
     parts = ("", *DENOISERS) if index is not None else ("",)
     beside = next((file for part in parts if (file := folder / part / "config.json").is_file()), None)
-    found = single_file.recognise(path, _denoiser_config(beside) if beside else None, index)
+    found = single_file.recognise(path, denoiser_config(beside) if beside else None, index)
     notes = found.notes if beside is None else (*found.notes, f"config from {beside}")
     stated = scheduler is not None or (folder / "scheduler" / "scheduler_config.json").is_file()
     if found.scheduler is not None and not stated:
@@ -165,5 +165,6 @@ def _scheduler_beside(text: str, folder: Path, scheduler: str | None) -> tuple[d
     return read_json(file), f"noise process from {file}"
 
 
-def _denoiser_config(path: Path) -> dict[str, Any]:
+def denoiser_config(path: Path) -> dict[str, Any]:
+    """A denoiser's config.json, class named as diffusers names it today; raises UsageError as `read_json` does."""
     return up_to_date(read_json(path))

@@ -1,22 +1,79 @@
-"""Optimiser and learning-rate schedule; the schedule runs once over all stages."""
+"""Muon or AdamW, as one optimizer, and the learning-rate schedule, which runs once over all stages."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffcompress.recipe import TrainingSection
 
+# Of Muon's updates, as large as AdamW's are, so that both take learning rates of one size (arXiv 2502.16982).
+AS_LARGE_AS_ADAMW = "match_rms_adamw"
 
-def make_optimizer(model: nn.Module, section: TrainingSection) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=section.learning_rate,
-        betas=section.betas,
-        weight_decay=section.weight_decay,
-    )
+
+class Optimizer:
+    """All that has a gradient in `model`. Recipe value `adamw`: AdamW; `muon`: torch's Muon (Jordan 2024) for the
+    weights of linear and convolution layers, AdamW for the rest (tables, norms, biases, weights of one row or column).
+
+    Muon's steps move all directions of a matrix by the same amount, however small their gradients. It takes a
+    convolution's weight as a view of the same memory, with a row per output channel.
+    """
+
+    def __init__(self, model: nn.Module, section: TrainingSection) -> None:
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        matrices = _matrices(model) if section.optimizer == "muon" else set()
+        self._views = [(p, nn.Parameter(p.detach().flatten(1))) for p in self.parameters if p in matrices]
+        rest = [p for p in self.parameters if p not in matrices]
+        self._parts: dict[str, torch.optim.Optimizer] = {}
+        if rest:
+            self._parts["adamw"] = torch.optim.AdamW(rest, betas=section.betas, weight_decay=section.weight_decay)
+        if self._views:
+            views = [view for _, view in self._views]
+            self._parts["muon"] = torch.optim.Muon(
+                views, weight_decay=section.weight_decay, adjust_lr_fn=AS_LARGE_AS_ADAMW
+            )
+
+    def step(self, learning_rate: float) -> None:
+        """One update from the parameters' gradients, which stay."""
+        for parameter, view in self._views:
+            view.grad = None if parameter.grad is None else parameter.grad.flatten(1)
+        for part in self._parts.values():
+            for group in part.param_groups:
+                group["lr"] = learning_rate
+            part.step()
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The moments, by a flat name."""
+        return {
+            f"{name}.{index}.{key}": value
+            for name, part in self._parts.items()
+            for index, state in part.state_dict()["state"].items()
+            for key, value in state.items()
+        }
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """What `tensors` gave, for a model of the same parameters."""
+        for name, part in self._parts.items():
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in tensors.items():
+                owner, index, moment = key.split(".")
+                if owner == name:
+                    state.setdefault(int(index), {})[moment] = value
+            part.load_state_dict(part.state_dict() | {"state": state})
+
+
+def _matrices(model: nn.Module) -> set[Tensor]:
+    """Weights of linear and convolution layers with more than one row and column."""
+    layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    weights = {module.weight for module in model.modules() if isinstance(module, layers)}
+    return {weight for weight in weights if min(weight.flatten(1).shape) > 1}
 
 
 def learning_rate(section: TrainingSection, step: int, num_steps: int) -> float:

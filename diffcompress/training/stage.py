@@ -109,15 +109,12 @@ def update(job: Job, stage: StageSection, step: int, batch: Batch) -> Mapping[st
         job.runtime.mean,
         section.micro_batch_size or len(batch.noisy),
     )
-    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, section.max_grad_norm)
+    norm = torch.nn.utils.clip_grad_norm_(state.optimizer.parameters, section.max_grad_norm)
     finite = bool(torch.isfinite(job.runtime.mean(total.detach() + norm)))
     rate = learning_rate(section, step, job.recipe.num_steps) * state.counters.learning_rate_scale
     if finite:
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
-        state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
+        state.optimizer.step(rate)
+    state.optimizer.zero_grad()
     if not finite:
         return None
     state.ema.update(state.model, step)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffcompress.run_folder import discard, read_json, write_atomically, write_json
 from diffcompress.training.ema import Ema
+from diffcompress.training.optim import Optimizer
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Counters:
 class TrainingState:
     """Everything that the next step depends on, and where it is kept."""
 
-    def __init__(self, model: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, model: nn.Module, ema: Ema, optimizer: Optimizer) -> None:
         """`model`: all that is trained (student and adapters), not wrapped."""
         self.model, self.ema, self.optimizer = model, ema, optimizer
         self.counters = Counters()
@@ -37,8 +37,7 @@ class TrainingState:
         """Write a checkpoint; all or nothing. Raises RunStopped when the disk is full."""
         tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.tensors.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.tensors().items()}
 
         def write(part: Path) -> None:
             part.mkdir()
@@ -55,11 +54,7 @@ class TrainingState:
         device = next(self.model.parameters()).device
         for name, value in _below(tensors, "ema").items():
             self.ema.tensors[name] = value.to(device)
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in _below(tensors, "optimizer").items():
-            index, _, name = key.partition(".")
-            moments.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        self.optimizer.load(_below(tensors, "optimizer"))
         self.counters = Counters(**read_json(folder / "state.json"))
 
 

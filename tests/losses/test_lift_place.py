@@ -11,7 +11,7 @@ EVERY_LOSS = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum"])
 NORMS = pytest.mark.parametrize("norm", ["l1", "squared", "relative"])
 FINE = pytest.mark.parametrize("fine", ["squared", "l1", "relative"])
-GATES = pytest.mark.parametrize("gate", ["global", "per_sample"])
+GATES = pytest.mark.parametrize("gate", ["global", "per_sample", "soft"])
 
 
 def pair(shape=(3, 2, 7, 9), error=0.1, seed=0, dtype=torch.float64):
@@ -64,7 +64,8 @@ def oracle(student, teacher, group_size, norm="l1", reduction="mean", fine="squa
     per_sample = channels * elements
     coarse, off, residual = coarse / per_sample, off / per_sample, square / per_sample
     residual = np.sqrt(residual) if fine == "relative" else residual
-    weight = 1 - np.minimum(1, off.mean() if gate == "global" else off)
+    off = off if gate == "per_sample" else off.mean()
+    weight = 1 / (1 + off) if gate == "soft" else 1 - np.minimum(1, off)
     weight = held["weight"] if held and "weight" in held else weight
     factor = per_sample if reduction == "sum" else 1
     shape = (batch, channels, -1)
@@ -233,6 +234,18 @@ def test_groups_of_one_are_l1_output_distillation(reduction, norm, dtype):
     torch.testing.assert_close(actual, wanted)
 
 
+@EVERY_LOSS
+def test_a_soft_gate_never_shuts(loss):
+    """Shut, the published one leaves the coarse term alone with the student, whatever that makes of the rest."""
+    _, teacher = pair()
+    far, near = 0.05 * torch.randn_like(teacher), teacher + 1e-3 * torch.randn_like(teacher)
+    assert loss(far, teacher).fine_weight == 0
+    assert 0.02 < loss(far, teacher, gate="soft").fine_weight < 0.5
+    torch.testing.assert_close(
+        loss(near, teacher, gate="soft").fine_weight, loss(near, teacher).fine_weight, rtol=0, atol=1e-3
+    )
+
+
 # Property 5
 @pytest.mark.parametrize("group_size", [1000, 5])
 @NORMS
@@ -391,6 +404,6 @@ def test_bad_input_is_named(loss):
 def test_nothing_waits_for_the_device(loss):
     """On the meta device any `.item()`, `bool(tensor)` or data-dependent shape raises."""
     student = torch.empty(2, 3, 7, 9, device="meta", requires_grad=True)
-    for gate in ("global", "per_sample"):
+    for gate in ("global", "per_sample", "soft"):
         loss(student, torch.empty_like(student), fine="relative", gate=gate).loss.backward()
     assert student.grad.shape == student.shape

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -16,16 +15,6 @@ from diffcompress.teacher.resolve import resolve
 from tests import tiny
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    return tiny.save_pipeline(tmp_path_factory.mktemp("teachers") / "ddpm")
-
-
-@pytest.fixture
-def pipeline(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "ddpm")
 
 
 def test_the_loaded_denoiser_is_that_of_diffusers(pipeline):

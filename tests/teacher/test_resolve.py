@@ -9,17 +9,6 @@ import pytest
 
 from diffcompress.errors import UsageError
 from diffcompress.teacher.resolve import resolve
-from tests import tiny
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    return tiny.save_pipeline(tmp_path_factory.mktemp("teachers") / "ddpm")
-
-
-@pytest.fixture
-def pipeline(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "ddpm")
 
 
 def test_a_pipeline_folder(pipeline):

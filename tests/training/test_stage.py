@@ -22,7 +22,7 @@ from diffcompress.teacher.resolve import resolve
 from diffcompress.training import budget, micro
 from diffcompress.training.ema import Ema
 from diffcompress.training.objective import Trainee, freeze_unused, make_adapters
-from diffcompress.training.optim import learning_rate, make_optimizer
+from diffcompress.training.optim import Optimizer, learning_rate
 from diffcompress.training.stage import Job, run_stage
 from diffcompress.training.state import TrainingState
 from tests.families.test_contract import inputs_of
@@ -68,7 +68,7 @@ def job(world, folder, steps=20, weights=None, **training):
     student = initial_student(teacher, plan(teacher.family, teacher.config, ratio=0.3), recipe, bank)
     adapters = make_adapters(student, teacher) if weights and "feature_kd" in weights else None
     trainee = Trainee(student, teacher.family, adapters).train()
-    state = TrainingState(trainee, Ema(trainee, 5), make_optimizer(trainee, recipe.training))
+    state = TrainingState(trainee, Ema(trainee, 5), Optimizer(trainee, recipe.training))
     targets = Poisoned(
         folder / "targets",
         teacher,

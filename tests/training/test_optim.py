@@ -1,0 +1,82 @@
+"""One optimizer out of two: who gets which weight, and that nothing is lost on the way through a checkpoint."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from diffcompress.recipe import TrainingSection
+from diffcompress.training.optim import Optimizer
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 1, 3), nn.Flatten(), nn.Linear(16, 4))
+
+
+def take_steps(model: nn.Module, optimizer: Optimizer, first: int, last: int) -> None:
+    for step in range(first, last):
+        noisy = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+        model(noisy).square().mean().backward()
+        optimizer.step(1e-2)
+        optimizer.zero_grad()
+
+
+def test_muon_takes_matrices_and_adamw_the_rest():
+    """A convolution is a matrix of one row per output channel; a weight with a single row is a vector."""
+    model, expected = network(), network()
+    optimizer = Optimizer(model, TrainingSection())
+    flat = [nn.Parameter(p.detach().flatten(1)) for p in (expected[0].weight, expected[4].weight)]
+    muon = torch.optim.Muon(flat, lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    others = [p for p in expected.parameters() if p is not expected[0].weight and p is not expected[4].weight]
+    adamw = torch.optim.AdamW(others, lr=1e-2, betas=(0.9, 0.99), weight_decay=0.0)
+    for step in range(3):
+        noisy = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+        expected(noisy).square().mean().backward()
+        flat[0].grad, flat[1].grad = expected[0].weight.grad.flatten(1), expected[4].weight.grad
+        muon.step()
+        adamw.step()
+        expected.zero_grad()
+    take_steps(model, optimizer, 0, 3)
+    for (name, mine), theirs in zip(model.named_parameters(), expected.parameters(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+def test_adamw_is_that_of_torch():
+    model, expected = network(), network()
+    optimizer = Optimizer(model, TrainingSection(optimizer="adamw", weight_decay=0.1))
+    adamw = torch.optim.AdamW(expected.parameters(), lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1)
+    noisy = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected(noisy).square().mean().backward()
+    adamw.step()
+    take_steps(model, optimizer, 0, 1)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_moments_survive_a_checkpoint(name):
+    section = TrainingSection(optimizer=name)
+    straight, stopped = network(), network()
+    take_steps(straight, Optimizer(straight, section), 0, 4)
+    first = Optimizer(stopped, section)
+    take_steps(stopped, first, 0, 2)
+    second = Optimizer(stopped, section)
+    second.load({key: value.clone() for key, value in first.tensors().items()})
+    take_steps(stopped, second, 2, 4)
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), stopped.parameters(), strict=True))
+
+
+def test_tables_and_frozen_weights():
+    """Rows of an embedding are looked up one by one: not a matrix in Muon's sense."""
+    model = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 4), nn.Linear(4, 4))
+    model[2].requires_grad_(False)
+    optimizer = Optimizer(model, TrainingSection())
+    kept = model[2].weight.clone()
+    model(torch.arange(4)).square().mean().backward()
+    optimizer.step(1e-2)
+    assert torch.equal(model[2].weight, kept)
+    assert sorted(key.rpartition(".")[2] for key in optimizer.tensors() if key.startswith("muon")) == [
+        "momentum_buffer"
+    ]
+    assert len(optimizer.parameters) == 3

@@ -27,14 +27,13 @@ class Optimizer:
         matrices = _matrices(model) if section.optimizer == "muon" else set()
         self._views = [(p, nn.Parameter(p.detach().flatten(1))) for p in self.parameters if p in matrices]
         rest = [p for p in self.parameters if p not in matrices]
+        decay = section.weight_decay
         self._parts: dict[str, torch.optim.Optimizer] = {}
         if rest:
-            self._parts["adamw"] = torch.optim.AdamW(rest, betas=section.betas, weight_decay=section.weight_decay)
+            self._parts["adamw"] = torch.optim.AdamW(rest, betas=section.betas, weight_decay=decay, fused=True)
         if self._views:
             views = [view for _, view in self._views]
-            self._parts["muon"] = torch.optim.Muon(
-                views, weight_decay=section.weight_decay, adjust_lr_fn=AS_LARGE_AS_ADAMW
-            )
+            self._parts["muon"] = torch.optim.Muon(views, weight_decay=decay, adjust_lr_fn=AS_LARGE_AS_ADAMW)
 
     def step(self, learning_rate: float) -> None:
         """One update from the parameters' gradients, which stay."""

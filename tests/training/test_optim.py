@@ -30,7 +30,7 @@ def test_muon_takes_matrices_and_adamw_the_rest():
     flat = [nn.Parameter(p.detach().flatten(1)) for p in (expected[0].weight, expected[4].weight)]
     muon = torch.optim.Muon(flat, lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     others = [p for p in expected.parameters() if p is not expected[0].weight and p is not expected[4].weight]
-    adamw = torch.optim.AdamW(others, lr=1e-2, betas=(0.9, 0.99), weight_decay=0.0)
+    adamw = torch.optim.AdamW(others, lr=1e-2, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     for step in range(3):
         noisy = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(step))
         expected(noisy).square().mean().backward()
@@ -46,7 +46,7 @@ def test_muon_takes_matrices_and_adamw_the_rest():
 def test_adamw_is_that_of_torch():
     model, expected = network(), network()
     optimizer = Optimizer(model, TrainingSection(optimizer="adamw", weight_decay=0.1))
-    adamw = torch.optim.AdamW(expected.parameters(), lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1)
+    adamw = torch.optim.AdamW(expected.parameters(), lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
     noisy = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     expected(noisy).square().mean().backward()
     adamw.step()

@@ -9,36 +9,28 @@ import torch
 from torch import Tensor, nn
 
 from diffcompress.recipe import TrainingSection
-
-# Of Muon's updates, as large as AdamW's are, so that both take learning rates of one size (arXiv 2502.16982).
-AS_LARGE_AS_ADAMW = "match_rms_adamw"
+from diffcompress.training.muon import Muon
 
 
 class Optimizer:
-    """All that has a gradient in `model`. Recipe value `adamw`: AdamW; `muon`: torch's Muon (Jordan 2024) for the
-    weights of linear and convolution layers, AdamW for the rest (tables, norms, biases, weights of one row or column).
-
-    Muon's steps move all directions of a matrix by the same amount, however small their gradients. It takes a
-    convolution's weight as a view of the same memory, with a row per output channel.
+    """All that has a gradient in `model`. Recipe value `adamw`: AdamW; `muon`: Muon for the weights of linear and
+    convolution layers, AdamW for the rest (tables, norms, biases, weights of one row or column).
     """
 
     def __init__(self, model: nn.Module, section: TrainingSection) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         matrices = _matrices(model) if section.optimizer == "muon" else set()
-        self._views = [(p, nn.Parameter(p.detach().flatten(1))) for p in self.parameters if p in matrices]
+        orthogonal = [p for p in self.parameters if p in matrices]
         rest = [p for p in self.parameters if p not in matrices]
         decay = section.weight_decay
         self._parts: dict[str, torch.optim.Optimizer] = {}
         if rest:
             self._parts["adamw"] = torch.optim.AdamW(rest, betas=section.betas, weight_decay=decay, fused=True)
-        if self._views:
-            views = [view for _, view in self._views]
-            self._parts["muon"] = torch.optim.Muon(views, weight_decay=decay, adjust_lr_fn=AS_LARGE_AS_ADAMW)
+        if orthogonal:
+            self._parts["muon"] = Muon(orthogonal, weight_decay=decay)
 
     def step(self, learning_rate: float) -> None:
         """One update from the parameters' gradients, which stay."""
-        for parameter, view in self._views:
-            view.grad = None if parameter.grad is None else parameter.grad.flatten(1)
         for part in self._parts.values():
             for group in part.param_groups:
                 group["lr"] = learning_rate

@@ -31,7 +31,10 @@ class Muon(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                moment = self.state[weight].setdefault("moment", torch.zeros_like(weight))
+                state = self.state[weight]
+                if "moment" not in state:
+                    state["moment"] = torch.zeros_like(weight)
+                moment = state["moment"]
                 moment.mul_(MOMENTUM).add_(weight.grad)
                 ahead = weight.grad.add(moment, alpha=MOMENTUM).flatten(1)
                 alike[ahead.shape].append((weight, ahead))

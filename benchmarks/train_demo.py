@@ -19,11 +19,15 @@ import fashion_mnist
 import torch
 from accelerate import Accelerator
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+from diffcompress.recipe import TrainingSection
+from diffcompress.training.optim import Optimizer
 
 SEED = 0
 BATCH_SIZE = 32
-LEARNING_RATE = 6e-4
+LEARNING_RATE = 2e-3
 WARMUP_STEPS = 300
 EMA_DECAY = 0.9995
 SNR_LIMIT = 5.0
@@ -53,8 +57,7 @@ def learning_rate(step: int, num_steps: int) -> float:
 def write_checkpoint(folder: Path, step: int, denoiser, ema: dict, optimizer) -> None:
     tensors = {f"model.{k}": v for k, v in denoiser.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in ema.items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
+    tensors |= {f"optimizer.{k}": v for k, v in optimizer.tensors().items()}
     part = folder / "checkpoint.part"
     save_file({k: v.detach().contiguous() for k, v in tensors.items()}, part, metadata={"step": str(step)})
     os.replace(part, folder / "checkpoint.safetensors")
@@ -64,13 +67,9 @@ def read_checkpoint(path: Path, denoiser, ema: dict, optimizer) -> int:
     tensors = load_file(path)
     denoiser.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     ema.update({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")})
-    state: dict[int, dict] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-    return int(state[0]["step"].item())
+    optimizer.load({k[10:]: v for k, v in tensors.items() if k.startswith("optimizer.")})
+    with safe_open(path, framework="pt") as file:
+        return int(file.metadata()["step"])
 
 
 def export(folder: Path, denoiser: UNet2DModel, ema: dict, scheduler: DDPMScheduler) -> None:
@@ -91,15 +90,15 @@ def main() -> None:
     scheduler = DDPMScheduler(num_train_timesteps=1000)
     alphas = scheduler.alphas_cumprod
     snr = alphas / (1 - alphas)
-    weights = (snr.clamp(max=SNR_LIMIT) / snr).sqrt()
+    weights = (snr.clamp(max=SNR_LIMIT) / (snr * alphas)).sqrt()
 
     denoiser = build_denoiser()
-    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=LEARNING_RATE, weight_decay=0.0, betas=(0.9, 0.99))
+    optimizer = Optimizer(denoiser, TrainingSection(optimizer="muon", weight_decay=0.0, betas=(0.9, 0.99)))
     ema = {k: v.clone() for k, v in denoiser.state_dict().items()}
     options.work.mkdir(parents=True, exist_ok=True)
     checkpoint = options.work / "checkpoint.safetensors"
     first = read_checkpoint(checkpoint, denoiser, ema, optimizer) if checkpoint.exists() else 0
-    model, optimizer = accelerator.prepare(denoiser, optimizer)
+    model = accelerator.prepare(denoiser)
     ema = {k: v.to(accelerator.device) for k, v in ema.items()}
 
     steps_per_epoch = len(images) // BATCH_SIZE
@@ -122,11 +121,9 @@ def main() -> None:
 
         prediction = model(noisy, timesteps.to(accelerator.device)).sample
         loss = (weight * (prediction - noise.to(accelerator.device)).pow(2).mean((1, 2, 3))).mean()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, num_steps)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        optimizer.step(learning_rate(step, num_steps))
         optimizer.zero_grad()
         decay = min(EMA_DECAY, (1 + step) / (10 + step))
         with torch.no_grad():

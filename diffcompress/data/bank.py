@@ -100,11 +100,24 @@ def _sample_batch(teacher: LoadedPipeline, section: BankSection, seed: int, indi
         conditions=rows,
         record=lambda *call: calls.append(tuple(tensor.cpu() for tensor in call)),
     )
+    _check_finite(calls)
     kept = torch.stack([_kept(len(calls), section, keep, generator(seed, KEEP_STREAM, i)) for i in indices])
     samples = torch.arange(len(indices))[:, None]
     stacked = [torch.stack(tensors, 1)[samples, kept] for tensors in zip(*calls, strict=True)]
     trajectory = {f"trajectory.{name}": value for name, value in zip(TRAJECTORY, stacked, strict=True)}
     return {"clean": clean, "condition": rows, **trajectory}
+
+
+def _check_finite(calls: list[tuple[Tensor, ...]]) -> None:
+    """A student cannot learn what its teacher does not know."""
+    for _noisy, timestep, prediction, _conditions in calls:
+        broken = ~torch.isfinite(prediction).flatten(1).all(1)
+        if broken.any():
+            raise UsageError(
+                f"the teacher predicts NaN or infinite values at timestep {timestep[broken][0]:g}, so its samples "
+                "teach nothing",
+                "draw a sample with diffusers first: its weights, or their half precision, are at fault",
+            )
 
 
 def _kept(num_calls: int, section: BankSection, keep: int, own: torch.Generator) -> Tensor:

@@ -41,7 +41,7 @@ def _size(config: Config) -> tuple[int, int]:
 def _queries(config: Config) -> int:
     """Query heads that share a key head."""
     heads, _ = _size(config)
-    return heads // (config.get("num_kv_heads", 8) or heads)
+    return max(1, heads // (config.get("num_kv_heads", 8) or heads))
 
 
 def _axes(config: Config) -> list[int]:

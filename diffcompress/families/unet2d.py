@@ -104,6 +104,12 @@ def _check(config: Config) -> None:
     if config.get("class_embed_type") is not None:
         kind = config["class_embed_type"]
         raise UsageError(f"class_embed_type '{kind}' cannot be distilled yet", "use a teacher with num_class_embeds")
+    if config.get("time_embedding_type") == "fourier":
+        raise UsageError(
+            "time_embedding_type 'fourier' takes the logarithm of the timestep, which is infinite at 0: score-SDE "
+            "models have it, whose noise levels begin elsewhere",
+            "use a DDPM or LDM teacher",
+        )
 
 
 def _head_dims(config: Config) -> list[int | None]:

@@ -21,10 +21,7 @@ class _Walk(Walk):
     def time(self) -> None:
         kind = self.student.get("time_embedding_type", "positional")
         source = self.sinusoid(kind)
-        if kind == "fourier":
-            self.rule("time_proj.weight", "time_proj.weight", (source,))
-            source = source + source
-        elif kind == "learned":
+        if kind == "learned":
             self.rule("time_proj.weight", "time_proj.weight", (self.student["num_train_timesteps"], source))
         self.embed(source)
 

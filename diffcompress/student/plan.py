@@ -76,9 +76,10 @@ def plan(
         raise UsageError(
             f"the teacher's config does not build a {family.class_name}: {error}", "check the config"
         ) from error
+    variants = family.variants(config, channels_per_group=section.channels_per_group)
+    _check_runs(family, config, variants[0])
     target = _target(family, config, teacher_params, ratio, params, size, dtype)
     asked = target / teacher_params
-    variants = family.variants(config, channels_per_group=section.channels_per_group)
     if family.kind == "transformer":
         return _plan_stack(family, config, variants, target, teacher_params)
     found: list[Candidate] = []
@@ -170,7 +171,6 @@ def _verified(
     try:
         check_forward(family, model, config)
     except (RuntimeError, ValueError) as error:
-        _check_runs(family, config)
         raise DoesNotFitError(
             f"a student of ratio {asked:.4g} with {candidate.choice} does not run on the teacher's input: {error}",
             "ask for another ratio, or more student.channels_per_group",
@@ -182,11 +182,15 @@ def _verified(
     return StudentPlan(family.class_name, plain, student, params, teacher_params, asked, candidate.choice, notes)
 
 
-def _check_runs(family: Family, config: Config) -> None:
-    """Raise UsageError if it is the teacher that does not run on its own samples."""
+def _check_runs(family: Family, config: Config, variant: Variant) -> None:
+    """Raise UsageError unless the teacher, a transformer in its shallowest form, runs on its own samples."""
+    if family.kind == "transformer":  # blocks alike: one tells what sixty would in as many times the seconds
+        config = {**config, **{knob.name: knob.values[0] for knob in variant.knobs if knob.kind == "depth"}}
     try:
         check_forward(family, build(family, config, "meta"), config)
-    except (RuntimeError, ValueError) as error:
+    except UsageError:
+        raise
+    except Exception as error:
         raise UsageError(
             f"the teacher does not run on samples of its own shape {family.sample_shape(config)}: {error}",
             "check its config, sample_size first",

@@ -87,7 +87,7 @@ def check_forward(family: Family, model: nn.Module, teacher: Config) -> None:
         prediction = family.predict(model.eval(), inputs.pop("noisy"), inputs.pop("timestep"), inputs)
     expected = (1, *family.sample_shape(teacher))
     if tuple(prediction.shape)[2:] != expected[2:]:
-        raise ValueError(f"the student predicts {tuple(prediction.shape)}, the teacher's samples are {expected}")
+        raise ValueError(f"it predicts {tuple(prediction.shape)}, the teacher's samples are {expected}")
     given, made = expected[1], prediction.shape[1]
     if made not in (given, 2 * given):
         raise UsageError(

@@ -1,12 +1,15 @@
 """The bank and the targets: what they hold follows from integers, whoever draws it and in whatever order."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel
 
 from diffcompress.data import bank as banks
 from diffcompress.data.targets import Targets
-from diffcompress.errors import RunStopped
+from diffcompress.errors import RunStopped, UsageError
 from diffcompress.families import registry
 from diffcompress.recipe import BankSection, TargetsSection
 from diffcompress.runtime import Progress, start
@@ -54,6 +57,14 @@ def test_bank_samples_are_the_teachers_own(teacher, bank):
     alone = sample(teacher, indices, seed=0, num_steps=4, eta=1.0, jitter=True)
     torch.testing.assert_close(bank.clean[indices], alone, rtol=1e-4, atol=1e-4)
     assert bank.index.unique().tolist() == [0, 1, 2]
+
+
+def test_a_teacher_that_predicts_no_numbers_is_told_from_a_bad_student(teacher, runtime, tmp_path):
+    broken = replace(teacher, denoiser=copy.deepcopy(teacher.denoiser))
+    with torch.no_grad():
+        broken.denoiser.conv_out.bias.fill_(torch.inf)
+    with pytest.raises(UsageError, match="the teacher predicts NaN or infinite values at timestep"):
+        banks.fill(tmp_path, broken, SECTION, 0, None, runtime, Progress())
 
 
 def test_trajectories_hold_what_the_teacher_predicts(teacher, bank):

@@ -27,7 +27,6 @@ SHAPES = {
     "resnet_samplers": {**WIDE, **RESNET},
     "scale_shift": {**WIDE, **PLAIN, "resnet_time_scale_shift": "scale_shift"},
     "attn_groups": {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 2},
-    "fourier": {"time_embedding_type": "fourier"},
     "learned_time": {"time_embedding_type": "learned", "num_train_timesteps": 50},
     "no_mid": {"mid_block_type": None},
     "rectangle": {"sample_size": (8, 16), "in_channels": 3, "out_channels": 3, "time_embedding_dim": 40},
@@ -87,6 +86,7 @@ def test_class_labels_reach_the_model():
     [
         ({"up_block_types": ("AttnSkipUpBlock2D", "UpBlock2D")}, "AttnSkipUpBlock2D"),
         ({"class_embed_type": "timestep"}, "timestep"),
+        ({"time_embedding_type": "fourier"}, "infinite at 0"),
     ],
 )
 def test_what_cannot_shrink_is_named(changes, word):

@@ -39,7 +39,6 @@ CASES = {
     "classes": ({"num_class_embeds": 5}, {}),
     "scale_shift": ({"resnet_time_scale_shift": "scale_shift"}, {}),
     "resnet_samplers": (RESNET, {}),
-    "fourier": ({"time_embedding_type": "fourier"}, {}),
     "learned_time": ({"time_embedding_type": "learned", "num_train_timesteps": 50}, {}),
 }
 

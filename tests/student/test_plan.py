@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from diffcompress.errors import DoesNotFitError, UsageError
+from diffcompress.families import registry
 from diffcompress.families.unet2d import FAMILY
 from diffcompress.recipe import StudentSection
 from diffcompress.student.plan import StudentPlan, plan
@@ -151,6 +152,23 @@ def test_targets_that_make_no_sense(asked):
 def test_what_no_student_could_mend_is_said_of_the_teacher(changes, told):
     with pytest.raises(UsageError, match=told):
         plan(FAMILY, {**tiny.UNET, **changes}, ratio=0.5)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "changes"),
+    [
+        ("SanaTransformer2DModel", {"cross_attention_dim": None}),
+        ("PixArtTransformer2DModel", {"cross_attention_dim": 32}),
+        ("SD3Transformer2DModel", {"caption_projection_dim": 96}),
+        ("QwenImageTransformer2DModel", {"axes_dims_rope": [8, 8, 8]}),
+        ("FluxTransformer2DModel", {"axes_dims_rope": [8, 4, 8]}),
+        ("Lumina2Transformer2DModel", {"num_kv_heads": 64}),
+    ],
+)
+def test_a_transformer_that_does_not_run_is_told_from_a_student_that_does_not(class_name, changes):
+    family = registry.find(class_name)
+    with pytest.raises(UsageError, match=r"the teacher does not run|does not build"):
+        plan(family, {**family.tiny_config(), **changes}, ratio=0.5)
 
 
 def test_planning_is_fast():

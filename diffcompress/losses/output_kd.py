@@ -4,12 +4,14 @@ from typing import Literal
 
 from .reduction import Prediction, Reduction, Scalar, one_of, precise, root, size_factor
 
+Norm = Literal["squared", "l1", "rms"]
+
 
 def output_kd(
     student: Prediction,
     teacher: Prediction,
     *,
-    norm: Literal["squared", "l1", "rms"] = "squared",
+    norm: Norm = "squared",
     reduction: Reduction = "mean",
 ) -> Scalar:
     """Distance between two predictions `[B, C, *spatial]`, 0-d, >= 0.
@@ -19,7 +21,7 @@ def output_kd(
     elements of a sample. Computed in float32 or better, the teacher without gradient. Raises ValueError for shapes that
     differ, an empty output, and an unknown norm or reduction.
     """
-    one_of("norm", norm, ("squared", "l1", "rms"))
+    one_of("norm", norm, Norm)
     factor = size_factor(reduction, student)
     s, t = precise(student, teacher)
     error = (s - t).flatten(1)

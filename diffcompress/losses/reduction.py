@@ -1,6 +1,6 @@
 """What every loss here shares: input checks, compute precision, and the two published reductions."""
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -12,10 +12,10 @@ Scalar = Float[Tensor, ""]
 Reduction = Literal["mean", "sum"]
 
 
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise ValueError, naming the value, unless it is one of `allowed`."""
-    if value not in allowed:
-        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(allowed)}")
+def one_of(name: str, value: str, kind: Any) -> None:
+    """Raise ValueError, naming the value, unless the Literal `kind` has it."""
+    if value not in get_args(kind):
+        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(get_args(kind))}")
 
 
 def precise(student: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,7 +30,7 @@ def precise(student: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 def size_factor(reduction: Reduction, output: Tensor) -> int:
     """The published `sum` (mean over the batch alone) is the published `mean` times this: the elements per sample."""
-    one_of("reduction", reduction, ("mean", "sum"))
+    one_of("reduction", reduction, Reduction)
     return output[0].numel() if reduction == "sum" else 1
 
 

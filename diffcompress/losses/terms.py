@@ -56,9 +56,9 @@ def weigh(
     residual; "l1" expects lines fitted with the mean absolute one. `norm="relative"`: see `_relative`. `gate="soft"`:
     `w = 1 / (1 + mean|a - 1| + mean|b|)`, the same to first order, which never shuts.
     """
-    one_of("norm", norm, ("l1", "squared", "relative"))
-    one_of("fine", fine, ("squared", "l1", "relative"))
-    one_of("gate", gate, ("global", "per_sample", "soft"))
+    one_of("norm", norm, Norm)
+    one_of("fine", fine, Fine)
+    one_of("gate", gate, Gate)
 
     def per_sample(values: PerGroup) -> PerSample:
         return (values * share).sum(-1).mean(-1)

@@ -21,10 +21,9 @@ from diffcompress.sampling import sample
 from diffcompress.teacher.load import load
 from diffcompress.teacher.resolve import resolve
 
-FAILED = "failed_samples<=2%"
 GATES = ("agreement>0.99", "fd<1.2*teacher", "fd_demo_held_out<1.2*teacher", "kd<1.2*teacher", "fd_teacher<1",
          "kd_teacher<0.1", "precision>0.9*teacher", "recall>0.9*teacher", "density>0.9*teacher", "coverage>0.9*teacher",
-         "paired_distance<0.1", FAILED)  # fmt: skip
+         "paired_distance<0.1", "failed_samples<=2%")  # fmt: skip
 
 
 def noise_on_weights(scale, seed):
@@ -93,25 +92,22 @@ def test_the_teacher_is_like_itself(score):
     assert all(one["passed"] for one in gates.judge(gates.parse(GATES, metric_names()), metrics, "demo"))
 
 
-@pytest.mark.parametrize(
-    ("damage", "unseen"), [(noisy_weights, []), (swapped_channels, []), (slightly_noisy_weights, [FAILED])]
-)
-def test_a_damaged_copy_is_flagged_by_every_metric(score, damage, unseen):
-    """But for failed samples where the damage makes none: see below."""
+@pytest.mark.parametrize("damage", [noisy_weights, slightly_noisy_weights, swapped_channels])
+def test_a_damaged_copy_is_flagged_by_every_metric(score, damage):
     result = score(damage)
-    verdicts = {one["expr"]: one for one in gates.judge(gates.parse(GATES, metric_names()), result["metrics"], "demo")}
-    assert [expr for expr, one in verdicts.items() if one["passed"]] == unseen
+    verdicts = gates.judge(gates.parse(GATES, metric_names()), result["metrics"], "demo")
+    assert [one["expr"] for one in verdicts if one["passed"]] == []
     assert result["probe"]["before"] > result["probe"]["floor"]
 
 
-@pytest.mark.parametrize("damage", [slightly_noisy_weights, swapped_channels])
-def test_failed_samples_see_noise_and_not_every_wrong_image(teacher, damage, tmp_path):
-    """With 25 steps both damages end in a texture that is no noisier than some clothes: docs/evaluation.md says so."""
+@pytest.mark.parametrize(("damage", "failed"), [(slightly_noisy_weights, 0), (noisy_weights, 1), (swapped_channels, 1)])
+def test_failed_samples_see_noise_and_not_every_wrong_image(teacher, damage, failed, tmp_path):
+    """With 25 steps slight noise on the weights ends in a texture no noisier than some clothes: docs/evaluation.md."""
     space = demo_space()
     protocol = Protocol.make(space, teacher)
     right = SampleCache(tmp_path, StopRequest(), Progress()).draw(teacher, protocol, space, "not drawn: it ships")
     wrong = sample(damaged(teacher, damage), range(3), seed=protocol.sampling_seed, num_steps=protocol.sampler_steps)
     assert (wrong - right.images[:3]).square().mean().sqrt() > 0.3
-    assert failed_share(total_variation(wrong), right.variation).value == 0
+    assert failed_share(total_variation(wrong), right.variation).value == failed
     noise = wrong + 0.5 * torch.randn(wrong.shape, generator=generator(0))
     assert failed_share(total_variation(noise), right.variation).value == 1

@@ -118,7 +118,7 @@ def _head_dims(config: Config) -> list[int | None]:
     if size is None or not attention_levels(config, mid_attends(config)):
         return [None]
     sizes = [size]
-    while sizes[-1] % 2 == 0 and sizes[-1] > 4:
+    while sizes[-1] > 4:
         sizes.append(sizes[-1] // 2)
     return sizes
 

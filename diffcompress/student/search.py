@@ -129,7 +129,7 @@ class Search:
         knobs = _moving(variant)
         polynomial = self.polynomial(depth)
         points = _points(polynomial, knobs, scale, self.target)
-        error = polynomial(points) / self.target - 1
+        error = (polynomial(points) - _shortcuts(points, knobs)) / self.target - 1
         cost = variant.cost + _imbalance(points, knobs, scale) + 5 * np.abs(error)
         fits = np.abs(error) <= TOLERANCE
         chosen = np.argmin(np.where(fits, cost, np.inf)) if fits.any() else np.argmin(np.abs(error))
@@ -158,13 +158,21 @@ def _points(polynomial: SizePolynomial, knobs: list[Knob], scale: float, target:
         return grid
     (knob,) = fine
     start = np.concatenate([grid, np.zeros((len(grid), 1))], axis=1)
-    wanted = np.nan_to_num(polynomial.roots(start, np.eye(len(knobs))[-1:], target), nan=knob.values[0])
+    roots = polynomial.roots(start, np.eye(len(knobs))[-1:], target + _shortcuts(start, knobs))
+    wanted = np.nan_to_num(roots, nan=knob.values[0])
     found = []
     for value, step in ((wanted, 1), (wanted, 4), (wanted, 8), (np.full(len(grid), scale * knob.teacher), 8)):
         points = start.copy()
         points[:, -1] = np.clip(np.round(value / step) * step, knob.values[0], knob.values[-1])
         found.append(points)
     return np.concatenate(found)
+
+
+def _shortcuts(points: np.ndarray, knobs: list[Knob]) -> np.ndarray:
+    """Parameters `[N]` of the shortcut convolutions that are not there, because neighbouring widths are equal."""
+    widths = points[:, [knob.kind == "width" for knob in knobs]]
+    lower = widths[:, 1:]
+    return (np.equal(widths[:, :-1], lower) * (lower**2 + lower)).sum(-1)
 
 
 def _nearest(knob: Knob, ideal: float, number: int) -> list[int]:

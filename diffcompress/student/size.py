@@ -56,7 +56,7 @@ class SizePolynomial:
         offset = points - self.centre
         return self.constant + offset @ self.linear + ((offset @ self.quadratic) * offset).sum(-1)
 
-    def roots(self, start: np.ndarray, direction: np.ndarray, target: float) -> np.ndarray:
+    def roots(self, start: np.ndarray, direction: np.ndarray, target: float | np.ndarray) -> np.ndarray:
         """The larger s at which `start + s * direction` `[N, knobs]` has `target` parameters; NaN where none has."""
         value, one, two = (self(start + s * direction) for s in (0.0, 1.0, 2.0))
         square = (two - 2 * one + value) / 2

@@ -53,6 +53,7 @@ COMMON = {
     "dropout": 0.1,
 }
 BIG = {name: {**COMMON, **changes} for name, changes in BIG.items()}
+DOWN, UP = ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
 PUBLISHED = StudentSection(channels_per_group=1)
 
 
@@ -106,6 +107,22 @@ def test_the_published_shape_has_its_published_size():
     found = plan(FAMILY, BIG["celeba-64"], params=1_439_491, section=PUBLISHED)
     assert (found.params, found.teacher_params) == (1_439_491, 78_700_803)
     assert found.config["time_embedding_dim"] == 128
+
+
+@pytest.mark.parametrize(
+    ("ratio", "changes"),
+    [
+        # Two levels of equal width have no shortcut convolution between them, which counts in students this small.
+        (0.01, {"mid_block_type": None, "block_out_channels": (32, 64), "norm_num_groups": 8}),
+        (0.01, {"block_out_channels": (64, 32, 16), "down_block_types": DOWN, "up_block_types": UP}),
+        (0.012, {"block_out_channels": (25, 50), "norm_num_groups": 5, "attention_head_dim": 5}),
+    ],
+    ids=["no_mid", "narrowing", "odd"],
+)
+def test_unusual_teachers_have_small_students_too(ratio, changes):
+    found = plan(FAMILY, {**tiny.UNET, **changes, "in_channels": 3, "out_channels": 3}, ratio=ratio)
+    assert found.ratio == pytest.approx(ratio, rel=0.01)
+    assert found.params == sum(p.numel() for p in UNet2DModel.from_config(found.config).parameters())
 
 
 def test_targets_in_parameters_and_bytes(tmp_path):

@@ -87,11 +87,6 @@ class Runtime:
     def count(self) -> int:
         return self.accelerator.num_processes
 
-    @property
-    def launched_alone(self) -> bool:
-        """True when a launcher prepared a rendezvous but no other process came (docs/decisions/0001)."""
-        return self.count == 1 and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
-
     def share(self, total: int) -> slice:
         """This process's contiguous share of `total` items."""
         return slice(total * self.index // self.count, total * (self.index + 1) // self.count)

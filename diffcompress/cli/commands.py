@@ -74,7 +74,8 @@ def shrink(
     if "MASTER_ADDR" in os.environ and not any(name in os.environ for name in _MPI_RANKS):
         console.warn(
             "a launcher set MASTER_ADDR but started one process only; "
-            "torchrun --nproc_per_node 2 -m diffcompress shrink ... starts two"
+            "torchrun --nproc_per_node 2 -m diffcompress shrink ... starts two, "
+            "and so does accelerate launch with --multi_gpu in place of --cpu"
         )
     asked: dict[str, Any] = {
         "output": output, "overwrite": overwrite, "data": data, "prompts": prompts, "method": method,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from diffcompress import runtime as runtimes
 from diffcompress.data import hub_images
+from diffcompress.errors import UsageError
 from diffcompress.export import formats, hub
 from diffcompress.export.licence import licence_of
 from diffcompress.jobs.request import Request
@@ -19,11 +20,6 @@ from diffcompress.student.plan import StudentPlan, plan
 from diffcompress.teacher.encoding import with_prompts
 from diffcompress.teacher.load import LoadedPipeline, describe, load
 from diffcompress.teacher.weights import stored_dtype
-
-ALONE = (
-    "this launch asked for several processes but started one: `accelerate launch --cpu` needs MPI for more; "
-    "`torchrun --nproc_per_node 2 -m diffcompress ...` starts two"
-)
 
 
 @dataclass(frozen=True)
@@ -75,8 +71,6 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
         with folder.claim(identity, overwrite=request.overwrite) if runtime.is_main else contextlib.nullcontext():
             runtime.wait()
             teacher = with_prompts(teacher, texts, folder.conditions, runtime, progress, recipe.bank.text_length)
-            if runtime.launched_alone:
-                progress.warn(ALONE)
             for note in (*reference.notes, *student_plan.notes):
                 progress.note(note)
             if runtime.is_main:
@@ -89,6 +83,12 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
 
 def _check(request: Request, runtime: Runtime, progress: Progress) -> None:
     """Raise what would otherwise come up after hours: a push that cannot be, a format that cannot be written."""
+    batch_size = request.recipe.training.batch_size
+    if batch_size % runtime.count:
+        raise UsageError(
+            f"a batch of {batch_size} cannot be shared out equally over {runtime.count} processes",
+            f"--set training.batch_size={-(-batch_size // runtime.count) * runtime.count}",
+        )
     licence = licence_of(request.reference, request.license)
     if request.license not in (None, licence.id):
         progress.warn(f"--license {request.license} is not used: {licence.source} says {licence.id}")

@@ -60,18 +60,17 @@ def backward(
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Gradients of the stage's loss on `batch`, in micro-batches of `size` rows; the loss and the terms for the log.
 
-    The gate of LIFT and PLACE is that of a micro-batch over all processes.
+    The gate of LIFT and PLACE is that of a micro-batch over all processes. A smaller last part counts for less.
     """
     parts = batch.split(size)
     totals, logged = [], []
     for number, part in enumerate(parts):
         last = number + 1 == len(parts)
+        whole = len(batch.noisy) / len(part.noisy)
         # Gradients are exchanged between processes once, with the last part.
         with contextlib.nullcontext() if last else runtime.accelerator.no_sync(trainee):
             total, terms = step_losses(trainee, teacher, part, stage, reduce_mean)
-            runtime.accelerator.backward(total if len(parts) == 1 else total / len(parts))
-        totals.append(total.detach())
-        logged.append(terms)
-    if len(parts) == 1:
-        return totals[0], logged[0]
-    return torch.stack(totals).mean(), {n: torch.stack([terms[n] for terms in logged]).mean() for n in logged[0]}
+            runtime.accelerator.backward(total / whole)
+        totals.append(total.detach() / whole)
+        logged.append({name: value / whole for name, value in terms.items()})
+    return torch.stack(totals).sum(), {n: torch.stack([terms[n] for terms in logged]).sum() for n in logged[0]}

@@ -1,6 +1,7 @@
 """shrink from end to end on tiny real teachers."""
 
 import json
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -159,27 +160,18 @@ def test_a_diverging_run_ends_with_one_sentence_and_no_pipeline(tmp_path):
     assert not (tmp_path / "run" / "pipeline").exists()
 
 
-def test_two_processes_start_like_one(tmp_path):
-    import sys
+def launched_twice(arguments):
+    """The command `arguments` in two processes."""
+    rendezvous = ["--master_port", "0", "--rdzv_endpoint", "127.0.0.1:0", "--rdzv_backend", "c10d"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *rendezvous]
+    return run([*launcher, *arguments[1:]], ACCELERATE_USE_CPU="true")
 
+
+def test_two_processes_start_like_one(tmp_path):
     teacher = save_teacher(tmp_path / "teacher")
     one = run(command(teacher, tmp_path / "one", "--json"))
     assert one.returncode == 0, one.stderr
-    arguments = command(teacher, tmp_path / "two", "--json")
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        "0",
-        "--rdzv_endpoint",
-        "127.0.0.1:0",
-        "--rdzv_backend",
-        "c10d",
-    ]
-    two = run([*launcher, *arguments[1:]], ACCELERATE_USE_CPU="true")
+    two = launched_twice(command(teacher, tmp_path / "two", "--json"))
     assert two.returncode == 0, two.stderr
     rows = {}
     for name in ("one", "two"):
@@ -189,3 +181,12 @@ def test_two_processes_start_like_one(tmp_path):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
         assert mine["fine_weight"] == pytest.approx(theirs["fine_weight"], abs=1e-4)
     assert json.loads(two.stdout)["student"]["params"] == json.loads(one.stdout)["student"]["params"]
+
+
+def test_a_batch_that_processes_cannot_share_equally_is_refused(tmp_path):
+    refused = launched_twice(command(save_teacher(tmp_path / "teacher"), tmp_path / "run", training__batch_size=9))
+    assert refused.returncode == 1  # torchrun's
+    assert "exitcode  : 2" in refused.stderr
+    assert "a batch of 9 cannot be shared out equally over 2 processes" in refused.stderr
+    assert "training.batch_size=10" in refused.stderr
+    assert not (tmp_path / "run").exists()

@@ -225,7 +225,7 @@ def test_a_budget_counts_all_of_a_step_and_leaves_the_student_as_it_was(world, t
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("size", [4, 2])
+@pytest.mark.parametrize("size", [4, 2, 3])
 def test_micro_batches_give_the_gradient_of_the_whole_batch(world, tmp_path, size):
     """Of a loss without a gate over the batch; the log tells the same too."""
     work = job(world, tmp_path, weights={"output_kd": 1.0})

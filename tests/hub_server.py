@@ -162,14 +162,14 @@ class _Handler(BaseHTTPRequestHandler):
         if self.failure is not None and self.failure.status is not None:
             return self._answer(self.failure.status, b"", self.failure.headers)
         try:
-            self._route(path)
+            self._route(urlsplit(self.path).path)
         except _Refused as refused:
             self._answer(refused.status, json.dumps({"error": str(refused)}).encode(), refused.headers)
 
     do_GET = do_HEAD = do_POST = do_PUT = _serve
 
     def _route(self, path: str) -> None:
-        parts = path.strip("/").split("/")
+        parts = [unquote(part) for part in path.strip("/").split("/")]  # "refs%2Fpr%2F1" is one
         match parts:
             case ["blobs", digest]:
                 self._file(self.hub.blobs[digest], digest)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from diffcompress.errors import AccessError
+from diffcompress.errors import AccessError, UsageError
 from diffcompress.runtime import Progress
 from diffcompress.teacher import hub_errors
 from diffcompress.teacher.variants import choose, choose_files
@@ -30,6 +30,7 @@ _CONFIGS = [
     "model_index.json", "config.json", "*/config.json", "scheduler/*", "scheduler_config.json", "README.md",
     "LICEN[CS]E*", "NOTICE*",
 ]  # fmt: skip
+GO_ONLINE = "run once with a network and without --offline, or name a folder"
 _TIMEOUT = 20.0
 _WAITS = (1.0, 2.0, 4.0)
 _LONGEST_WAIT = 60.0
@@ -60,11 +61,17 @@ class Repository:
 
     def has_weights(self, part: str) -> bool:
         """Whether the weights of a part (a subfolder, "" for the root) are here already."""
-        folder = self.folder / part
-        if self.files is None:
-            return folder.is_dir() and bool(choose((f.name for f in folder.iterdir()), part or self.id))
-        chosen = choose(self._names(part), f"{self.id}/{part}")
-        return bool(chosen) and all((folder / name).is_file() for name in chosen)
+        chosen = self.weights(part)
+        return bool(chosen) and all((self.folder / part / name).is_file() for name in chosen)
+
+    def weights(self, part: str) -> list[str]:
+        """Names of the weight files of a part; those in the cache, if they are whole, when the Hub cannot be asked."""
+        try:
+            return choose(self._names(part), f"{self.id}/{part}")
+        except UsageError:
+            if self.files is None:
+                return []
+            raise
 
     def num_bytes(self, parts: Iterable[str]) -> int | None:
         """What `fetch` would bring, whether here or not; None when it cannot be known."""
@@ -79,7 +86,7 @@ class Repository:
         found: Counter[str] = Counter()
         if self.files is None:
             return found
-        for name in choose(self._names(part), f"{self.id}/{part}"):
+        for name in self.weights(part):
             path = f"{part}/{name}".lstrip("/")
             if not name.endswith(".safetensors"):
                 continue
@@ -111,22 +118,24 @@ class Repository:
             self._verify(path)
 
     def _names(self, part: str) -> list[str]:
-        """The files that lie directly in a part."""
+        """The files that lie directly in a part; in the cache when the Hub cannot be asked."""
+        if self.files is None:
+            folder = self.folder / part
+            return [f.name for f in folder.iterdir()] if folder.is_dir() else []
         prefix = f"{part}/" if part else ""
-        inside = [path[len(prefix) :] for path in self.files or () if path.startswith(prefix)]
+        inside = [path[len(prefix) :] for path in self.files if path.startswith(prefix)]
         return [name for name in inside if "/" not in name]
 
     def _paths(self, parts: Iterable[str]) -> list[str]:
         return [f"{p}/{name}".lstrip("/") for p in parts for name in choose_files(self._names(p), f"{self.id}/{p}")]
 
     def _require_cached(self, part: str) -> None:
-        folder = self.folder / part
-        names = [f.name for f in folder.iterdir()] if folder.is_dir() else []
+        names = self._names(part)
         # A model has a config.json and needs weights; a tokenizer or a scheduler comes whole.
-        if not names or ("config.json" in names and not choose(names, f"{self.id}/{part}")):
+        if not names or ("config.json" in names and not self.weights(part)):
             raise AccessError(
                 f"{part or 'the model'} of '{self.id}' is not in the local cache, and the Hub cannot be asked",
-                "run once with a network and without --offline, or name a folder",
+                GO_ONLINE,
             )
 
     def _verify(self, path: str) -> None:

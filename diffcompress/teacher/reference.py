@@ -52,14 +52,15 @@ class Reference:
 
     @property
     def denoiser_part(self) -> str:
-        """The denoiser's subfolder; "" where it is not inside a pipeline."""
+        """The denoiser's subfolder; "" where it is in none."""
         return next((part for part in DENOISERS if part in self.parts), "")
 
     @property
     def parts(self) -> list[str]:
-        """All subfolders that the pipeline names, the denoiser's too."""
+        """All subfolders that the pipeline names, the denoiser's too; of a denoiser alone the one that it lies in."""
         if self.pipeline is None:
-            return [""]
+            inside = self.denoiser.relative_to(self.repository.folder).as_posix() if self.repository else "."
+            return ["" if inside == "." else inside]
         return parts_of(read_json(self.pipeline / "model_index.json"))
 
     @property

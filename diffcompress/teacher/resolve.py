@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffcompress.errors import UsageError
+from diffcompress.errors import AccessError, UsageError
 from diffcompress.families.registry import up_to_date
 from diffcompress.teacher import hub
 from diffcompress.teacher.reference import DEMO_FOLDER, DENOISERS, Reference, demo_names, read_json
@@ -35,6 +35,9 @@ def resolve(text: str, scheduler: str | None = None) -> Reference:
     configs cannot be read; AccessError when the Hub refuses.
     """
     found = _resolve(text, scheduler)
+    if pickle := next((name for name in _weights(found) if name.endswith(PICKLES)), None):
+        note = f"{pickle} is a pickled state dict, read with weights_only=True"
+        found = replace(found, notes=(*found.notes, note))
     names = (text, str(found.config.get("_name_or_path", "")))
     if few := next((match[0] for name in names if (match := FEW_STEPS.search(name))), None):
         note = (
@@ -43,6 +46,14 @@ def resolve(text: str, scheduler: str | None = None) -> Reference:
         )
         found = replace(found, notes=(*found.notes, note))
     return found
+
+
+def _weights(reference: Reference) -> list[str]:
+    """Names of the denoiser's weight files; what a single checkpoint is was told when it was recognised."""
+    if reference.repository is not None:
+        return reference.repository.weights(reference.denoiser_part)
+    folder = reference.denoiser
+    return choose((file.name for file in folder.iterdir()), str(folder)) if folder.is_dir() else []
 
 
 def _resolve(text: str, scheduler: str | None) -> Reference:
@@ -76,13 +87,21 @@ def _from_hub(text: str, wanted: str, revision: str | None, scheduler: str | Non
     repository = hub.find(name, revision)
     meant = (f"'{wanted}' means '{name}'",) if name != wanted else ()
     here = f"'{name}' is taken at commit {repository.commit}"
-    if not any((repository.folder / file).is_file() for file in ("model_index.json", "config.json")):
+    configs = ("model_index.json", "config.json", *(f"{part}/config.json" for part in DENOISERS))
+    if not any((repository.folder / file).is_file() for file in configs):
         single = sorted(f for f in repository.files or () if f.endswith(".safetensors") and "/" not in f)
         raise UsageError(
             f"'{name}' is not a diffusers model: it holds neither model_index.json nor config.json",
             f"download {single[0]} and name the file" if single else "look for its diffusers version on the Hub",
         )
-    found = _from_folder(text, repository.folder, name.partition("/")[2], scheduler)
+    try:
+        found = _from_folder(text, repository.folder, name.partition("/")[2], scheduler)
+    except UsageError as error:
+        if repository.files is None and isinstance(error.__cause__, FileNotFoundError):
+            raise AccessError(
+                f"'{name}' is not whole in the local cache, and the Hub cannot be asked: {error.message}", hub.GO_ONLINE
+            ) from error
+        raise
     return replace(found, notes=(*meant, *repository.notes, here, *found.notes), repository=repository)
 
 
@@ -99,11 +118,7 @@ def _from_folder(text: str, path: Path, name: str, scheduler: str | None) -> Ref
     else:
         state = "is empty" if not any(path.iterdir()) else "holds neither model_index.json nor config.json"
         raise UsageError(f"'{text}' is not a diffusers folder: it {state}", "name the folder that save_pretrained made")
-    pickles = [
-        n for n in choose((f.name for f in found.denoiser.iterdir()), str(found.denoiser)) if n.endswith(PICKLES)
-    ]
-    notes = tuple(f"{name} is a pickled state dict, read with weights_only=True" for name in pickles[:1])
-    return replace(found, notes=(*found.notes, *notes))
+    return found
 
 
 def _is_flat(path: Path) -> bool:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import snapshot_download
 
 from diffcompress.errors import AccessError, ExitStatus, UsageError
+from diffcompress.export.licence import licence_of
 from diffcompress.teacher.load import load
 from diffcompress.teacher.resolve import SHORT_NAMES, resolve
 from diffcompress.teacher.weights import stored_dtype
@@ -115,7 +117,8 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(hub, saved, tmp_path):
     config = other / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "prediction_type": "v_prediction"}))
     commit = hub.add(NAME, other, revision="v2")
-    for revision in ("v2", commit):
+    hub.add(NAME, other, revision="refs/pr/1")
+    for revision in ("v2", commit, "refs/pr/1"):
         found = resolve(f"{NAME}@{revision}")
         assert (found.revision, found.scheduler["prediction_type"]) == (commit, "v_prediction")
         assert found.id == f"{NAME}@{revision}"
@@ -129,6 +132,31 @@ def test_a_denoiser_alone(hub, saved):
         resolve("someone/unet")
     found = resolve("someone/unet", str(saved / "scheduler"))
     assert found.pipeline is None
+    assert load(found).dtype == torch.float32
+
+
+def test_a_denoiser_in_a_subfolder_without_a_pipeline_index(hub, saved, tmp_path, offline):
+    """As `shrink` exports denoisers whose class makes no pipeline alone."""
+    folder = shutil.copytree(saved, tmp_path / "part")
+    (folder / "model_index.json").unlink()
+    hub.add("someone/part", folder)
+    found = resolve("someone/part")
+    assert (found.pipeline, found.name, found.denoiser_part) == (None, "part", "unet")
+    assert licence_of(found).id == "mit"
+    assert stored_dtype(found) == "float32"
+    assert load(found).fingerprint == load(resolve(str(folder))).fingerprint
+    offline()
+    assert load(resolve("someone/part")).dtype == torch.float32
+
+
+def test_pickled_weights_are_told_before_they_are_here(hub, saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "pickled")
+    for file in folder.rglob("*.safetensors"):
+        file.unlink()
+    torch.save(tiny.unet().state_dict(), folder / "unet" / "diffusion_pytorch_model.bin")
+    hub.add("someone/pickled", folder)
+    found = resolve("someone/pickled")
+    assert any("weights_only=True" in note for note in found.notes)
     assert load(found).dtype == torch.float32
 
 
@@ -263,6 +291,21 @@ def test_offline_with_the_weights_in_the_cache(hub, offline, saved):
     assert load(found).fingerprint == load(resolve(str(saved))).fingerprint
     assert stored_dtype(found) == "float32"
     assert hub.requests == []
+
+
+def test_offline_with_a_part_of_it_in_the_cache(hub, offline, saved, tmp_path):
+    """As other tools leave it there, and downloads that were broken off."""
+    folder = shutil.copytree(saved, tmp_path / "sharded")
+    shutil.rmtree(folder / "unet")
+    tiny.unet().save_pretrained(folder / "unet", max_shard_size="100KB")
+    hub.add("someone/sharded", folder)
+    snapshot_download(NAME, allow_patterns="model_index.json")
+    snapshot_download("someone/sharded", allow_patterns=["*.json", "*00001-of*"])
+    offline()
+    _refused(lambda: resolve(NAME), "not whole in the local cache.*unet/config.json", "without --offline")
+    found = resolve("someone/sharded")
+    assert stored_dtype(found) is None
+    _refused(lambda: load(found), "unet of 'someone/sharded' is not in the local cache", "without --offline")
 
 
 def test_a_truncated_download_is_resumed(hub, saved):

@@ -10,12 +10,12 @@ from typing import Any
 import yaml
 
 from diffcompress.errors import UsageError
-from diffcompress.teacher.reference import DEMO_FOLDER, Reference
+from diffcompress.teacher.reference import DEMO_FOLDER, DENOISERS, Reference
 
 UNKNOWN = "unknown"  # which the Hub also takes for a licence
 STATED = "whoever made the student (--license)"
 _ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
-_NAMES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "NOTICE")
+_TEXTS = ("LICEN[CS]E*", "NOTICE*")
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,8 @@ def licence_of(reference: Reference, stated: str | None = None) -> Licence:
     """From the teacher's model card; `stated` (--license) counts only where the teacher's is unknown."""
     folder = _folder(reference)
     front = front_matter(folder / "README.md")
-    if isinstance(front.get("license"), str) and front["license"] != UNKNOWN:
-        return Licence(
-            front["license"], "the teacher's model card", front.get("license_name"), front.get("license_link")
-        )
+    if (id := _stated_in(front)) is not None:
+        return Licence(id, "the teacher's model card", front.get("license_name"), front.get("license_link"))
     if is_demo(reference):
         return Licence("apache-2.0", "diffcompress, whose demo teacher this is")
     if stated:
@@ -59,7 +57,7 @@ def stated_by_user(id: str) -> Licence:
 
 def licence_files(reference: Reference) -> list[Path]:
     """Licence texts of the teacher's folder, to be copied as they are."""
-    return [file for name in _NAMES if (file := _folder(reference) / name).is_file()]
+    return [file for name in _TEXTS for file in sorted(_folder(reference).glob(name)) if file.is_file()]
 
 
 def is_demo(reference: Reference) -> bool:
@@ -80,5 +78,19 @@ def front_matter(file: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _stated_in(front: dict[str, Any]) -> str | None:
+    """A card's licence; None also where it says that nobody stated one, as the cards of our students do."""
+    stated = front.get("license")
+    if isinstance(stated, list) and len(stated) == 1:
+        stated = stated[0]
+    unsaid = stated in ("", UNKNOWN) or (stated == "other" and front.get("license_name") == UNKNOWN)
+    return stated if isinstance(stated, str) and not unsaid else None
+
+
 def _folder(reference: Reference) -> Path:
-    return reference.pipeline or reference.denoiser
+    """Where card and licence lie: around a denoiser in its subfolder, too."""
+    if reference.pipeline is not None:
+        return reference.pipeline
+    place = reference.denoiser
+    is_part = place.is_dir() and place.name in DENOISERS and not (place / "README.md").is_file()
+    return place.parent if is_part else place

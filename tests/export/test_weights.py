@@ -89,6 +89,9 @@ def test_a_denoiser_folder_gets_a_pipeline(
         ("license: mit\n", None, "mit"),
         ("license: mit\n", "apache-2.0", "mit"),
         ("license: other\nlicense_name: custom\n", None, "other"),
+        ("license: other\nlicense_name: unknown\n", None, "unknown"),
+        ("license: ''\n", None, "unknown"),
+        ("license: [mit]\n", None, "mit"),
         ("tags: [a]\n", None, "unknown"),
         (None, None, "unknown"),
         (None, "apache-2.0", "apache-2.0"),
@@ -106,14 +109,14 @@ def test_the_licence_is_the_teachers_and_never_a_guess(
 ) -> None:
     if front is not None:
         (teacher_folder / "README.md").write_text(f"---\n{front}---\n# Teacher\n")
-    (teacher_folder / "LICENSE").write_text("the licence text")
+    (teacher_folder / "LICENSE-MODEL.md").write_text("the licence text")
     provenance = {"license": stated} if stated else {}
     folder = export_pipeline(student, teacher, write_run(tmp_path / "run"), dtype=torch.float32, provenance=provenance)
     card = ModelCard.load(folder / "README.md")
     assert card.data.license == ("other" if expected == "unknown" else expected)
     names = {"other": "custom", "unknown": "unknown"}
     assert card.data.to_dict().get("license_name") == names.get(expected)
-    assert (folder / "LICENSE").read_text() == "the licence text"
+    assert (folder / "LICENSE-MODEL.md").read_text() == "the licence text"
     assert ("**Unknown.**" in card.text) == (expected == "unknown")
 
 

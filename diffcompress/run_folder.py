@@ -135,7 +135,8 @@ class RunFolder:
     def claim(self, identity: dict[str, Any], *, overwrite: bool = False) -> Iterator[None]:
         """Hold the folder for the run described by `identity`, making it if need be.
 
-        Raises UsageError when it belongs to something else, cannot be written, or another process holds it.
+        Raises UsageError when it belongs to something else, cannot be written, or another process holds it. A new run
+        that is refused with UsageError before it has made anything leaves nothing behind.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file", "choose another --output")
@@ -161,16 +162,26 @@ class RunFolder:
                 ) from error
             try:
                 if foreign:
-                    for entry in self.path.iterdir():
-                        if entry.name != ".lock":
-                            discard(entry)
+                    self._empty()
                 if not mine:
                     write_json(self.marker, identity)
             except OSError as error:
                 if created:
                     discard(self.path)
                 raise UsageError(f"cannot write to {self.path}: {error.strerror}", "choose another --output") from error
-            yield
+            try:
+                yield
+            except UsageError:
+                if not (mine or self.stages() or any(self.bank.glob("shard-*"))):
+                    self._empty()
+                    if created:
+                        discard(self.path)
+                raise
+
+    def _empty(self) -> None:
+        for entry in self.path.iterdir():
+            if entry.name != ".lock":
+                discard(entry)
 
     def _difference(self, identity: dict[str, Any]) -> str:
         try:

@@ -102,6 +102,32 @@ def test_a_place_where_no_folder_can_be(tmp_path):
         pass
 
 
+def _refused_in(run, *made):
+    def work():
+        for file in (run.plan, *made):
+            write_json(file, {})
+        raise UsageError("no image")
+
+    with pytest.raises(UsageError, match="no image"), run.claim(IDENTITY):
+        work()
+
+
+def test_a_new_run_that_is_refused_leaves_nothing_behind(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    _refused_in(run)
+    assert os.listdir(tmp_path) == []
+    with run.claim(IDENTITY):
+        pass
+    _refused_in(run)
+    assert run.marker.exists() and run.plan.exists()
+
+
+@pytest.mark.parametrize("made", ["bank/shard-00000.safetensors", "stage-1-lift/checkpoints/step-000000000"])
+def test_what_took_time_is_kept_when_a_run_is_refused(tmp_path, made):
+    _refused_in(RunFolder(tmp_path / "run"), tmp_path / "run" / made)
+    assert (tmp_path / "run" / made).exists()
+
+
 def test_a_second_process_is_locked_out_until_the_first_ends(tmp_path):
     code = (
         "import sys\n"

@@ -58,16 +58,17 @@ def fill(
     teacher: LoadedPipeline,
     section: BankSection,
     seed: int,
-    data: str | None,
+    own: images.Images | None,
     runtime: Runtime,
     progress: Progress,
 ) -> Bank:
     """The bank in `folder`, made or completed. Sample i follows from (seed, i) alone, whichever process draws it.
 
-    Raises UsageError for unusable `data`; RunStopped or RunInterrupted between shards.
+    own: the user's images in place of the teacher's samples. Raises UsageError when they are not those that the bank
+    was begun with; RunStopped or RunInterrupted between shards.
     """
-    if data is not None:
-        return _from_images(folder, teacher, section, data, runtime, progress)
+    if own is not None:
+        return _from_images(folder, teacher, section, own, runtime, progress)
     key = _key(teacher.fingerprint, section.model_dump(), seed, teacher.sample_shape, teacher.conditions.texts)
     batch_size = _settled_batch_size(folder, teacher, key, runtime)
     keep = _kept_positions(teacher, section)
@@ -145,18 +146,18 @@ def _settled_batch_size(folder: Path, teacher: LoadedPipeline, key: str, runtime
 
 
 def _from_images(
-    folder: Path, teacher: LoadedPipeline, section: BankSection, data: str, runtime: Runtime, progress: Progress
+    folder: Path,
+    teacher: LoadedPipeline,
+    section: BankSection,
+    loaded: images.Images,
+    runtime: Runtime,
+    progress: Progress,
 ) -> Bank:
     """The user's own images, through the autoencoder once for latent teachers."""
-    loaded = images.read_for(data, teacher, section.num_samples, progress, runtime.stop)
-    for text in loaded.notes:
-        progress.note(text)
-    for text in loaded.warnings:
-        progress.warn(text)
     digest = hashlib.sha256(loaded.clean.numpy().tobytes()).hexdigest()
     if loaded.commit is not None:
         digest = _key(digest, loaded.source)
-        _check_same_commit(folder / "bank.json", loaded)
+    _check_same(folder / "bank.json", loaded, digest)
     if runtime.is_main:
         write_json(
             folder / "bank.json",
@@ -174,21 +175,23 @@ def _from_images(
         clean = read_shards(folder / key[:16], len(clean), SHARD_SIZE)["clean"]
         if clean.shape[1:] != teacher.sample_shape:
             raise UsageError(
-                f"'{data}' gives latents of shape {list(clean.shape[1:])}, the teacher takes "
+                f"'{loaded.source}' gives latents of shape {list(clean.shape[1:])}, the teacher takes "
                 f"{list(teacher.sample_shape)}",
                 "report this teacher as a bug",
             )
     return Bank(clean, loaded.index, teacher.conditions, {}, digest, section.null_share)
 
 
-def _check_same_commit(record: Path, loaded: images.Images) -> None:
-    """A run that goes on must go on with the same images; raises UsageError when the data set has moved on."""
-    before = read_json(record)["source"] if record.exists() else loaded.source
-    if before != loaded.source:
-        raise UsageError(
-            f"this run began with the images of {before}, and now they are those of {loaded.source}",
-            "choose another --output, or --overwrite to begin anew",
-        )
+def _check_same(record: Path, loaded: images.Images, digest: str) -> None:
+    """A run that goes on must go on with the same images; raises UsageError when they have changed."""
+    before = read_json(record) if record.exists() else {"key": digest}
+    if before["key"] == digest:
+        return
+    others = f"those of {loaded.source}" if before["source"] != loaded.source else "others"
+    raise UsageError(
+        f"this run began with the images of {before['source']}, and now they are {others}",
+        "choose another --output, or --overwrite to begin anew",
+    )
 
 
 def _key(*parts: object) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from diffcompress import runtime as runtimes
-from diffcompress.data import hub_images
+from diffcompress.data import hub_images, images
 from diffcompress.errors import UsageError
 from diffcompress.export import formats, hub
 from diffcompress.export.licence import licence_of
@@ -24,12 +24,13 @@ from diffcompress.teacher.weights import stored_dtype
 
 @dataclass(frozen=True)
 class Run:
-    """What every step of a run needs to know."""
+    """What every step of a run needs to know. own: the user's images, where --data names some."""
 
     request: Request
     folder: RunFolder
     teacher: LoadedPipeline
     plan: StudentPlan
+    own: images.Images | None
     runtime: Runtime
     progress: Progress
 
@@ -68,6 +69,7 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
     identity = request.identity(teacher.fingerprint)
     runtime.stop.install()
     try:
+        own = _own_images(request, teacher, runtime, progress)
         with folder.claim(identity, overwrite=request.overwrite) if runtime.is_main else contextlib.nullcontext():
             runtime.wait()
             teacher = with_prompts(teacher, texts, folder.conditions, runtime, progress, recipe.bank.text_length)
@@ -76,9 +78,22 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
             if runtime.is_main:
                 write_json(folder.plan, student_plan.to_json())
                 write_json(folder.environment, runtimes.environment(runtime))
-            yield Run(request, folder, teacher, student_plan, runtime, progress)
+            yield Run(request, folder, teacher, student_plan, own, runtime, progress)
     finally:
         runtime.stop.restore()
+
+
+def _own_images(
+    request: Request, teacher: LoadedPipeline, runtime: Runtime, progress: Progress
+) -> images.Images | None:
+    if request.data is None:
+        return None
+    own = images.read_for(request.data, teacher, request.recipe.bank.num_samples, progress, runtime.stop)
+    for text in own.notes:
+        progress.note(text)
+    for text in own.warnings:
+        progress.warn(text)
+    return own
 
 
 def _check(request: Request, runtime: Runtime, progress: Progress) -> None:

@@ -74,7 +74,7 @@ def _make(request: Request, progress: Progress) -> dict[str, Any]:
         if request.max_time is not None and runtime.is_main and not folder.recipe.exists():
             progress.note(estimate(run))
         with run.timed("bank"):
-            bank = banks.fill(folder.bank, run.teacher, asked.bank, asked.seed, run.request.data, runtime, progress)
+            bank = banks.fill(folder.bank, run.teacher, asked.bank, asked.seed, run.own, runtime, progress)
         with run.timed("student-init"):
             start = starting_student(run, bank)
         recipe, trained = train(run, start, bank)

@@ -8,6 +8,7 @@ import pytest
 
 from diffcompress.cli import options
 from tests.cli.command import run
+from tests.jobs.tiny_teacher import save_teacher, settings
 
 SHRINK = ("shrink", "demo")
 RATIO = ("--ratio", "0.05")
@@ -85,6 +86,31 @@ def test_a_config_of_an_unknown_class(tmp_path):
     outcome = run("plan", tmp_path / "config.json", *RATIO)
     assert outcome.code == 2
     assert "'MyUNet'" in outcome.stderr
+
+
+def test_a_part_that_is_not_there_is_missed_before_anything_is_made(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher")
+    index = json.loads((teacher / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (teacher / "model_index.json").write_text(json.dumps(index))
+    outcome = run("shrink", teacher, "--ratio", "0.3", "--output", tmp_path / "run", *settings())
+    assert outcome.code == 2
+    assert "safety_checker (no such folder)" in outcome.stderr
+    assert "[null, null]" in outcome.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_that_cannot_be_read_make_no_folder_and_replace_none(tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "a.png").write_text("no picture")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "thesis.txt").write_text("years of work")
+    for output in ("new", "kept"):
+        outcome = run(*SHRINK, *RATIO, "--data", tmp_path / "own", "--output", tmp_path / output, "--overwrite")
+        assert outcome.code == 2
+        assert "no readable image" in outcome.stderr
+    assert not (tmp_path / "new").exists()
+    assert [file.name for file in (tmp_path / "kept").iterdir()] == ["thesis.txt"]
 
 
 def test_traceback_shows_where():

@@ -240,7 +240,8 @@ def test_a_bank_of_a_data_set(hub, tmp_path):
     runtime = start("cpu")
 
     def fill(folder: str, data: str) -> banks.Bank:
-        return banks.fill(tmp_path / folder, teacher, BankSection(num_samples=6), 0, data, runtime, Progress())
+        own = images.read_for(data, teacher, 6, Progress())
+        return banks.fill(tmp_path / folder, teacher, BankSection(num_samples=6), 0, own, runtime, Progress())
 
     one = fill("one", TABLE)
     found = fetch(TABLE)

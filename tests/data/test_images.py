@@ -119,12 +119,17 @@ def test_one_image_in_a_folder_is_a_bank_and_a_file_is_refused(tmp_path):
     teacher = load(resolve(str(tiny.save_pipeline(tmp_path / "teacher"))))
     channels, height, width = teacher.sample_shape
     picture(tmp_path / "own" / "a.png", (width, height))
-    bank = banks.fill(tmp_path / "bank", teacher, BankSection(), 0, str(tmp_path / "own"), start("cpu"), Progress())
+    own = images.read_for(str(tmp_path / "own"), teacher, 5, Progress())
+    bank = banks.fill(tmp_path / "bank", teacher, BankSection(), 0, own, start("cpu"), Progress())
     assert bank.clean.shape == (1, channels, height, width) and torch.equal(bank.clean, torch.ones_like(bank.clean))
     with pytest.raises(UsageError, match=r"a.png' is a file, not a folder of images"):
         images.read_for(str(tmp_path / "own" / "a.png"), teacher, 5, Progress())
     with pytest.raises(UsageError, match=r"a.png' is a file"):
         images.captions_of(str(tmp_path / "own" / "a.png"), 5, Progress())
+    picture(tmp_path / "own" / "b.png", (width, height))
+    more = images.read_for(str(tmp_path / "own"), teacher, 5, Progress())
+    with pytest.raises(UsageError, match=r"began with the images of .*own, and now they are others"):
+        banks.fill(tmp_path / "bank", teacher, BankSection(), 0, more, start("cpu"), Progress())
 
 
 def test_broken_files_are_counted(tmp_path):

@@ -15,24 +15,34 @@ LINKED_FROM = 10 << 20
 
 
 def link_part(source: Path, target: Path) -> None:
-    """A part of a pipeline into the new folder `target`: one variant of its weights, under their plain names.
+    """A part of a pipeline into the new folder `target`: one variant of its weights, under their plain names, as
+    safetensors.
 
-    Raises UsageError when a shard is missing.
+    Raises UsageError when a shard is missing, or pickled beyond a state dict.
     """
     target.mkdir(parents=True)
-    entries = {entry.name: entry for entry in source.iterdir()}
-    for name in choose_files((name for name, entry in entries.items() if entry.is_file()), str(source)):
-        if plain_name(name) == name:
-            _link_or_copy(entries[name], target / name)
-        elif name.endswith(".json"):
-            index = json.loads(entries[name].read_text(encoding="utf-8"))
-            index["weight_map"] = {tensor: plain_name(file) for tensor, file in index["weight_map"].items()}
+    chosen, folders = _contents(source)
+    for file in chosen:
+        name = file.name
+        if name.endswith(".bin"):
+            _unpickle(file, target / plain_name(name))
+        elif name.endswith(".json") and plain_name(name) != name:
+            index = json.loads(file.read_text(encoding="utf-8"))
+            index["weight_map"] = {tensor: plain_name(shard) for tensor, shard in index["weight_map"].items()}
             (target / plain_name(name)).write_text(json.dumps(index, indent=2), encoding="utf-8")
         else:
-            _link_or_copy(entries[name], target / plain_name(name))
-    for name, entry in entries.items():
-        if entry.is_dir():
-            shutil.copytree(entry, target / name, copy_function=_link_or_copy)
+            _link_or_copy(file, target / plain_name(name))
+    for folder in folders:
+        shutil.copytree(folder, target / folder.name, copy_function=_link_or_copy)
+
+
+def part_bytes(source: Path) -> int:
+    """What `link_part` brings; 0 where there is no such folder."""
+    if not source.is_dir():
+        return 0
+    chosen, folders = _contents(source)
+    inside = (file for folder in folders for file in folder.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in (*chosen, *inside))
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -45,10 +55,27 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
+def _contents(source: Path) -> tuple[list[Path], list[Path]]:
+    """Files and folders of a part."""
+    files = [entry.name for entry in source.iterdir() if entry.is_file()]
+    folders = [entry for entry in source.iterdir() if entry.is_dir()]
+    return [source / name for name in choose_files(files, str(source))], folders
+
+
+def _unpickle(source: Path, target: Path) -> None:
+    """Pickled weights as safetensors, where tensors share no memory."""
+    from safetensors.torch import save_file
+
+    from diffcompress.teacher.state import read_pickle  # loads torch, which counting bytes does without
+
+    tensors = {name: value.clone().contiguous() for name, value in read_pickle(source).items()}
+    save_file(tensors, target, {"format": "pt"})
+
+
 def _link_or_copy(source: str | Path, target: str | Path) -> str:
     """Weights, which nobody edits, are linked where that is possible: they can be many times the student."""
     real = os.path.realpath(source)
-    if real.endswith((".safetensors", ".bin")) or os.path.getsize(real) > LINKED_FROM:
+    if real.endswith(".safetensors") or os.path.getsize(real) > LINKED_FROM:
         try:
             os.link(real, target)
             return str(target)

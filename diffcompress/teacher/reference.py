@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from diffcompress.errors import UsageError
 from diffcompress.runtime import Progress
 from diffcompress.teacher.hub import Repository
+from diffcompress.teacher.linking import part_bytes
 from diffcompress.teacher.variants import variant_of
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Reference:
         others = [part for part in self.parts if part != self.denoiser_part]
         if self.repository is not None:
             return self.repository.num_bytes(others)
-        return sum(f.stat().st_size for part in others for f in (self.pipeline / part).rglob("*") if f.is_file())
+        return sum(part_bytes(self.pipeline / part) for part in others)
 
 
 def demo_names() -> list[str]:

@@ -28,7 +28,7 @@ _NAME = re.compile(
     r"(?P<stem>[^.]+?)(?:\.(?P<variant>[\w-]+?))?(?:-(?P<number>\d{5})-of-(?P<total>\d{5}))?(?:\.(?P<late>\w+))?"
     r"\.(?P<kind>safetensors|bin)"
 )
-_INDEX = re.compile(r".+\.index(?:\.(?P<variant>\w+))?\.json")
+_INDEX = re.compile(r".+\.(?P<kind>\w+)\.index(?:\.(?P<variant>\w+))?\.json")
 # Full precision first; then what keeps the range of float32. A "non_ema" and its like come last.
 _VARIANTS = ("", "bf16", "fp16")
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -79,25 +79,33 @@ def choose_files(names: Iterable[str], where: str) -> list[str]:
     def is_wanted(name: str) -> bool:
         index = _INDEX.fullmatch(name)
         if index is not None:
-            return (index["variant"] or "") in variants and len(chosen) > 1
+            is_theirs = (index["variant"] or "") in variants and chosen[0].endswith(index["kind"])
+            return is_theirs and len(chosen) > 1
         return name in chosen or not name.endswith(_WEIGHTS)
 
     return [name for name in names if is_wanted(name)]
 
 
 def plain_name(name: str) -> str:
-    """The name of a weight file or index without its variant, as `from_pretrained` looks for it when none is named."""
+    """The name of a weight file or index without its variant and as safetensors, as `from_pretrained` looks for it when
+    no variant is named."""
     match = _NAME.fullmatch(name)
     if match is None:
-        return re.sub(r"\.index\.\w+\.json$", ".index.json", name)
+        index = _INDEX.fullmatch(name)
+        return f"{_stem(name.partition('.')[0])}.safetensors.index.json" if index else name
     shard = f"-{match['number']}-of-{match['total']}" if match["number"] else ""
-    return f"{match['stem']}{shard}.{match['kind']}"
+    return f"{_stem(match['stem'])}{shard}.safetensors"
 
 
 def variant_of(names: Iterable[str], where: str) -> str | None:
     """The variant that `choose` takes, None for plain names and where there are no weights."""
     chosen = choose(names, where)
     return (_variant(chosen[0]) or None) if chosen else None
+
+
+def _stem(stem: str) -> str:
+    """transformers has another one for its pickles."""
+    return "model" if stem == "pytorch_model" else stem
 
 
 def _variant(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
@@ -9,7 +11,7 @@ from transformers import CLIPTextModel
 
 from diffcompress.runtime import Progress, start
 from diffcompress.teacher.encoding import with_prompts
-from diffcompress.teacher.linking import link_part
+from diffcompress.teacher.linking import link_part, part_bytes
 from diffcompress.teacher.load import load
 from diffcompress.teacher.resolve import resolve
 from tests.families import pipe_stable_diffusion
@@ -35,6 +37,40 @@ def test_shards_of_transformers(tmp_path):
     link_part(tmp_path / "text", tmp_path / "linked")
     again = CLIPTextModel.from_pretrained(tmp_path / "linked", torch_dtype=torch.float16)
     assert all(torch.equal(v, model.state_dict()[n]) for n, v in again.state_dict().items())
+
+
+@pytest.mark.parametrize("size", ["10GB", "8KB"], ids=["whole", "shards"])
+def test_pickles_become_safetensors(tmp_path, size):
+    """With all names of tensors that share memory, and without a look at what is not taken."""
+    model = clip_text(16)
+    (tmp_path / "text").mkdir()
+    model.config.save_pretrained(tmp_path / "text")
+    state = model.state_dict() | {"tied": next(iter(model.state_dict().values()))}
+    names = list(state) if size == "8KB" else []
+    parts = [names[: len(names) // 2], names[len(names) // 2 :]] if names else [list(state)]
+    files = [f"pytorch_model-{i:05d}-of-00002.bin" if names else "pytorch_model.bin" for i in (1, 2)]
+    for file, part in zip(files, parts, strict=False):
+        torch.save({name: state[name] for name in part}, tmp_path / "text" / file)
+    if names:
+        index = {"metadata": {}, "weight_map": {n: f for f, p in zip(files, parts, strict=True) for n in p}}
+        (tmp_path / "text" / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    (tmp_path / "text" / "flax_model.msgpack").write_bytes(b"never to be read")
+    link_part(tmp_path / "text", tmp_path / "linked")
+    kinds = {file.suffix for file in (tmp_path / "linked").iterdir()}
+    assert kinds == {".json", ".safetensors"}
+    again = CLIPTextModel.from_pretrained(tmp_path / "linked", use_safetensors=True)
+    assert all(torch.equal(v, state[n]) for n, v in again.state_dict().items())
+
+
+def test_the_bytes_of_a_part_are_those_of_one_variant(tmp_path):
+    model = pipe_stable_diffusion.autoencoder()
+    model.save_pretrained(tmp_path / "vae")
+    alone = part_bytes(tmp_path / "vae")
+    model.half().save_pretrained(tmp_path / "vae", variant="fp16")
+    (tmp_path / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"never to be read")
+    link_part(tmp_path / "vae", tmp_path / "linked")
+    assert part_bytes(tmp_path / "vae") == alone == sum(f.stat().st_size for f in (tmp_path / "linked").iterdir())
+    assert part_bytes(tmp_path / "none") == 0
 
 
 def test_a_teacher_of_one_variant_encodes_and_decodes(tmp_path):

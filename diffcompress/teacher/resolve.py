@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -165,7 +166,9 @@ def _from_file(text: str, path: Path, scheduler: str | None) -> Reference:
 def _scheduler_beside(text: str, folder: Path, scheduler: str | None) -> tuple[dict[str, Any], str]:
     """The scheduler config that the user named, or that lies in the pipeline around a denoiser folder."""
     places = [folder / "scheduler_config.json"]
-    places += [place / "scheduler" / "scheduler_config.json" for place in (folder.resolve().parent, folder)]
+    # A denoiser that is a link has a folder around it here, and another one where it leads.
+    around = (Path(os.path.abspath(folder)).parent, folder.resolve().parent, folder)
+    places += [place / "scheduler" / "scheduler_config.json" for place in around]
     beside = [file for file in places if file.is_file()]
     if scheduler is not None:
         given = Path(scheduler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,12 @@ from diffcompress.errors import UsageError
 from diffcompress.runtime import dtype_name
 from diffcompress.teacher.variants import PICKLES
 
+# For whoever trusts a pickle; a training framework's checkpoint keeps the weights under "state_dict".
+_CONVERT = (
+    'import sys, torch, safetensors.torch as s; d = torch.load(sys.argv[1], weights_only=False, map_location="cpu"); '
+    'd = d.get("state_dict", d); d = {k: v.clone().contiguous() for k, v in d.items() if torch.is_tensor(v)}; '
+    "s.save_file(d, sys.argv[2])"
+)
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -40,7 +47,7 @@ class StoredState(Mapping[str, Tensor]):
         self.files = tuple(files)
         self._places: dict[str, tuple[Path, Any]] = {}
         for file in self.files:
-            source = _read_pickle(file) if file.suffix in PICKLES else _open(file)
+            source = read_pickle(file) if file.suffix in PICKLES else _open(file)
             self._places |= {name: (file, source) for name in source.keys()}  # noqa: SIM118 (a handle is no mapping)
         if self.dtype is None:
             raise UsageError(
@@ -101,10 +108,10 @@ def _unreadable(file: Path, error: Exception) -> UsageError:
     return UsageError(f"{file} cannot be read as safetensors: {error}", "check that the download is complete")
 
 
-def _read_pickle(file: Path) -> dict[str, Tensor]:
+def read_pickle(file: Path) -> dict[str, Tensor]:
     """A bare pickled state dict; anything more could run code and is refused."""
-    convert = f"s.save_file(torch.load('{file.name}', weights_only=False), '{file.stem}.safetensors')"
-    advice = f'convert it where you trust it: python -c "import torch, safetensors.torch as s; {convert}"'
+    command = shlex.join(["python", "-c", _CONVERT, str(file), str(file.with_suffix(".safetensors"))])
+    advice = f"convert it where you trust it: {command}"
     try:
         state = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:

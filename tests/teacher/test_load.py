@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -124,3 +128,18 @@ def test_any_other_pickle_is_refused_with_how_to_convert_it(pipeline, content):
     with pytest.raises(UsageError, match="is a pickle") as caught:
         load(resolve(str(pipeline)))
     assert "save_file" in caught.value.hint
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["what else is in it", "of a training framework"])
+def test_the_command_that_converts_a_pickle_does(pipeline, tmp_path, nested):
+    folder = pipeline.rename(tmp_path / "it's $HOME")
+    state = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    more = {"epoch": 3, "callbacks": Path("x")}
+    torch.save({"state_dict": state, **more} if nested else state | more, (folder / WEIGHTS).with_suffix(".bin"))
+    with pytest.raises(UsageError, match="is a pickle") as caught:
+        load(resolve(str(folder)))
+    command = caught.value.hint.partition(": python ")[2]
+    subprocess.run(f"{shlex.quote(sys.executable)} {command}", shell=True, check=True, cwd=tmp_path)
+    loaded = load(resolve(str(folder))).denoiser.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())

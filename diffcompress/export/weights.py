@@ -12,7 +12,7 @@ import diffusers
 import torch
 from torch import nn
 
-from diffcompress.errors import DiffCompressError, UsageError
+from diffcompress.errors import DiffCompressError
 from diffcompress.export import facts, model_card
 from diffcompress.export import provenance as provenances
 from diffcompress.export.licence import licence_files, licence_of
@@ -102,12 +102,6 @@ def _write_rest(folder: Path, teacher: LoadedPipeline) -> str:
         return family.subfolder
     subfolder = reference.denoiser_part
     others = [part for part in reference.parts if part != subfolder]
-    for part in others:
-        if not (reference.pipeline / part).is_dir():
-            raise UsageError(
-                f"{reference.pipeline / part} is missing, though model_index.json names it",
-                "check that the teacher's folder is complete",
-            )
     check_space(folder, reference.other_bytes() or 0)
     for name in ("model_index.json", "prompts.txt"):
         if (reference.pipeline / name).is_file():

@@ -19,7 +19,7 @@ from diffcompress.runtime import Progress, Runtime
 from diffcompress.student.plan import StudentPlan, plan
 from diffcompress.teacher.encoding import with_prompts
 from diffcompress.teacher.load import LoadedPipeline, describe, load
-from diffcompress.teacher.weights import stored_dtype
+from diffcompress.teacher.weights import require_parts, stored_dtype
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
     _check(request, runtime, progress)
     request = replace(request, data=hub_images.pinned(request.data))
     reference.fetch(progress=progress)
+    if reference.pipeline is not None:
+        require_parts(reference, (part for part in reference.parts if part != reference.denoiser_part))
     teacher = load(reference, runtime.device, sample_size=recipe.bank.sample_size)
     texts = texts_for(teacher, recipe, request.data, request.prompts, progress)
     identity = request.identity(teacher.fingerprint)

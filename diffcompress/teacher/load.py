@@ -20,7 +20,7 @@ from diffcompress.noise import NoiseProcess, from_scheduler
 from diffcompress.teacher.assembly import assembled
 from diffcompress.teacher.codec import Codec, load_codec
 from diffcompress.teacher.conditioning import Conditions, as_dtype, without_text
-from diffcompress.teacher.reference import Reference
+from diffcompress.teacher.reference import Reference, read_json
 from diffcompress.teacher.weights import check_state, fingerprint, open_state
 
 # Denoisers of more parameters stay in their stored precision on an accelerator, where float32 would not fit.
@@ -88,6 +88,7 @@ def describe(reference: Reference) -> tuple[Family, NoiseProcess]:
             "knows a part of the noise levels alone, so neither draws samples to learn from without the other",
             "take a teacher with one denoiser, for example Wan 2.1 for Wan 2.2",
         )
+    _check_pipeline(reference)
     try:
         tokens = family.num_tokens(reference.config, family.sample_shape(reference.config))
         return family, from_scheduler(reference.scheduler, tokens)
@@ -96,6 +97,18 @@ def describe(reference: Reference) -> tuple[Family, NoiseProcess]:
             f"'{reference.id}' cannot be distilled: {error}",
             "DDPM-type teachers (epsilon, sample or v prediction) and flow-matching teachers can",
         ) from error
+
+
+def _check_pipeline(reference: Reference) -> None:
+    """Raise UsageError for a pipeline that diffusers alone does not load: its student could not be used."""
+    if reference.pipeline is None:
+        return
+    name = read_json(reference.pipeline / "model_index.json").get("_class_name")
+    if name not in dir(diffusers):  # a look at the attribute itself would import it
+        raise UsageError(
+            f"'{reference.id}' is a pipeline of class {name}, which diffusers {diffusers.__version__} does not have",
+            f"name its denoiser alone ({reference.denoiser_part}), or a pipeline without code of its own",
+        )
 
 
 def load(reference: Reference, device: torch.device | str = "cpu", *, sample_size: int | None = None) -> LoadedPipeline:

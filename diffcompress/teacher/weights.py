@@ -140,7 +140,8 @@ def require_parts(reference: Reference, names: Iterable[str]) -> None:
     lacking = [f"{name} ({what})" for name in names if (what := _lack(reference.pipeline / name))]
     if lacking:
         raise UsageError(
-            f"the pipeline of '{reference.id}' is incomplete: {_listed(lacking)}", "download the missing files"
+            f"the pipeline of '{reference.id}' is incomplete: {_listed(lacking)}",
+            "download the missing files; of a part left out on purpose model_index.json says [null, null]",
         )
 
 
@@ -149,7 +150,7 @@ def _lack(folder: Path) -> str | None:
         return "no such folder"
     if folder.name.startswith("tokenizer"):
         return None if any(any(folder.glob(name)) for name in _VOCABULARIES) else "no vocabulary"
-    if folder.name.startswith(("scheduler", "feature_extractor", "image_processor")):
+    if folder.name.startswith(("scheduler", "feature_extractor", "image_processor", "processor")):
         return None
     if not (folder / "config.json").is_file():
         return "no config.json"

@@ -25,6 +25,13 @@ def test_a_denoiser_folder_takes_the_scheduler_beside_it(pipeline):
     assert any("scheduler" in note for note in found.notes)
 
 
+def test_a_denoiser_that_is_a_link_takes_the_scheduler_beside_the_link(pipeline, tmp_path):
+    elsewhere = (pipeline / "unet").rename(tmp_path / "elsewhere")
+    (pipeline / "unet").symlink_to(elsewhere)
+    assert resolve(str(pipeline / "unet")).scheduler["_class_name"] == "DDPMScheduler"
+    assert resolve(str(pipeline)).denoiser.is_dir()
+
+
 @pytest.mark.parametrize("as_file", [False, True])
 def test_a_denoiser_folder_with_a_scheduler_named(pipeline, tmp_path, as_file):
     alone = tmp_path / "alone"
@@ -105,6 +112,7 @@ def test_an_unknown_class_and_an_unknown_noise_process(pipeline):
         ("unet/config.json", {"_class_name": "MyUNet"}, "MyUNet"),
         ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler"),
         ("scheduler/scheduler_config.json", {"prediction_type": "velocity"}, "velocity"),
+        ("model_index.json", {"_class_name": ["my_pipeline", "MyPipeline"]}, "my_pipeline"),
     ):
         path = pipeline / file
         before = path.read_text()

@@ -6,10 +6,12 @@ import contextlib
 import errno
 import inspect
 import os
+import signal
 import sys
 import traceback as tracebacks
 import warnings
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -71,8 +73,17 @@ def _prepare_environment(offline: bool) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|huggingface_hub)\.")
 
 
+class _Terminated(BaseException):
+    """SIGTERM where no job looks out for it yet, as KeyboardInterrupt is Ctrl-C: no library catches it on the way."""
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
 @contextlib.contextmanager
 def _boundary(console: Output, traceback: bool) -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except (typer.Exit, SystemExit, BrokenPipeError):
@@ -85,6 +96,7 @@ def _boundary(console: Output, traceback: bool) -> Iterator[None]:
         console.error(message, hint)
         raise typer.Exit(int(status)) from error
     finally:
+        signal.signal(signal.SIGTERM, before)
         console.close()
 
 
@@ -98,6 +110,12 @@ def explain(error: BaseException) -> tuple[str, str, ExitStatus]:
             "interrupted",
             "run the same command again; shrink goes on from its last checkpoint",
             ExitStatus.INTERRUPTED,
+        )
+    if isinstance(error, _Terminated):
+        return (
+            "stopped by SIGTERM",
+            "run the same command again; shrink goes on from where it stood",
+            ExitStatus.STOPPED,
         )
     if _is_full_disk(error):
         return f"the disk is full ({told})", "free some space and run the same command again", ExitStatus.STOPPED

@@ -148,8 +148,15 @@ def _elsewhere(
         write_json(files[0], asked | {"call": skeleton})
         save_file(tensors, files[1])
         command = [sys.executable, "-I", str(Path(probe.__file__).resolve()), str(folder.resolve()), *map(str, files)]
+        # A session of its own, or Ctrl-C on a terminal would end it and look like an export that does not load.
         done = subprocess.run(
-            command, cwd=scratch, env=os.environ | hidden, capture_output=True, text=True, check=False
+            command,
+            cwd=scratch,
+            env=os.environ | hidden,
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,
         )
         if done.returncode != 0 or not files[2].is_file():
             reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]

@@ -37,6 +37,7 @@ def conclude(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module, ban
     if not folder.metrics.exists():
         with run.timed("evaluation"):
             write_json(folder.metrics, _evaluated(run, recipe, start, trained))
+        run.runtime.stop.raise_if_set()
     write_json(folder.warnings, _warnings(run))
     with run.timed("export"):
         if not folder.is_exported:
@@ -46,6 +47,7 @@ def conclude(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module, ban
         relicense(folder.pipeline, request.license)
     write_report(folder)
     if request.push_to_hub is not None:
+        run.runtime.stop.raise_if_set()
         pushed = hub.push(folder, request.push_to_hub, public=request.public, progress=run.progress)
         run.progress.note(f"pushed to {pushed['url']}, commit {pushed['commit']}")
         write_report(folder)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -59,6 +63,20 @@ def test_true_exit_codes_of_the_process():
     done = spawn("-m", "diffcompress", "--version")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("diffcompress ")
+
+
+def test_a_process_that_is_stopped_before_its_work_says_so(tmp_path):
+    """Here while it waits for its recipe, as it may wait for imports or a download."""
+    recipe = tmp_path / "recipe.yaml"
+    os.mkfifo(recipe)
+    command = [sys.executable, "-m", "diffcompress", "shrink", "demo", "--ratio", "0.1", "--recipe", str(recipe)]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    with recipe.open("w"):  # returns as soon as the other end reads
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert told.startswith("error: stopped by SIGTERM")
+    assert "Traceback" not in told
 
 
 def test_what_a_library_prints_does_not_reach_stdout(monkeypatch):

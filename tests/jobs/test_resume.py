@@ -1,15 +1,19 @@
 """Stopping is never losing: killed anywhere, the same command ends where an uninterrupted run does, bit for bit."""
 
 import json
+import os
 import shutil
 import signal
+import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from diffcompress.run_folder import discard
 from tests.cli.command import run as cli
-from tests.jobs.tiny_teacher import command, run, same, save_teacher, stop_when, weights
+from tests.jobs.tiny_teacher import command, environment, run, same, save_teacher, stop_when, weights
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,23 @@ def test_a_stop_request_checkpoints_first(teacher, uninterrupted, tmp_path, numb
     (checkpoint,) = (output / "stage-1-lift" / "checkpoints").glob("step-*")
     assert json.loads((checkpoint / "state.json").read_text())["step"] >= 5
     assert run(arguments).returncode == 0
+    assert same(weights(output), weights(uninterrupted))
+
+
+def test_ctrl_c_on_a_terminal_does_not_spoil_the_export_proof(teacher, uninterrupted, tmp_path):
+    """A terminal sends it to every process of the command, and the proof runs in one of its own."""
+    output = shutil.copytree(uninterrupted, tmp_path / "run")
+    discard(output / "export-proof.json")
+    arguments = command(teacher, output)
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment())
+    proofs = []
+    while not proofs:
+        assert process.poll() is None, process.communicate()
+        proofs = psutil.Process(process.pid).children()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
     assert same(weights(output), weights(uninterrupted))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,16 +40,22 @@ class Images:
 
 
 def read_for(
-    data: str, teacher: LoadedPipeline, limit: int, progress: Progress, stop: StopRequest | None = None
+    data: str,
+    teacher: LoadedPipeline,
+    prompts: Sequence[str],
+    limit: int,
+    progress: Progress,
+    stop: StopRequest | None = None,
 ) -> Images:
     """The images of `data` as `teacher`'s own pixels and conditions: all of a folder's, `limit` of a Hub data set's.
 
-    Raises UsageError as `read` does, and what `hub_images.fetch` raises.
+    prompts: of a text-conditional teacher, among which every image's caption is looked for. Raises UsageError as `read`
+    does, and what `hub_images.fetch` raises.
     """
     if len(teacher.sample_shape) != 3:
         raise UsageError(f"'{data}' holds images, the teacher makes videos", "leave --data out: it samples its own")
     shape = teacher.codec.pixel_shape(teacher.sample_shape) if teacher.codec else teacher.sample_shape
-    texts = teacher.conditions.texts if teacher.takes_text else None
+    texts = tuple(prompts) if teacher.takes_text else None
     num_classes = teacher.family.num_classes(teacher.config)
     if not hub_images.is_id(data):
         return read(Path(data), shape, num_classes, texts)
@@ -207,7 +213,8 @@ def _label_by_class(folder: Path, classes: list[str], num_classes: int) -> dict[
 def _metadata(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and content, with a file_name, of every line; raises UsageError for what is none."""
     try:
-        lines = (folder / METADATA).read_text(encoding="utf-8").splitlines()
+        # Captions may hold what Python takes for the end of a line, such as U+2028.
+        lines = (folder / METADATA).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {folder / METADATA} ({type(error).__name__})", "save it as UTF-8") from error
     for number, line in enumerate(lines, 1):

@@ -70,7 +70,7 @@ def grammar(count: int) -> list[str]:
 def read(file: Path) -> list[str]:
     """One prompt a line, empty lines skipped; raises UsageError when the file has none or cannot be read as UTF-8."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise UsageError(f"cannot read the prompts in '{file}': {error.strerror}", "name a text file") from error
     except UnicodeDecodeError as error:

@@ -36,11 +36,13 @@ class Run:
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Add the seconds of a step to those of earlier, interrupted calls."""
+        """Add the seconds of a step to those of earlier calls; one that is stopped counts too."""
         started = time.monotonic()
-        yield
-        before = self._timings().get(name, 0)
-        self.set_seconds(name, before + time.monotonic() - started)
+        try:
+            yield
+        finally:
+            before = self._timings().get(name, 0)
+            self.set_seconds(name, before + time.monotonic() - started)
 
     def set_seconds(self, name: str, seconds: float) -> None:
         """All seconds that a step took so far."""
@@ -71,7 +73,7 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
     identity = request.identity(teacher.fingerprint)
     runtime.stop.install()
     try:
-        own = _own_images(request, teacher, runtime, progress)
+        own = _own_images(request, teacher, texts, runtime, progress)
         with folder.claim(identity, overwrite=request.overwrite) if runtime.is_main else contextlib.nullcontext():
             runtime.wait()
             teacher = with_prompts(teacher, texts, folder.conditions, runtime, progress, recipe.bank.text_length)
@@ -86,11 +88,11 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
 
 
 def _own_images(
-    request: Request, teacher: LoadedPipeline, runtime: Runtime, progress: Progress
+    request: Request, teacher: LoadedPipeline, texts: list[str], runtime: Runtime, progress: Progress
 ) -> images.Images | None:
     if request.data is None:
         return None
-    own = images.read_for(request.data, teacher, request.recipe.bank.num_samples, progress, runtime.stop)
+    own = images.read_for(request.data, teacher, texts, request.recipe.bank.num_samples, progress, runtime.stop)
     for text in own.notes:
         progress.note(text)
     for text in own.warnings:

@@ -141,15 +141,23 @@ def texts_for(
         if prompts is not None:
             raise UsageError(f"--prompts {prompts}, but '{model.reference.id}' takes no text", "leave --prompts out")
         return []
+    progress = progress or Progress()
     if data is not None:
-        return images.captions_of(data, num_images or recipe.bank.num_samples, progress or Progress())
+        if prompts is not None:
+            progress.warn(f"--prompts {prompts} is not used: the captions of --data are the prompts")
+        if captions := images.captions_of(data, num_images or recipe.bank.num_samples, progress):
+            return captions
+        raise UsageError(
+            f"no image of '{data}' has a caption, and '{model.reference.id}' is text-conditional",
+            "give captioned images",
+        )
     if prompts is not None:
         return prompting.read(Path(prompts))
     return prompting.default_for(model.reference, recipe.bank.num_prompts)
 
 
 def _real_images(data: str, model: LoadedPipeline, num_images: int, progress: Progress) -> images.Images:
-    real = images.read_for(data, model, num_images, progress)
+    real = images.read_for(data, model, model.conditions.texts, num_images, progress)
     for text in real.notes:
         progress.note(text)
     for text in real.warnings:

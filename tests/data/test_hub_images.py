@@ -240,7 +240,7 @@ def test_a_bank_of_a_data_set(hub, tmp_path):
     runtime = start("cpu")
 
     def fill(folder: str, data: str) -> banks.Bank:
-        own = images.read_for(data, teacher, 6, Progress())
+        own = images.read_for(data, teacher, (), 6, Progress())
         return banks.fill(tmp_path / folder, teacher, BankSection(num_samples=6), 0, own, runtime, Progress())
 
     one = fill("one", TABLE)
@@ -262,6 +262,6 @@ def test_a_bank_of_a_data_set(hub, tmp_path):
 @pytest.mark.parametrize(("num_classes", "told"), [(3, False), (5, True)])
 def test_fewer_classes_than_the_teacher_has_are_told(hub, tmp_path, num_classes, told):
     teacher = load(resolve(str(tiny.save_pipeline(tmp_path / "teacher", num_classes=num_classes))))
-    found = images.read_for(FILES, teacher, 12, Progress())
+    found = images.read_for(FILES, teacher, (), 12, Progress())
     assert any(f"has 3 classes, the teacher {num_classes}" in text for text in found.warnings) is told
     assert any("cropped" in note for note in found.notes) and any("is taken at commit" in note for note in found.notes)

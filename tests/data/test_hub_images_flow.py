@@ -63,7 +63,7 @@ def test_captions_of_a_data_set_are_the_prompts_of_a_text_teacher(hub, tmp_path)
     assert len(texts) == 6
     runtime = start("cpu")
     teacher = with_prompts(teacher, texts, tmp_path / "conditions", runtime, Progress(), recipe.bank.text_length)
-    own = images.read_for(TABLE, teacher, 6, Progress())
+    own = images.read_for(TABLE, teacher, texts, 6, Progress())
     bank = banks.fill(tmp_path / "bank", teacher, recipe.bank, 0, own, runtime, Progress())
     assert bank.clean.shape[1:] == teacher.sample_shape
     assert sorted(texts[row] for row in bank.index.tolist()) == sorted(images.captions_of(TABLE, 6, Progress()))

@@ -119,15 +119,15 @@ def test_one_image_in_a_folder_is_a_bank_and_a_file_is_refused(tmp_path):
     teacher = load(resolve(str(tiny.save_pipeline(tmp_path / "teacher"))))
     channels, height, width = teacher.sample_shape
     picture(tmp_path / "own" / "a.png", (width, height))
-    own = images.read_for(str(tmp_path / "own"), teacher, 5, Progress())
+    own = images.read_for(str(tmp_path / "own"), teacher, (), 5, Progress())
     bank = banks.fill(tmp_path / "bank", teacher, BankSection(), 0, own, start("cpu"), Progress())
     assert bank.clean.shape == (1, channels, height, width) and torch.equal(bank.clean, torch.ones_like(bank.clean))
     with pytest.raises(UsageError, match=r"a.png' is a file, not a folder of images"):
-        images.read_for(str(tmp_path / "own" / "a.png"), teacher, 5, Progress())
+        images.read_for(str(tmp_path / "own" / "a.png"), teacher, (), 5, Progress())
     with pytest.raises(UsageError, match=r"a.png' is a file"):
         images.captions_of(str(tmp_path / "own" / "a.png"), 5, Progress())
     picture(tmp_path / "own" / "b.png", (width, height))
-    more = images.read_for(str(tmp_path / "own"), teacher, 5, Progress())
+    more = images.read_for(str(tmp_path / "own"), teacher, (), 5, Progress())
     with pytest.raises(UsageError, match=r"began with the images of .*own, and now they are others"):
         banks.fill(tmp_path / "bank", teacher, BankSection(), 0, more, start("cpu"), Progress())
 
@@ -159,6 +159,13 @@ def test_captions_are_the_conditions_of_a_text_teacher(tmp_path):
     found = images.read(tmp_path, (1, 8, 8), None, prompts=("a dog", "a cat"))
     assert found.index.tolist() == [1, 0]
     assert "1 of 3 images have no caption" in found.warnings[0]
+
+
+def test_captions_end_with_their_line_and_begin_after_a_byte_order_mark(tmp_path):
+    rows = [{"file_name": "a.png", "text": "an owl\u2028in fog"}, {"file_name": "b.png", "text": "a\x85b"}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "metadata.jsonl").write_bytes(("\ufeff" + "\r\n".join(lines) + "\r\n").encode())
+    assert images.captions(tmp_path) == {row["file_name"]: row["text"] for row in rows}
 
 
 @pytest.mark.parametrize("text", ["no json", '{"file_name": "a.png"}', "[1]"])

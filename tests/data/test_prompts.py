@@ -29,3 +29,9 @@ def test_a_bad_prompts_file_is_refused(tmp_path, content, words):
         prompts.read(file)
     with pytest.raises(UsageError, match="cannot read"):
         prompts.read(tmp_path / "nowhere.txt")
+
+
+def test_prompts_end_with_their_line_and_begin_after_a_byte_order_mark(tmp_path):
+    file = tmp_path / "p.txt"
+    file.write_bytes("\ufeffa cat\r\nan owl\u2028in fog\r\n".encode())
+    assert prompts.read(file) == ["a cat", "an owl\u2028in fog"]

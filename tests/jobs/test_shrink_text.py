@@ -1,0 +1,66 @@
+"""shrink of a text-conditional teacher: whose prompts it is asked with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import diffcompress
+from diffcompress.errors import UsageError
+from diffcompress.run_folder import RunFolder, read_json
+from diffcompress.runtime import Progress
+from tests import tiny
+from tests.families import pipe_pixart
+
+SHORT = (*tiny.SHORTEST, "student.importance=magnitude")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("text") / "teacher"
+    pipe_pixart.pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+class Told(Progress):
+    """Keeps what it was warned of."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def images(folder: Path, captions: list[str | None]) -> str:
+    folder.mkdir()
+    rows = []
+    for number, text in enumerate(captions):
+        grey = np.full((16, 16), 40 * number, np.uint8)
+        Image.fromarray(grey).save(folder / f"{number}.png")
+        rows.append(json.dumps({"file_name": f"{number}.png", "text": text}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    return str(folder)
+
+
+def test_captions_of_the_users_images_are_the_prompts(teacher: str, tmp_path: Path) -> None:
+    data, told = images(tmp_path / "own", ["a cat", "a dog", "a cat", None]), Told()
+    unused = str(tmp_path / "p.txt")
+    run = RunFolder(tmp_path / "run")
+    asked = {"ratio": 0.5, "output": str(run.path), "overrides": SHORT}
+    diffcompress.shrink(teacher, data=data, prompts=unused, progress=told, **asked)
+    assert read_json(run.bank / "bank.json")["num_samples"] == 3
+    assert [text for text in told.warnings if "--prompts" in text] == [
+        f"--prompts {unused} is not used: the captions of --data are the prompts"
+    ]
+
+
+def test_images_without_captions_are_refused(teacher: str, tmp_path: Path) -> None:
+    data = images(tmp_path / "own", [None, None])
+    with pytest.raises(UsageError, match=r"no image of .* has a caption"):
+        diffcompress.shrink(teacher, ratio=0.5, data=data, output=str(tmp_path / "run"), overrides=SHORT)
+    assert not (tmp_path / "run").exists()

@@ -88,6 +88,14 @@ def test_jittered_grids_stay_in_range_and_antithetic_draws_pair_up():
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "backwards"),
         ({"_class_name": "DDPMScheduler", "prediction_type": "velocity"}, "velocity"),
         ({"_class_name": "DDPMScheduler", "thresholding": True}, "thresholding"),
+        (
+            {
+                "_class_name": "EulerDiscreteScheduler",
+                "prediction_type": "v_prediction",
+                "timestep_type": "continuous",
+            },
+            "EDM",
+        ),
         ({"_class_name": "HeunDiscreteScheduler", "beta_schedule": "exp"}, "beta_schedule 'exp'"),
         ({"trained_betas": [0.1, 0.2], "num_train_timesteps": 3}, "2 trained_betas for 3 timesteps"),
     ],

@@ -32,6 +32,8 @@ class Diffusion(NoiseProcess):
         prediction_type = config.get("prediction_type", "epsilon")
         if prediction_type not in PREDICTION_TYPES:
             raise ValueError(f"prediction_type '{prediction_type}' is not one of {', '.join(PREDICTION_TYPES)}")
+        if config.get("timestep_type") == "continuous" and prediction_type == "v_prediction":
+            raise ValueError("timestep_type 'continuous' tells the logarithm of the noise level, as EDM does")
         if config.get("thresholding"):
             raise ValueError("dynamic thresholding is not supported")
         schedule = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")

@@ -24,6 +24,7 @@ from diffcompress.teacher.stored_rows import StoredRows
 CONDITION_STREAM = 1
 # Guidance that makes a pipeline compute its null conditioning; its size does not matter here.
 GUIDED = 4.0
+TEXT_PARTS = tuple(f"{part}{number}" for number in ("", "_2", "_3") for part in ("tokenizer", "text_encoder"))
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,13 @@ def _watch(
             pipeline(**{name: value for name, value in wanted.items() if name in accepted})
     except _Seen:
         pass
-    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of many kinds, by what is lacking
+        lacking = [part for part in TEXT_PARTS if getattr(pipeline, part, part) is None]
+        told = f"it has no {' and no '.join(lacking)} ({error})" if lacking else error
         raise UsageError(
-            f"{type(pipeline).__name__} cannot encode prompts: {error}", "check that the teacher's pipeline is complete"
+            f"{type(pipeline).__name__} cannot encode prompts: {told}", "check that the teacher's pipeline is complete"
         ) from error
     finally:
         del denoiser.forward

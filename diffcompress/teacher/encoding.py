@@ -83,7 +83,9 @@ def _encode(
         whole = DiffusionPipeline.from_pretrained(
             reference.pipeline, **part, variant=reference.variant, torch_dtype=_dtype(pipeline)
         )
-    except (OSError, ValueError, ImportError, AttributeError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of many kinds, by what is broken
         raise UsageError(
             f"the pipeline of '{reference.id}' cannot be loaded: {error}", "check that it is complete"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from diffcompress import runtime as runtimes
+from diffcompress.errors import UsageError
+from diffcompress.run_folder import read_json, write_json
 from diffcompress.runtime import Progress
 from diffcompress.teacher.conditioning import trace
 from diffcompress.teacher.encoding import SHARD_SIZE, _key, with_prompts
@@ -79,3 +82,39 @@ def test_the_key_holds_the_dtype_that_prompts_are_encoded_in(tmp_path: Path) -> 
     assert _key(teacher, ["a"], None) == here
     # Any device but a CPU encodes in bfloat16; this one is everywhere.
     assert _key(replace(teacher, denoiser=teacher.denoiser.to("meta")), ["a"], None) != here
+
+
+def _cut_short(teacher: Path) -> None:
+    file = teacher / "text_encoder" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _of_another_size(teacher: Path) -> None:
+    config = teacher / "text_encoder" / "config.json"
+    write_json(config, read_json(config) | {"d_model": 16})
+
+
+def _without_vocabulary(teacher: Path) -> None:
+    (teacher / "tokenizer" / "tokenizer.json").write_text("{}")
+
+
+def _without_tokenizer(teacher: Path) -> None:
+    index = teacher / "model_index.json"
+    write_json(index, read_json(index) | {"tokenizer": [None, None]})
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (_cut_short, "cannot be loaded: .*not fully covered"),
+        (_of_another_size, "cannot be loaded"),
+        (_without_vocabulary, "cannot be loaded"),
+        (_without_tokenizer, "cannot encode prompts: it has no tokenizer "),
+    ],
+)
+def test_broken_text_parts_are_refused(tmp_path: Path, broken: Callable[[Path], None], said: str) -> None:
+    import_module("tests.families.pipe_pixart").pipeline().save_pretrained(tmp_path / "teacher")
+    broken(tmp_path / "teacher")
+    teacher = load(resolve(str(tmp_path / "teacher")))
+    with pytest.raises(UsageError, match=said):
+        with_prompts(teacher, ["a"], tmp_path / "conditions", runtimes.start("cpu"), Progress())

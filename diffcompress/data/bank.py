@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,13 +36,15 @@ TRAJECTORY = ("noisy", "timestep", "prediction", "condition")
 class Bank:
     """clean `[N, C, *spatial]`; index `[N]`: the row of `conditions` of each; trajectory: noisy, timestep, prediction,
     index (of the clean sample), condition (row, the null one where guidance asked for it) with one row per stored
-    denoiser call (empty for the user's own images); key: content key; null_share: of targets, see the recipe."""
+    denoiser call (empty for the user's own images); key: content key; batch_size: rows of a teacher call;
+    null_share: of targets, see the recipe."""
 
     clean: Tensor
     index: Tensor
     conditions: Conditions
     trajectory: Tensors
     key: str
+    batch_size: int
     null_share: float = 0.0
 
     @property
@@ -70,7 +73,12 @@ def fill(
     if own is not None:
         return _from_images(folder, teacher, section, own, runtime, progress)
     key = _key(teacher.fingerprint, section.model_dump(), seed, teacher.sample_shape, teacher.conditions.texts)
-    batch_size = _settled_batch_size(folder, teacher, key, runtime)
+    if _record(folder).get("key", key) != key:
+        raise UsageError(
+            f"the bank in {folder} was drawn with other prompts, another seed, teacher or recipe",
+            "choose another --output, or --overwrite to begin anew",
+        )
+    batch_size = _settled_batch_size(folder, teacher, runtime, key=key, source=teacher.reference.id)
     keep = _kept_positions(teacher, section)
 
     def make(indices: range) -> Tensors:
@@ -84,7 +92,7 @@ def fill(
     rows = read_shards(folder, section.num_samples, SHARD_SIZE)
     trajectory = {name: rows.pop(f"trajectory.{name}").flatten(0, 1) for name in TRAJECTORY}
     trajectory["index"] = torch.arange(section.num_samples).repeat_interleave(keep)
-    return Bank(rows["clean"], rows["condition"], teacher.conditions, trajectory, key, section.null_share)
+    return Bank(rows["clean"], rows["condition"], teacher.conditions, trajectory, key, batch_size, section.null_share)
 
 
 def _sample_batch(teacher: LoadedPipeline, section: BankSection, seed: int, indices: list[int], keep: int) -> Tensors:
@@ -136,13 +144,18 @@ def _kept_positions(teacher: LoadedPipeline, section: BankSection) -> int:
     return max(1, min(section.sampler_steps, TRAJECTORY_BYTES // (entry * section.num_samples)))
 
 
-def _settled_batch_size(folder: Path, teacher: LoadedPipeline, key: str, runtime: Runtime) -> int:
-    """Found from memory once and recorded, so that a resumed bank is drawn in the same batches."""
-    record = folder / "bank.json"
-    if runtime.is_main and not (record.exists() and read_json(record)["key"] == key):
-        write_json(record, {"key": key, "source": teacher.reference.id, "batch_size": automatic_batch_size(teacher)})
+def _record(folder: Path) -> dict[str, Any]:
+    """What the bank in `folder` was begun with; empty where there is none."""
+    file = folder / "bank.json"
+    return read_json(file) if file.exists() else {}
+
+
+def _settled_batch_size(folder: Path, teacher: LoadedPipeline, runtime: Runtime, **told: object) -> int:
+    """Found from memory once and recorded with `told`, so that a resumed run asks its teacher in the same batches."""
+    if runtime.is_main and "batch_size" not in _record(folder):
+        write_json(folder / "bank.json", {**told, "batch_size": automatic_batch_size(teacher)})
     runtime.wait()
-    return int(read_json(record)["batch_size"])
+    return int(_record(folder)["batch_size"])
 
 
 def _from_images(
@@ -157,12 +170,9 @@ def _from_images(
     digest = hashlib.sha256(loaded.clean.numpy().tobytes()).hexdigest()
     if loaded.commit is not None:
         digest = _key(digest, loaded.source)
-    _check_same(folder / "bank.json", loaded, digest)
-    if runtime.is_main:
-        write_json(
-            folder / "bank.json",
-            {"key": digest, "source": loaded.source, "num_samples": len(loaded.clean), "warnings": loaded.warnings},
-        )
+    _check_same(folder, loaded, digest)
+    told = {"key": digest, "source": loaded.source, "num_samples": len(loaded.clean), "warnings": loaded.warnings}
+    batch_size = _settled_batch_size(folder, teacher, runtime, **told)
     clean = loaded.clean
     if teacher.codec is not None:
         key = _key(teacher.fingerprint, digest)
@@ -179,13 +189,13 @@ def _from_images(
                 f"{list(teacher.sample_shape)}",
                 "report this teacher as a bug",
             )
-    return Bank(clean, loaded.index, teacher.conditions, {}, digest, section.null_share)
+    return Bank(clean, loaded.index, teacher.conditions, {}, digest, batch_size, section.null_share)
 
 
-def _check_same(record: Path, loaded: images.Images, digest: str) -> None:
+def _check_same(folder: Path, loaded: images.Images, digest: str) -> None:
     """A run that goes on must go on with the same images; raises UsageError when they have changed."""
-    before = read_json(record) if record.exists() else {"key": digest}
-    if before["key"] == digest:
+    before = _record(folder)
+    if before.get("key", digest) == digest:
         return
     others = f"those of {loaded.source}" if before["source"] != loaded.source else "others"
     raise UsageError(

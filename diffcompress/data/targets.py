@@ -8,7 +8,6 @@ a pool comes from the bank's trajectories, which cost nothing, as far as these s
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ from diffcompress.noise import generator
 from diffcompress.recipe import TargetsSection
 from diffcompress.run_folder import discard
 from diffcompress.runtime import Progress, Runtime
-from diffcompress.sampling import automatic_batch_size
 from diffcompress.teacher.load import LoadedPipeline
 
 SHARD_SIZE = 512
@@ -126,7 +124,7 @@ class Targets:
         if self._pool is None or self._pool[0] != number:
             self._pool = None
             forward = self.pool_size - self.num_trajectory
-            folder = self.folder / f"pool-{number:05d}-of-{forward}"
+            folder = self.folder / f"pool-{number:05d}-of-{forward}-{self.section.timesteps}"
             parts = [self._from_trajectories(number)]
             if forward:
                 make_shards(
@@ -176,8 +174,8 @@ class Targets:
         rows["noisy"] = noise_process.noisy(self.bank.clean[rows["index"]], torch.stack(noise), rows["timestep"])
         conditioning = self.bank.conditions.rows(rows["condition"])
         predictions = []
-        for start in range(0, len(entries), self._teacher_batch):
-            part = slice(start, start + self._teacher_batch)
+        for start in range(0, len(entries), self.bank.batch_size):
+            part = slice(start, start + self.bank.batch_size)
             given = {name: value[part].to(device) for name, value in conditioning.items()}
             predictions.append(
                 self.teacher.predict_all(rows["noisy"][part].to(device), rows["timestep"][part].to(device), given).cpu()
@@ -189,10 +187,6 @@ class Targets:
         null = self.bank.conditions.null
         return condition if null is None else torch.where(draw < self.bank.null_share, null, condition)
 
-    @functools.cached_property
-    def _teacher_batch(self) -> int:
-        return automatic_batch_size(self.teacher)
-
 
 def taylor_batches(
     teacher: LoadedPipeline, bank: Bank, seed: int
@@ -201,7 +195,7 @@ def taylor_batches(
 
     Smaller ones for teachers whose activations would not fit otherwise; one at a time is in memory.
     """
-    size = min(TAYLOR_BATCH_SIZE, automatic_batch_size(teacher))
+    size = min(TAYLOR_BATCH_SIZE, bank.batch_size)
     for number in range(TAYLOR_BATCHES):
         own = generator(seed, TAYLOR_STREAM, number)
         index = torch.randint(bank.num_samples, (TAYLOR_BATCH_SIZE,), generator=own)

@@ -1,13 +1,16 @@
 """The bank and the targets: what they hold follows from integers, whoever draws it and in whatever order."""
 
 import copy
+import types
 from dataclasses import replace
 
+import psutil
 import pytest
 import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel
 
 from diffcompress.data import bank as banks
+from diffcompress.data.images import Images
 from diffcompress.data.targets import Targets
 from diffcompress.errors import RunStopped, UsageError
 from diffcompress.families import registry
@@ -107,7 +110,7 @@ def test_a_pool_is_used_as_often_as_asked_and_then_replaced(tmp_path, teacher, b
         [source.batch(step).noisy.flatten(1)[:, 0] for step in range(steps_per_pool, 2 * steps_per_pool)]
     )
     assert not set(following.tolist()) & set(values.tolist())
-    assert [path.name for path in tmp_path.iterdir()] == ["pool-00001-of-16"]
+    assert [path.name for path in tmp_path.iterdir()] == ["pool-00001-of-16-antithetic"]
 
 
 def test_any_step_can_be_had_at_any_time(tmp_path, teacher, bank, runtime):
@@ -143,6 +146,31 @@ def test_a_stop_while_the_bank_is_made_keeps_what_is_done(tmp_path, teacher, run
     resumed = banks.fill(tmp_path, teacher, SECTION, 0, None, runtime, Progress())
     assert first.stat().st_mtime_ns == made
     assert torch.equal(resumed.clean, bank.clean)
+
+
+def test_a_bank_of_another_seed_is_refused(tmp_path, teacher, runtime):
+    section = BankSection(num_samples=8, sampler_steps=2)
+    banks.fill(tmp_path, teacher, section, 0, None, runtime, Progress())
+    with pytest.raises(UsageError, match="another seed"):
+        banks.fill(tmp_path, teacher, section, 1, None, runtime, Progress())
+    banks.fill(tmp_path, teacher, section, 0, None, runtime, Progress())
+
+
+@pytest.mark.parametrize("own", [None, Images(torch.zeros(8, 1, 8, 8), torch.zeros(8, dtype=torch.long), [], "mine")])
+def test_a_run_that_goes_on_asks_its_teacher_in_the_same_batches(tmp_path, teacher, runtime, own, monkeypatch):
+    """However much memory is free by then: rounding depends on it."""
+    section = BankSection(num_samples=8, sampler_steps=2)
+    free = types.SimpleNamespace(available=0)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    assert banks.fill(tmp_path, teacher, section, 0, own, runtime, Progress()).batch_size == 1
+    free.available = 2**40
+    bank = banks.fill(tmp_path, teacher, section, 0, own, runtime, Progress())
+    assert bank.batch_size == 1
+    rows = []
+    handle = teacher.denoiser.register_forward_pre_hook(lambda _model, args: rows.append(len(args[0])))
+    targets(tmp_path / "t", teacher, bank, runtime, reuse=1).batch(0)
+    handle.remove()
+    assert rows == [1] * 8
 
 
 def test_stored_calls_are_used_before_the_teacher_is_asked_again(tmp_path, teacher, bank, runtime):

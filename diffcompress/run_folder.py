@@ -106,9 +106,15 @@ class RunFolder:
         return sorted(self.path.glob("stage-*-*"))
 
     @property
-    def granted(self) -> float | None:
-        """Seconds of training that --max-time gave; None where the recipe's steps were taken."""
-        return read_json(self.budget)["max_time"] if self.budget.exists() else None
+    def granted(self) -> float:
+        """Seconds of training that --max-time gave, or that the recipe's steps have taken."""
+        return read_json(self.budget)["max_time"] if self.budget.exists() else self.trained_seconds
+
+    @property
+    def trained_seconds(self) -> float:
+        """What all stages have taken so far."""
+        timings = read_json(self.timings) if self.timings.exists() else {}
+        return sum(seconds for name, seconds in timings.items() if name.startswith("stage-"))
 
     @property
     def is_exported(self) -> bool:
@@ -172,7 +178,7 @@ class RunFolder:
             try:
                 yield
             except UsageError:
-                if not (mine or self.stages() or any(self.bank.glob("shard-*"))):
+                if not (mine or self.stages() or (self.shared is None and any(self.bank.glob("shard-*")))):
                     self._empty()
                     if created:
                         discard(self.path)

@@ -56,6 +56,4 @@ class Request:
 
     def more_time(self, folder: RunFolder) -> float | None:
         """Seconds of training, where more are asked for than the run in `folder` was granted."""
-        granted = folder.granted
-        longer = self.max_time is not None and granted is not None and self.max_time > granted
-        return self.max_time if longer else None
+        return self.max_time if self.max_time is not None and self.max_time > folder.granted else None

@@ -15,7 +15,7 @@ from diffcompress.export.sheets import write_sheet
 from diffcompress.jobs.run import Run
 from diffcompress.jobs.students import as_student, averaged_student, copy_student, initial_student
 from diffcompress.recipe import Recipe
-from diffcompress.run_folder import discard, read_json, write_atomically, write_json, write_text
+from diffcompress.run_folder import discard, write_atomically, write_json, write_text
 from diffcompress.sampling import sample
 from diffcompress.training import budget, micro
 from diffcompress.training.ema import Ema
@@ -105,25 +105,23 @@ def _extended(run: Run, recipe: Recipe, max_time: float) -> Recipe:
     folder = run.folder
     last = Checkpoints(folder.stage(len(recipe.stages) - 1, recipe.stages[-1].name))
     if not last.final.is_dir():
-        run.progress.note(
-            f"the step count was fixed for {folder.granted:g} s and stays; ask for more time once the run is finished"
-        )
+        run.progress.note("the step count is fixed and stays; ask for more time once the run is finished")
         return recipe
-    recipe = budget.extend(recipe, max_time, read_json(folder.timings))
-    run.runtime.wait()
-    if run.runtime.is_main:
-        last.reopen()
-        for path in (folder.metrics, folder.proof, folder.report_json, folder.exports):
-            discard(path)
+    if last.final_step == recipe.num_steps:  # else an earlier call came as far as the recipe
+        recipe = budget.extend(recipe, max_time, folder.trained_seconds)
+        run.runtime.wait()
+        if run.runtime.is_main:
+            for path in (folder.metrics, folder.proof, folder.report_json, folder.exports):
+                discard(path)
     _write(run, recipe)
     return recipe
 
 
 def _write(run: Run, recipe: Recipe) -> None:
     if run.runtime.is_main:
+        write_text(run.folder.recipe, recipe.to_yaml())
         if run.request.max_time is not None:
             write_json(run.folder.budget, {"max_time": run.request.max_time})
-        write_text(run.folder.recipe, recipe.to_yaml())
     run.runtime.wait()
 
 

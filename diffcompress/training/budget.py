@@ -45,9 +45,8 @@ def fit_steps(job: Job, seconds: float) -> Recipe:
     return recipe.model_copy(update={"stages": stages})
 
 
-def extend(recipe: Recipe, seconds: float, timings: dict[str, float]) -> Recipe:
+def extend(recipe: Recipe, seconds: float, spent: float) -> Recipe:
     """More time for a finished run: the last stage gets as many more steps as fit, at the speed seen so far."""
-    spent = sum(value for name, value in timings.items() if name.startswith("stage-"))
     more = max(1, round(max(0.0, TRAINING_SHARE * seconds - spent) * recipe.num_steps / max(spent, 1e-6)))
     last = recipe.stages[-1].model_copy(update={"num_steps": recipe.stages[-1].num_steps + more})
     return recipe.model_copy(update={"stages": (*recipe.stages[:-1], last)})

@@ -52,9 +52,12 @@ def run_stage(job: Job, index: int, folder: Path) -> None:
         state.counters.seconds = 0.0
         checkpoints.save(state)
     job.runtime.wait()
-    if checkpoints.final.is_dir():
-        return
     last = sum(s.num_steps for s in recipe.stages[: index + 1])
+    if checkpoints.final.is_dir():
+        if state.counters.step >= last:
+            return
+        if job.runtime.is_main:  # it was given more steps
+            checkpoints.reopen()
     log = MetricsLog(folder / "metrics.jsonl", state.counters.step, active=job.runtime.is_main)
     recent: deque[bool] = deque(maxlen=WINDOW)
     resumed, before, saved = time.monotonic(), state.counters.seconds, time.monotonic()
@@ -74,6 +77,7 @@ def run_stage(job: Job, index: int, folder: Path) -> None:
             state.counters.skipped += 1
             if sum(recent) >= MOST_SKIPPED:
                 _roll_back(job, checkpoints)
+                log = MetricsLog(log.path, state.counters.step, active=log.active)
                 recent.clear()
                 continue
         elif step % recipe.training.log_every_steps == 0 or step + 1 == last:

@@ -79,11 +79,15 @@ class Checkpoints:
         state.save(self.final)
         self._keep(None)
 
+    @property
+    def final_step(self) -> int:
+        """The step that a finished stage ended with."""
+        return int(read_json(self.final / "state.json")["step"])
+
     def reopen(self) -> None:
         """Turn a finished stage into one that goes on from its last step."""
-        step = read_json(self.final / "state.json")["step"]
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.final.rename(self.folder / f"step-{step:09d}")
+        self.final.rename(self.folder / f"step-{self.final_step:09d}")
 
     def _keep(self, newest: Path | None) -> None:
         for path in self.folder.glob("step-*"):

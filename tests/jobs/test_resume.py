@@ -11,7 +11,8 @@ import time
 import psutil
 import pytest
 
-from diffcompress.run_folder import discard
+from diffcompress import recipe as recipes
+from diffcompress.run_folder import discard, read_json
 from tests.cli.command import run as cli
 from tests.jobs.tiny_teacher import command, environment, run, same, save_teacher, stop_when, weights
 
@@ -96,6 +97,21 @@ def test_ctrl_c_on_a_terminal_does_not_spoil_the_export_proof(teacher, uninterru
     _, told = process.communicate(timeout=120)
     assert process.returncode == 0, told
     assert same(weights(output), weights(uninterrupted))
+
+
+def test_a_run_killed_while_it_is_given_more_time_trains_for_it(teacher, uninterrupted, tmp_path):
+    """Its first training took the recipe's steps; wherever the kill strikes, the same command goes on to the end."""
+    output = shutil.copytree(uninterrupted, tmp_path / "run")
+    spent = sum(s for name, s in read_json(output / "timings.json").items() if name.startswith("stage-"))
+    arguments = command(teacher, output, "--max-time", f"{2 * spent + 1}s")
+    assert stop_when(arguments, lambda: not (output / "metrics.json").exists()).returncode == -signal.SIGKILL
+    done = run(arguments)
+    assert done.returncode == 0, done.stderr
+    recipe = recipes.parse((output / "recipe.yaml").read_text(), "")
+    assert recipe.num_steps > 30
+    assert read_json(output / "stage-2-place" / "final" / "state.json")["step"] == recipe.num_steps
+    assert read_json(output / "budget.json") == {"max_time": 2 * spent + 1}
+    assert "is finished" in run(arguments).stderr
 
 
 def stamps(folder):

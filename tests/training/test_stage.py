@@ -141,6 +141,7 @@ def test_repeated_bad_steps_roll_back_with_half_the_rate(world, tmp_path):
     recorded = json.loads((tmp_path / "stage" / "final" / "state.json").read_text())
     assert recorded["rollbacks"] == 1
     rates = {row["step"]: row["learning_rate"] for row in rows(tmp_path / "stage")}
+    assert [row["step"] for row in rows(tmp_path / "stage")] == list(range(20))
     assert rates[12] == pytest.approx(0.5 * learning_rate(work.recipe.training, 12, 20), rel=1e-3)
 
 

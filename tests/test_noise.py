@@ -98,6 +98,10 @@ def test_jittered_grids_stay_in_range_and_antithetic_draws_pair_up():
         ),
         ({"_class_name": "HeunDiscreteScheduler", "beta_schedule": "exp"}, "beta_schedule 'exp'"),
         ({"trained_betas": [0.1, 0.2], "num_train_timesteps": 3}, "2 trained_betas for 3 timesteps"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps 0 is not"),
+        ({"num_train_timesteps": "many"}, "num_train_timesteps 'many' is not"),
+        ({"beta_start": "low"}, "beta_start 'low' is not a number"),
+        ({"beta_end": 1.5}, r"not all between 0 and 1 \(largest 1.5\)"),
     ],
 )
 def test_what_cannot_be_distilled_is_refused_by_name(config, words):

@@ -70,6 +70,8 @@ def _parameters(class_name: str) -> Mapping[str, inspect.Parameter]:
 
 def find(class_name: str | None) -> Family:
     """The family of a diffusers class; raises UsageError with the list of known ones."""
+    if class_name is None:
+        raise UsageError("the denoiser's config has no _class_name", "use the config.json that save_pretrained made")
     for family in FAMILIES:
         if family.class_name == class_name:
             return family

@@ -66,8 +66,10 @@ class UNet2D(UNet):
         size = config.get("sample_size")
         if size is None:
             raise UsageError("the teacher's config has no sample_size", "write the height and width it was trained at")
-        height, width = (size, size) if isinstance(size, int) else size
-        return (config.get("in_channels", 3), height, width)
+        sides = [size, size] if isinstance(size, int) else list(size)
+        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise UsageError(f"the teacher's sample_size {size!r} is no height and width", "write a number, or two")
+        return (config.get("in_channels", 3), *sides)
 
     def text_conditioning(self, config: Config) -> tuple[str, ...]:
         return ()

@@ -42,6 +42,7 @@ class Diffusion(NoiseProcess):
         own = inspect.signature(getattr(diffusers, name).__init__).parameters
         given = {key: own[key].default for key in schedule if key in own} | dict(config)
         kept = {key: given[key] for key in (*schedule, "rescale_betas_zero_snr") if given.get(key) is not None}
+        _check_numbers(kept)
         try:
             scheduler = diffusers.DDPMScheduler(**kept)
         except NotImplementedError as error:
@@ -50,11 +51,13 @@ class Diffusion(NoiseProcess):
             raise ValueError(
                 f"{len(scheduler.alphas_cumprod)} trained_betas for {scheduler.config.num_train_timesteps} timesteps"
             )
+        if not ((scheduler.betas >= 0) & (scheduler.betas <= 1)).all():
+            raise ValueError(f"its betas are not all between 0 and 1 (largest {scheduler.betas.max():g})")
         # Only these two classes clip what their step predicts, and do so unless told otherwise.
         clips = name.startswith(("DDPM", "DDIM"))
         return cls(
-            # A terminal signal of exactly zero would be divided by; diffusers' solvers keep 2^-24 too.
-            scheduler.alphas_cumprod.double().clamp(min=2.0**-24),
+            # Signal or noise of exactly zero would be divided by; diffusers' solvers keep 2^-24 too.
+            scheduler.alphas_cumprod.double().clamp(2.0**-24, 1 - 2.0**-24),
             prediction_type,
             clips and bool(config.get("clip_sample", True)),
             float(config.get("clip_sample_range", 1.0)),
@@ -125,3 +128,12 @@ class Diffusion(NoiseProcess):
         kept = (1 - alpha_next - spread**2).clamp(min=0).sqrt()
         image, held, fresh = (as_factor(value, noisy) for value in (alpha_next.sqrt(), kept, spread))
         return image * clean + held * direction + fresh * noise
+
+
+def _check_numbers(schedule: Mapping[str, Any]) -> None:
+    steps = schedule["num_train_timesteps"]
+    if not isinstance(steps, int) or steps < 2:
+        raise ValueError(f"num_train_timesteps {steps!r} is not a number of timesteps")
+    for key in ("beta_start", "beta_end"):
+        if not isinstance(schedule[key], (int, float)):
+            raise ValueError(f"{key} {schedule[key]!r} is not a number")

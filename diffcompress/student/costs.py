@@ -16,10 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffcompress.families.base import Family
 from diffcompress.student.size import build
+from diffcompress.teacher.state import SAFETENSORS_DTYPES
 
 # float32 weights, gradients, Adam's two moments, and the averaged copy that is exported.
 TRAINING_BYTES_PER_PARAMETER = 4 + 4 + 8 + 4
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+CODES = {name: code for code, name in SAFETENSORS_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,13 @@ class Costs:
 
     def file_bytes(self, dtype: str) -> int:
         """Exact size of the safetensors file with all tensors in `dtype`."""
-        itemsize = DTYPES[dtype].itemsize
-        code = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
+        itemsize = getattr(torch, dtype).itemsize
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         offset = 0
         # safetensors lays tensors of one dtype out by name.
         for name, shape in sorted(self.shapes.items()):
             end = offset + itemsize * torch.Size(shape).numel()
-            header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [offset, end]}
+            header[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
             offset = end
         length = len(json.dumps(header, separators=(",", ":")))
         return 8 + -(-length // 8) * 8 + offset

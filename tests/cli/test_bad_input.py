@@ -86,6 +86,10 @@ def test_a_config_of_an_unknown_class(tmp_path):
     outcome = run("plan", tmp_path / "config.json", *RATIO)
     assert outcome.code == 2
     assert "'MyUNet'" in outcome.stderr
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    outcome = run("plan", tmp_path / "model", *RATIO, "--scheduler", tmp_path / "config.json")
+    assert (outcome.code, "has no _class_name" in outcome.stderr) == (2, True)
 
 
 def test_a_part_that_is_not_there_is_missed_before_anything_is_made(tmp_path):

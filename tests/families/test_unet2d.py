@@ -94,6 +94,12 @@ def test_what_cannot_shrink_is_named(changes, word):
         FAMILY.variants({**tiny.UNET, **changes}, channels_per_group=4)
 
 
+@pytest.mark.parametrize("size", ["big", 0, [3, 16, 16]])
+def test_a_sample_size_that_is_none_is_named(size):
+    with pytest.raises(UsageError, match=r"sample_size .* is no height and width"):
+        FAMILY.sample_shape({**tiny.UNET, "sample_size": size})
+
+
 def _smallest(teacher):
     """The smallest student of the first variant that halves the groups."""
     variants = FAMILY.variants(teacher, channels_per_group=4)

@@ -64,6 +64,13 @@ def test_no_weights_are_read(teacher, tmp_path):
     assert {**before, "teacher": None} == {**after, "teacher": None}
 
 
+def test_a_teacher_in_double_precision(tmp_path):
+    planned = plan(str(tiny.save_pipeline(tmp_path, dtype=torch.float64)), ratio=0.5)
+    student = UNet2DModel.from_config(planned["config"]).double()
+    student.save_pretrained(tmp_path / "student")
+    assert planned["size_bytes"] == (tmp_path / "student" / "diffusion_pytorch_model.safetensors").stat().st_size
+
+
 def test_targets_in_other_units_agree(teacher):
     by_ratio = plan(str(teacher), ratio=0.05)
     by_params = plan(str(teacher), params=by_ratio["params"])

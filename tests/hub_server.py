@@ -33,12 +33,14 @@ LARGE = (".safetensors", ".bin", ".ckpt", ".pt", ".png", ".onnx", ".parquet")
 class Failure:
     """What to answer instead, for requests whose "METHOD /path" fits `pattern`.
 
-    status: an HTTP status, or None for a body that ends after `keep` bytes. times: how often; None is always.
+    status: an HTTP status, or None for a body that ends after `keep` bytes. content: the body, as JSON. times: how
+    often; None is always.
     """
 
     pattern: str
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    content: Any = None
     keep: int = 0
     times: int | None = None
 
@@ -117,10 +119,16 @@ class HubServer:
         return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
     def fail(
-        self, pattern: str, status: int, *, times: int | None = None, headers: dict[str, str] | None = None
+        self,
+        pattern: str,
+        status: int,
+        *,
+        times: int | None = None,
+        headers: dict[str, str] | None = None,
+        content: Any = None,
     ) -> None:
         """Answer `status` to requests "METHOD /path" that fit the shell pattern."""
-        self.failures.append(Failure(pattern, status, headers or {}, times=times))
+        self.failures.append(Failure(pattern, status, headers or {}, content, times=times))
 
     def truncate(self, pattern: str, keep: int, *, times: int | None = None) -> None:
         """Break the connection after byte `keep` of a file whose "METHOD /path" fits."""
@@ -160,7 +168,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(f"{self.command} {path}")
         self.failure = self.hub.failure(f"{self.command} {path}")
         if self.failure is not None and self.failure.status is not None:
-            return self._answer(self.failure.status, b"", self.failure.headers)
+            content = b"" if self.failure.content is None else json.dumps(self.failure.content).encode()
+            return self._answer(self.failure.status, content, self.failure.headers)
         try:
             self._route(urlsplit(self.path).path)
         except _Refused as refused:

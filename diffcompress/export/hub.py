@@ -32,8 +32,7 @@ def check(repo: str, *, public: bool, licence: Licence) -> None:
     """
     from huggingface_hub import HfApi, get_token
 
-    if hub.REPOSITORY_ID.fullmatch(repo) is None:
-        raise UsageError(f"--push-to-hub '{repo}' is not a repository", "name it as owner/name")
+    _check_name(repo)
     if not licence.is_known:
         raise AccessError(
             f"the licence of the student is unknown ({licence.source}), so it is not pushed to '{repo}'",
@@ -93,6 +92,18 @@ def push(run: RunFolder, repo: str, *, public: bool, progress: Progress | None =
     return pushed
 
 
+def _check_name(repo: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if hub.REPOSITORY_ID.fullmatch(repo) is None:
+        raise UsageError(f"--push-to-hub '{repo}' is not a repository", "name it as owner/name")
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UsageError(f"--push-to-hub '{repo}' is not a repository: {_told(error)}", "name it otherwise") from error
+
+
 def _files(folder: Path) -> list[str]:
     """Paths of all files inside `folder`; parts that are links are followed."""
     walk = os.walk(folder, followlinks=True)
@@ -139,11 +150,12 @@ def _explained(error: Exception, repo: str, later: str) -> DiffCompressError:
                 f"the Hub refuses the push to '{repo}' ({status}): the token is not valid, or may not write there",
                 f"make one that may write at {_TOKENS}; {later}",
             )
-        return DiffCompressError(f"the push to '{repo}' failed: {_first_line(error)}", later)
+        return DiffCompressError(f"the push to '{repo}' failed: {_told(error)}", later)
     if hub_errors.is_unreachable(error):
         return DiffCompressError(f"the push to '{repo}' failed: the Hub cannot be reached", later)
-    return DiffCompressError(f"the push to '{repo}' failed: {type(error).__name__}: {_first_line(error)}", later)
+    return DiffCompressError(f"the push to '{repo}' failed: {type(error).__name__}: {_told(error)}", later)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _told(error: Exception) -> str:
+    """In one line; the Hub's reason is often in the last of several."""
+    return " ".join(str(error).split())

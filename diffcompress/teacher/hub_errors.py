@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,6 +64,11 @@ def explain(error: Exception, repository: str, revision: str | None) -> AccessEr
         return UnreachableError(
             f"'{repository}' cannot be read: the connection to {constants.ENDPOINT} failed or broke off",
             "check the network and run the command again, or name a folder",
+        )
+    if any(isinstance(cause, json.JSONDecodeError) for cause in causes):
+        return UnreachableError(
+            f"'{repository}' cannot be read: what answers at {constants.ENDPOINT} does not speak as the Hub does",
+            "check HF_ENDPOINT and the network (a proxy or a login page may be in the way), or name a folder",
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
         return None

@@ -125,7 +125,13 @@ def test_the_report_says_where_it_went_until_the_weights_change(server: HubServe
 
 @pytest.mark.parametrize(
     ("pattern", "status"),
-    [("POST /api/repos/create", 500), ("POST */preupload/*", 429), ("POST */commit/*", 503), ("PUT /lfs/*", 500)],
+    [
+        ("POST /api/repos/create", 500),
+        ("POST */preupload/*", 429),
+        ("POST */commit/*", 503),
+        ("PUT /lfs/*", 500),
+        ("POST */validate-yaml", 502),
+    ],
 )
 def test_a_failing_hub_is_asked_again(server: HubServer, run: RunFolder, pattern: str, status: int) -> None:
     server.fail(pattern, status, times=1, headers=NOW)
@@ -159,6 +165,13 @@ def test_a_failed_push_loses_nothing_and_can_be_repeated(
     assert server.files("someone/small") == everything(run.pipeline)
 
 
+def test_the_hub_s_reasons_are_told(server: HubServer, run: RunFolder) -> None:
+    server.fail("POST */validate-yaml", 400, content={"errors": [{"message": '"license" must be one of [mit]'}]})
+    with pytest.raises(DiffCompressError, match=r'push to .* failed: .*"license" must be one of \[mit\]') as caught:
+        hub.push(run, "someone/small", public=False)
+    assert "\n" not in caught.value.message
+
+
 def test_no_network_at_all(server: HubServer, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(DiffCompressError, match="cannot be reached") as caught:
@@ -169,7 +182,7 @@ def test_no_network_at_all(server: HubServer, run: RunFolder, monkeypatch: pytes
 
 
 def test_what_is_refused_before_any_training(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("small", "a/b/c", "/x", "me/"):
+    for name in ("small", "a/b/c", "/x", "me/", "someone/a--b", "someone/small.", "someone/" + "x" * 97):
         with pytest.raises(UsageError, match="not a repository"):
             hub.check(name, public=False, licence=MIT)
     with pytest.raises(AccessError, match="licence of the student is unknown") as caught:

@@ -260,6 +260,12 @@ def test_no_network(hub):
     _refused(lambda: resolve(NAME), "connection to http.* failed", "network")
 
 
+def test_what_answers_is_not_the_hub(hub):
+    """A login page, for one."""
+    hub.fail("GET /api/*", 200)
+    _refused(lambda: resolve(NAME), f"what answers at {hub.url} does not speak", "login page")
+
+
 def test_without_a_network_the_cached_copy_does(hub):
     commit = resolve(NAME).revision
     load(resolve(NAME))

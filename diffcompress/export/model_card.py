@@ -114,7 +114,10 @@ def eval_results(provenance: Mapping[str, Any], collected: Mapping[str, Any]) ->
 def repeat(provenance: Mapping[str, Any], collected: Mapping[str, Any]) -> str:
     """The command that makes this student again from the card's own recipe, with no path of this machine in it."""
     teacher, asked = provenance["teacher"], collected["asked"]
-    name = f"{teacher['id']}@{teacher['revision']}" if base_model(teacher) else teacher["id"] or teacher["name"]
+    typed = Path(str(asked.get("teacher")))
+    # The name of a single checkpoint lacks the suffix.
+    place = typed.name if typed.stem == teacher["name"] else teacher["name"]
+    name = f"{teacher['id']}@{teacher['revision']}" if base_model(teacher) else teacher["id"] or place
     public = dict(asked) | {"teacher": name}
     public |= {key: public_name(asked.get(key)) for key in ("data", "prompts", "scheduler")}
     return facts.command(public, recipe="recipe.yaml", output=f"{teacher['name']}-again")

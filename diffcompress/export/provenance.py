@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 
 import torch
 
-from diffcompress.data.hub_images import is_id
 from diffcompress.export.licence import STATED, Licence, is_demo, stated_by_user
 from diffcompress.run_folder import read_json, write_json
 from diffcompress.runtime import dtype_name
+from diffcompress.teacher.hub import REPOSITORY_ID
 from diffcompress.teacher.load import LoadedPipeline
 from diffcompress.teacher.reference import Reference
 from diffcompress.teacher.state import sha256
@@ -21,6 +22,7 @@ from diffcompress.teacher.weights import weight_files
 
 FILE = "diffcompress.json"
 FORMAT = 1
+_DATA_SET = re.compile(rf"{REPOSITORY_ID.pattern}@[0-9a-f]{{40}}")
 _PACKAGES = ("diffcompress", "diffusers", "torch", "accelerate", "safetensors", "huggingface-hub", "numpy")
 
 
@@ -111,5 +113,5 @@ def _known_hash(reference: Reference, file: Path, root: Path) -> str:
 
 
 def public_name(path: str | None) -> str | None:
-    """The last part of a path, as the rest is nobody's business; a data set's id on the Hub as it is."""
-    return path if path is None or is_id(path) else Path(path).name
+    """The last part of a path, as the rest is nobody's business; a data set's id with its commit as it is."""
+    return path if path is None or _DATA_SET.fullmatch(path) else Path(path).name or path

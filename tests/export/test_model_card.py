@@ -54,6 +54,30 @@ def test_the_card_repeats_the_run(folder: Path) -> None:
     assert app.info.name == words[0]
 
 
+@pytest.mark.parametrize(
+    ("typed", "name", "expected"),
+    [
+        ("models/my model.safetensors", "my model", "my model.safetensors"),
+        ("../teachers/my.teacher/", "my.teacher", "my.teacher"),
+        (".", "ddpm", "ddpm"),
+    ],
+)
+def test_the_command_names_a_teacher_that_lies_on_a_disk(folder: Path, typed: str, name: str, expected: str) -> None:
+    record = read_json(folder / "diffcompress.json")
+    record["teacher"] |= {"id": None, "name": name}
+    asked = {"teacher": typed, "target": {"ratio": 0.3}, "data": ".", "prompts": "me/prompts.txt"}
+    words = shlex.split(model_card.repeat(record, {"asked": asked}))
+    assert words[2] == expected
+    assert words[words.index("--data") + 1] == "."
+    assert words[words.index("--prompts") + 1] == "prompts.txt"
+
+
+def test_of_a_path_the_last_part_is_told_and_of_a_data_set_its_commit() -> None:
+    data_set = f"someone/photos@{'0a' * 20}"
+    names = {"someone/photos": "photos", "/home/me/photos/": "photos", ".": ".", data_set: data_set, None: None}
+    assert {path: provenance.public_name(path) for path in names} == names
+
+
 def test_the_card_says_what_limits_it(folder: Path) -> None:
     text = ModelCard.load(folder / "README.md").text
     for fact in (

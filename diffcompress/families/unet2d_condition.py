@@ -21,6 +21,7 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
     "mid_block_type": (MID, "UNetMidBlock2D", None),
     "addition_embed_type": (None, "text_time"),
     "class_embed_type": (None,),
+    "num_class_embeds": (None,),
     "encoder_hid_dim": (None,),
     "encoder_hid_dim_type": (None,),
     "time_cond_proj_dim": (None,),
@@ -29,6 +30,7 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
     "dual_cross_attention": (False,),
     "class_embeddings_concat": (False,),
     "cross_attention_norm": (None,),
+    "mid_block_only_cross_attention": (None, False),
 }
 # A head smaller than this has little to compare positions by.
 SMALLEST_HEAD = 4
@@ -111,8 +113,6 @@ class UNet2DCondition(UNet):
             "timestep": torch.zeros(batch, dtype=torch.long),
             "encoder_hidden_states": torch.zeros(batch, TOKENS, text if isinstance(text, int) else text[0]),
         }
-        if self.num_classes(config) is not None:
-            inputs["class_labels"] = torch.zeros(batch, dtype=torch.long)
         if _sizes_are_embedded(config):
             pooled = config["projection_class_embeddings_input_dim"] - TIME_IDS * config["addition_time_embed_dim"]
             inputs["added_cond_kwargs.text_embeds"] = torch.zeros(batch, pooled)

@@ -163,6 +163,8 @@ def test_students_keep_head_sizes_where_it_costs_little(name: str) -> None:
         ({"attention_type": "gated"}, "attention_type 'gated'"),
         ({"dual_cross_attention": True}, "dual_cross_attention"),
         ({"only_cross_attention": [True, False]}, "only_cross_attention"),
+        ({"mid_block_only_cross_attention": True}, "mid_block_only_cross_attention"),
+        ({"num_class_embeds": 10}, "num_class_embeds 10"),  # no pipeline gives it labels
         ({"in_channels": 9}, "takes 9 channels and predicts 2"),
     ],
 )

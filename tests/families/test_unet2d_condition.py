@@ -37,7 +37,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "xl": FAMILY.tiny_config(),
     "nested": NESTED,
     "no_mid": {**PLAIN, "layers_per_block": 1, "mid_block_type": None},
-    "classes": {**PLAIN, "num_class_embeds": 5},
     "own_layers": {**PLAIN, "layers_per_block": [1, 2, 2], "attention_head_dim": [2, 4, 4]},
     "every_level": {
         **PLAIN,

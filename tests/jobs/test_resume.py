@@ -12,7 +12,10 @@ import psutil
 import pytest
 
 from diffcompress import recipe as recipes
-from diffcompress.run_folder import discard, read_json
+from diffcompress.errors import RunStopped
+from diffcompress.jobs.run import Run
+from diffcompress.run_folder import RunFolder, discard, read_json
+from diffcompress.runtime import Progress, start
 from tests.cli.command import run as cli
 from tests.jobs.tiny_teacher import command, environment, run, same, save_teacher, stop_when, weights
 
@@ -114,6 +117,21 @@ def test_a_run_killed_while_it_is_given_more_time_trains_for_it(teacher, uninter
     assert "is finished" in run(arguments).stderr
 
 
+def test_the_time_of_a_step_that_is_stopped_counts(tmp_path):
+    unused = {"request": None, "teacher": None, "plan": None, "own": None, "progress": Progress()}
+    one = Run(folder=RunFolder(tmp_path), runtime=start("cpu"), **unused)
+
+    def stopped():
+        with one.timed("bank"):
+            time.sleep(0.05)
+            raise RunStopped("stopped")
+
+    for _ in range(2):
+        with pytest.raises(RunStopped):
+            stopped()
+    assert read_json(tmp_path / "timings.json")["bank"] >= 0.1
+
+
 def stamps(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
@@ -173,8 +191,6 @@ def test_a_finished_run_of_another_teacher_is_refused(teacher, uninterrupted, tm
 
 def test_a_second_process_on_the_same_folder_is_refused(teacher, tmp_path):
     import fcntl
-
-    from diffcompress.run_folder import RunFolder
 
     output = tmp_path / "run"
     output.mkdir()

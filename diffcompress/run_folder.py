@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -15,18 +16,24 @@ from diffcompress.errors import RunStopped, UsageError
 
 _MARKER = "run.json"
 EVALUATION = "evaluation.json"  # in the folder of an evaluation
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a neighbour of `path` (a file or a folder), then move it into place: all or nothing.
 
-    Raises RunStopped when the disk is full; what was there before is still there.
+    Raises RunStopped when the disk is full, IsADirectoryError for a file where a folder lies; what was there before is
+    still there.
     """
     part = path.with_name(path.name + ".part")
     discard(part)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         write(part)
+        if path.is_dir() and not part.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        _let_others_read(part)
         if path.is_dir():
             old = path.with_name(path.name + ".old")
             discard(old)
@@ -37,7 +44,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.replace(part, path)
     except OSError as error:
         discard(part)
-        if error.errno == 28:
+        if error.errno == errno.ENOSPC:
             raise RunStopped(
                 f"no space left on the disk that holds {path.parent}", "free some space and run the same command again"
             ) from error
@@ -45,6 +52,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         discard(part)
         raise
+
+
+def _let_others_read(made: Path) -> None:
+    """safetensors writes for the owner alone: its files get the mode of any other, linked ones stay as they are."""
+    for file in made.rglob("*.safetensors") if made.is_dir() else [made]:
+        if file.lstat().st_nlink == 1 and not file.is_symlink():
+            with contextlib.suppress(PermissionError):  # a file system without modes
+                file.chmod(0o666 & ~_UMASK)
 
 
 def write_text(path: Path, text: str) -> None:

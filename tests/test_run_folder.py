@@ -9,6 +9,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from diffcompress.errors import RunStopped, UsageError
 from diffcompress.run_folder import RunFolder, write_atomically, write_json
@@ -39,6 +41,35 @@ def test_a_full_disk_stops_the_run_resumably(tmp_path):
         write_atomically(tmp_path / "x", _fails_half_way(OSError(errno.ENOSPC, "No space left on device")))
     assert caught.value.exit_status == 75
     assert os.listdir(tmp_path) == []
+
+
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "kept").touch()
+    with pytest.raises(IsADirectoryError):
+        write_json(tmp_path / "results", {"a": 1})
+    assert os.listdir(tmp_path) == ["results"] and os.listdir(tmp_path / "results") == ["kept"]
+
+
+def test_tensors_are_as_readable_as_any_other_file(tmp_path):
+    """safetensors alone would make them for the owner only; what a link points to is not ours."""
+    theirs = tmp_path / "theirs.safetensors"
+    save_file({"a": torch.zeros(1)}, theirs)
+    theirs.chmod(0o600)
+
+    def write(part):
+        part.mkdir()
+        save_file({"a": torch.zeros(1)}, part / "own.safetensors")
+        (part / "soft.safetensors").symlink_to(theirs)
+        (part / "hard.safetensors").hardlink_to(theirs)
+
+    write_atomically(tmp_path / "pipeline", write)
+    write_atomically(tmp_path / "one.safetensors", lambda part: save_file({"a": torch.zeros(1)}, part))
+    write_json(tmp_path / "plain.json", {})
+    plain = (tmp_path / "plain.json").stat().st_mode
+    assert (tmp_path / "pipeline" / "own.safetensors").stat().st_mode == plain
+    assert (tmp_path / "one.safetensors").stat().st_mode == plain
+    assert theirs.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path):

@@ -13,7 +13,7 @@ from diffcompress.evaluation import gates as gating
 from diffcompress.evaluation.features import find_space
 from diffcompress.evaluation.metrics import metric_names
 from diffcompress.evaluation.protocol import check_same
-from diffcompress.jobs.evaluate import checked, score, write_junit
+from diffcompress.jobs.evaluate import check_junit, checked, score, write_junit
 from diffcompress.jobs.setting import Asked, Setting, fetched, prepare
 from diffcompress.run_folder import read_json, write_json
 from diffcompress.runtime import Progress
@@ -61,6 +61,7 @@ def compare(
     if not runtime.is_main:  # one process does it all
         runtime.wait()
         return read_json(folder / RESULTS)
+    check_junit(junit)
     results = dict(earlier)
     if references:
         loaded = {text: fetched(reference, runtime, progress) for text, reference in references.items()}

@@ -68,6 +68,7 @@ def evaluate(
     loaded_teacher = fetched(resolve(teacher, scheduler), runtime, progress) if teacher is not None else None
     wanted = any(gate.model == "untrained" for gate in parsed)
     untrained = _as_it_began(loaded, start) if start is not None and wanted else None
+    check_junit(junit)
     asked = Asked(num_samples, sampler_steps, seed, data, prompts)
     setting = prepare(runtime, loaded, loaded_teacher, space, asked, folder / "cache", progress)
     runtime.stop.install()
@@ -123,6 +124,15 @@ def checked(num_samples: int | None, sampler_steps: int | None, seed: int) -> No
             raise UsageError(f"--{name.replace('_', '-')} {value} is not a positive number", "leave it out or use more")
     if seed < 0:
         raise UsageError(f"--seed {seed} is negative", "use 0 or a positive number")
+
+
+def check_junit(junit: str | Path | None) -> None:
+    """Raise UsageError for a place that could not take the gates' results in the end."""
+    if junit is None:
+        return
+    if Path(junit).is_dir():
+        raise UsageError(f"--junit {junit} is a folder", "name the XML file to write")
+    writable(Path(junit).absolute().parent, "--junit")
 
 
 def write_junit(path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:

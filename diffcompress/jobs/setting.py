@@ -115,7 +115,7 @@ def _recipe(reference: Reference) -> Recipe:
     return recipes.load(recipes.default_for(reference.id, describe(reference)[0].recipe))
 
 
-def writable(folder: Path) -> None:
+def writable(folder: Path, option: str = "--output") -> None:
     """Make `folder`; raises UsageError when it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error.strerror}", "choose another --output") from error
+        raise UsageError(f"cannot write to {folder}: {error.strerror}", f"choose another {option}") from error
 
 
 def texts_for(

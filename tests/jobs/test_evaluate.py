@@ -170,6 +170,8 @@ def test_the_users_images_are_the_reference(folders, tmp_path):
         ({"data": "nowhere"}, "no image folder at 'nowhere'"),
         ({"feature_weights": "nowhere"}, "no feature extractor at 'nowhere'"),
         ({"device": "gpu"}, "device 'gpu' is not available"),
+        ({"junit": "."}, "--junit . is a folder"),
+        ({"junit": "/proc/gates/gates.xml"}, "cannot write to /proc/gates"),
     ],
 )
 def test_bad_input_is_told_before_anything_is_written(folders, tmp_path, options, message):

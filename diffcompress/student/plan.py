@@ -110,13 +110,20 @@ def _plan_stack(
             asked, target, nearest, teacher_params, limit, smallest, _kept_whole(family, config, nearest.choice)
         )
     assert best is not None
-    if (width := search.width_of(best)) < search.wide_enough:
+    width, values = search.width_of(best), search.token_values
+    if width < values:
         note = (
-            f"{width} channels are fewer than the {search.wide_enough} values of a token: this student cannot pass on "
+            f"{width} channels are fewer than the {values} values of a token: this student cannot pass on "
             "the noise it is to predict, and its samples may stay noise; a ratio with a wider student serves better"
         )
-        return replace(student, notes=(*student.notes, note))
-    return student
+    elif width < search.wide_enough:
+        note = (
+            f"{width} channels leave little room beside the {values} values of a token: a student with "
+            f"{search.wide_enough} or more predicts the noise much better"
+        )
+    else:
+        return student
+    return replace(student, notes=(*student.notes, note))
 
 
 def _count(family: Family, config: Config, choice: Mapping[str, int]) -> int:

@@ -21,6 +21,8 @@ from diffcompress.student.search import TOLERANCE, Candidate
 KEPT_TOLERANCE, KEPT_MULTIPLE = 0.05, 16
 # Width and depth shrink by shares that differ by at most this factor, where that is possible.
 BALANCED = math.log(1.8)
+# Channels of a wide enough student, in values of a token (docs/decisions/0008).
+ROOM = 1.5
 # Builds at most, for one target.
 MOST_BUILDS = 30
 
@@ -36,16 +38,25 @@ class StackSearch:
     count: Callable[[Mapping[str, int]], int]
 
     def best(self) -> Candidate | None:
-        """The most balanced student within tolerance, None if there is none; one that is wide enough if there is any.
-        Its error is exact."""
-        return self._best(self.wide_enough) or self._best(0)
+        """The most balanced student within tolerance, None if there is none: one that is wide enough if there is any,
+        else one that holds a token. Its error is exact."""
+        return self._best(self.wide_enough) or self._best(self.token_values) or self._best(0)
 
     @cached_property
     def wide_enough(self) -> int:
+        """Half as many channels again as a token has values. The last norm takes mean and scale from every token; only
+        channels to spare can carry them past it. No more is asked than the teacher itself has."""
+        return min(math.ceil(ROOM * self._values()), self._width())
+
+    @cached_property
+    def token_values(self) -> int:
         """The values of one token. A narrower student cannot pass them on: it loses part of the noise that it is to
         predict, at every noise level, and its samples stay noise. No more is asked than the teacher itself has."""
+        return min(self._values(), self._width())
+
+    def _values(self) -> int:
         shape = self.family.sample_shape(self.config)
-        return min(math.prod(shape) // self.family.num_tokens(self.config, shape), self._width())
+        return math.prod(shape) // self.family.num_tokens(self.config, shape)
 
     def width_of(self, candidate: Candidate) -> int:
         """Channels of a token inside the student."""

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from diffcompress.errors import AccessError, UsageError
 from diffcompress.runtime import Progress
@@ -80,9 +80,10 @@ class Repository:
         return sum(self.files[path].size for path in self._paths(parts))
 
     def dtypes(self, part: str) -> Counter[str]:
-        """How many tensors of each safetensors dtype the weights of a part hold, from their headers alone."""
-        from huggingface_hub import HfApi
+        """How many tensors of each safetensors dtype the weights of a part hold, from their headers alone.
 
+        Raises UsageError for a file that is damaged there already.
+        """
         found: Counter[str] = Counter()
         if self.files is None:
             return found
@@ -90,9 +91,8 @@ class Repository:
             path = f"{part}/{name}".lstrip("/")
             if not name.endswith(".safetensors"):
                 continue
-            read = functools.partial(HfApi().parse_safetensors_file_metadata, self.asked, path, revision=self.commit)
             with hub_errors.told(self.id, self.commit):
-                header = patiently(read)
+                header = patiently(functools.partial(self._header, path))
             found.update(tensor.dtype for tensor in header.tensors.values())
         return found
 
@@ -116,6 +116,18 @@ class Repository:
             patiently(lambda: _snapshot(self.asked, self.commit, [glob.escape(path) for path in absent]))
         for path in absent:
             self._verify(path)
+
+    def _header(self, path: str) -> Any:
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import SafetensorsParsingError
+
+        try:
+            return HfApi().parse_safetensors_file_metadata(self.asked, path, revision=self.commit)
+        except SafetensorsParsingError as error:
+            raise UsageError(
+                f"'{path}' of '{self.id}' cannot be read as safetensors: it is damaged on the Hub",
+                "take another revision, with @, or another teacher",
+            ) from error
 
     def _names(self, part: str) -> list[str]:
         """The files that lie directly in a part; in the cache when the Hub cannot be asked."""

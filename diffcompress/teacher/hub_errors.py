@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from diffcompress.errors import AccessError
+from diffcompress.errors import AccessError, DiffCompressError
 
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 # By name: which of them huggingface_hub is built on differs between its versions.
@@ -24,7 +24,7 @@ def told(repository: str, revision: str | None) -> Iterator[None]:
     """Turn whatever huggingface_hub raises about `repository` at `revision` into an AccessError."""
     try:
         yield
-    except AccessError:
+    except DiffCompressError:
         raise
     except Exception as error:
         explained = explain(error, repository, revision)
@@ -57,8 +57,12 @@ def explain(error: Exception, repository: str, revision: str | None) -> AccessEr
             )
         if isinstance(cause, errors.RepositoryNotFoundError):
             return _not_found(repository, logged_in=get_token() is not None)
+        if isinstance(cause, errors.DisabledRepoError):
+            return AccessError(f"'{repository}' is disabled on the Hub", f"see {page}, or name another teacher")
     for cause in causes:
         if isinstance(cause, errors.HfHubHTTPError):
+            if cause.response.status_code == 404:  # of a mirror, which does not say what it did not find
+                return _not_found(repository, logged_in=get_token() is not None)
             return _by_status(cause.response.status_code, retry_after(cause), repository)
     if any(_is_network(cause) for cause in causes):
         return UnreachableError(

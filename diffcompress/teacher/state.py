@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shlex
 from collections import Counter
@@ -23,6 +24,7 @@ _CONVERT = (
     'd = d.get("state_dict", d); d = {k: v.clone().contiguous() for k, v in d.items() if torch.is_tensor(v)}; '
     "s.save_file(d, sys.argv[2])"
 )
+_POINTER = b"version https://git-lfs"
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -47,6 +49,7 @@ class StoredState(Mapping[str, Tensor]):
         self.files = tuple(files)
         self._places: dict[str, tuple[Path, Any]] = {}
         for file in self.files:
+            _refuse_pointer(file)
             source = read_pickle(file) if file.suffix in PICKLES else _open(file)
             self._places |= {name: (file, source) for name in source.keys()}  # noqa: SIM118 (a handle is no mapping)
         if self.dtype is None:
@@ -95,6 +98,13 @@ class StoredState(Mapping[str, Tensor]):
         return str(source[name].dtype if isinstance(source, dict) else source.get_slice(name).get_dtype()).startswith(
             ("F8", "torch.float8")
         )
+
+
+def _refuse_pointer(file: Path) -> None:
+    """What `git clone` leaves in place of large files where Git LFS is not installed."""
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        if stream.read(len(_POINTER)) == _POINTER:
+            raise UsageError(f"{file} is a pointer of Git LFS, not the weights", "run `git lfs pull` in its folder")
 
 
 def _open(file: Path) -> Any:

@@ -230,6 +230,26 @@ def test_forbidden(hub):
     _refused(lambda: resolve(NAME), "forbids reading", "settings/tokens")
 
 
+def test_disabled(hub):
+    hub.fail("GET /api/models/*", 403, headers={"X-Error-Message": "Access to this resource is disabled."})
+    _refused(lambda: resolve(NAME), "is disabled on the Hub", f"{hub.url}/{NAME}")
+
+
+def test_a_mirror_that_does_not_say_what_it_did_not_find(hub, logged_out):
+    hub.fail("GET /api/models/*", 404)
+    _refused(lambda: resolve(NAME), "is not on the Hub, or it is private", "hf auth login")
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", None])
+def test_weights_that_are_damaged_on_the_hub(hub, saved, tmp_path, content):
+    folder = shutil.copytree(saved, tmp_path / "damaged")
+    (folder / WEIGHTS).write_bytes((saved / WEIGHTS).read_bytes()[:500] if content is None else content)
+    hub.add("someone/damaged", folder)
+    found = resolve("someone/damaged")
+    with pytest.raises(UsageError, match=f"'{WEIGHTS}' of 'someone/damaged' .* damaged on the Hub"):
+        stored_dtype(found)
+
+
 def test_too_many_requests_are_waited_for(hub, waits):
     hub.fail("GET /api/models/someone/ddpm", 429, times=2, headers={"Retry-After": "7"})
     assert resolve(NAME).revision

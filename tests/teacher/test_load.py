@@ -143,3 +143,13 @@ def test_the_command_that_converts_a_pickle_does(pipeline, tmp_path, nested):
     subprocess.run(f"{shlex.quote(sys.executable)} {command}", shell=True, check=True, cwd=tmp_path)
     loaded = load(resolve(str(folder))).denoiser.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_a_pointer_of_git_lfs_is_called_that(pipeline, suffix):
+    (pipeline / WEIGHTS).unlink()
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 7\n"
+    (pipeline / WEIGHTS).with_suffix(suffix).write_text(pointer)
+    with pytest.raises(UsageError, match="pointer of Git LFS") as caught:
+        load(resolve(str(pipeline)))
+    assert "git lfs pull" in caught.value.hint

@@ -134,7 +134,8 @@ def usage(provenance: Mapping[str, Any], where: str = ELSEWHERE) -> str:
     dtype = ", torch_dtype=torch.float32" if tag.startswith("text-to-") else ""
     load = "import torch\n" if dtype else ""
     load += "from diffusers import DiffusionPipeline\n\n"
-    load += f"pipeline = DiffusionPipeline.from_pretrained({json.dumps(where)}{dtype})\n"
+    absent = "".join(f", {part}=None" for part in provenance.get("left_out", ()))
+    load += f"pipeline = DiffusionPipeline.from_pretrained({json.dumps(where)}{dtype}{absent})\n"
     if tag == "text-to-video":
         return (
             load + 'frames = pipeline("a cat on a sofa").frames[0]\n\n'

@@ -106,7 +106,8 @@ def main(folder: str, asked_file: str, inputs_file: str, outputs_file: str) -> N
         outputs = {}
     else:
         # transformers keeps a text encoder in the dtype it is stored in, diffusers does not: say one for all.
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+        absent = dict.fromkeys(asked["left_out"])
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, **absent)
         denoiser = getattr(pipeline, subfolder)
         told["pipeline"] = type(pipeline).__name__
         outputs = {"image": draw(pipeline, subfolder, asked["draw"])[0]}

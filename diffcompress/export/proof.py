@@ -54,11 +54,13 @@ def prove(
         "subfolder": teacher.family.subfolder,
         "class_name": teacher.family.class_name,
         "draw": options,
+        "left_out": teacher.reference.left_out,
     }
     found, told = _elsewhere(run.pipeline, asked, call, threads)
     expected, sampled_with = {"prediction": prediction}, why_not
     if options is not None:
         part = {teacher.family.subfolder: denoiser, "torch_dtype": torch.float32}
+        part |= dict.fromkeys(teacher.reference.left_out)
         here = diffusers.DiffusionPipeline.from_pretrained(run.pipeline, **part)
         expected["image"], sampled_with = probe.draw(here, teacher.family.subfolder, options)
     differences = {name: _difference(found.get(name), value) for name, value in expected.items()}

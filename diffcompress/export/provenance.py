@@ -16,7 +16,7 @@ from diffcompress.run_folder import read_json, write_json
 from diffcompress.runtime import dtype_name
 from diffcompress.teacher.hub import REPOSITORY_ID
 from diffcompress.teacher.load import LoadedPipeline
-from diffcompress.teacher.reference import Reference
+from diffcompress.teacher.reference import Reference, left_out_of
 from diffcompress.teacher.state import sha256
 from diffcompress.teacher.weights import weight_files
 
@@ -56,6 +56,7 @@ def record(
         "denoiser": family,
         "num_classes": teacher.family.num_classes(teacher.config),
         "pipeline": index.get("_class_name"),
+        **({"left_out": left_out} if (left_out := left_out_of(index)) else {}),
         "pipeline_tag": pipeline_tag(index, family),
         "dtype": dtype_name(dtype),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},

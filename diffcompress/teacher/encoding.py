@@ -78,7 +78,7 @@ def _encode(
     text_parts = [part for part in reference.parts if part.startswith(("text_encoder", "tokenizer"))]
     reference.fetch(*(part for part in reference.parts if part != reference.denoiser_part))
     require_parts(reference, text_parts)
-    part = {reference.denoiser_part: pipeline.denoiser}
+    part = {reference.denoiser_part: pipeline.denoiser} | dict.fromkeys(reference.left_out)
     try:
         whole = DiffusionPipeline.from_pretrained(
             reference.pipeline, **part, variant=reference.variant, torch_dtype=_dtype(pipeline)

@@ -65,6 +65,12 @@ class Reference:
         return parts_of(read_json(self.pipeline / "model_index.json"))
 
     @property
+    def left_out(self) -> list[str]:
+        """Text parts that the pipeline is without, as its index says (SD3 without T5): diffusers wants to be told."""
+        index = {} if self.pipeline is None else read_json(self.pipeline / "model_index.json")
+        return left_out_of(index)
+
+    @property
     def variant(self) -> str | None:
         """Of the weights beside the denoiser, where they have no plain names ("fp16"): diffusers wants to be told."""
         folders = [] if self.pipeline is None else [self.pipeline / p for p in self.parts if p != self.denoiser_part]
@@ -101,6 +107,11 @@ def demo_names() -> list[str]:
 def parts_of(index: Mapping[str, Any]) -> list[str]:
     """The parts that a model_index.json names, the denoiser and the scheduler too."""
     return [k for k, v in index.items() if isinstance(v, list) and len(v) == 2 and v[1] is not None]
+
+
+def left_out_of(index: Mapping[str, Any]) -> list[str]:
+    """The tokenizers and text encoders that a model_index.json says are left out."""
+    return [k for k, v in index.items() if k.startswith(("tokenizer", "text_encoder")) and v == [None, None]]
 
 
 def read_json(path: Path) -> dict[str, Any]:

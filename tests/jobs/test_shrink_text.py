@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
+from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 import diffcompress
 from diffcompress.errors import UsageError
+from diffcompress.export.model_card import usage
 from diffcompress.run_folder import RunFolder, read_json
 from diffcompress.runtime import Progress
 from tests import tiny
-from tests.families import pipe_pixart
+from tests.families import pipe_pixart, pipe_sd3
 
 SHORT = (*tiny.SHORTEST, "student.importance=magnitude")
 
@@ -64,3 +67,17 @@ def test_images_without_captions_are_refused(teacher: str, tmp_path: Path) -> No
     with pytest.raises(UsageError, match=r"no image of .* has a caption"):
         diffcompress.shrink(teacher, ratio=0.5, data=data, output=str(tmp_path / "run"), overrides=SHORT)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_pipeline_without_one_of_its_text_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = pipe_sd3._parts() | {"text_encoder_3": None, "tokenizer_3": None}
+    StableDiffusion3Pipeline(**parts).save_pretrained(tmp_path / "teacher")
+    run = RunFolder(tmp_path / "run")
+    diffcompress.shrink(str(tmp_path / "teacher"), params=40_000, output=str(run.path), overrides=SHORT)
+    assert read_json(run.proof)["image_difference"] is not None
+    provenance = read_json(run.pipeline / "diffcompress.json")
+    schema = read_json(Path(__file__).parents[2] / "docs" / "schemas" / "provenance.schema.json")
+    jsonschema.Draft202012Validator(schema).validate(provenance)
+    monkeypatch.chdir(tmp_path)
+    exec(usage(provenance, str(run.pipeline)), {})
+    assert (tmp_path / "sample.png").is_file()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -47,7 +47,20 @@ def make_shards(
 
 def read_shards(folder: Path, total: int, shard_size: int) -> Tensors:
     """All shards of a folder, end to end."""
-    import torch
+    return end_to_end(shards(folder, total, shard_size), total)
 
-    parts = [load_file(shard_path(folder, index)) for index in range(-(-total // shard_size))]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+def shards(folder: Path, total: int, shard_size: int) -> Iterator[Tensors]:
+    """One after another."""
+    return (load_file(shard_path(folder, index)) for index in range(-(-total // shard_size)))
+
+
+def end_to_end(parts: Iterable[Tensors], total: int) -> Tensors:
+    """The `total` rows of all parts. Gigabytes: beside the result, memory holds one part at a time."""
+    whole: Tensors = {}
+    done = 0
+    for part in parts:
+        for name, value in part.items():
+            whole.setdefault(name, value.new_empty(total, *value.shape[1:]))[done : done + len(value)] = value
+        done += len(value)
+    return whole

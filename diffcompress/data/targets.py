@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffcompress.data.bank import Bank
-from diffcompress.data.shards import Tensors, make_shards, read_shards
+from diffcompress.data.shards import Tensors, end_to_end, make_shards, shards
 from diffcompress.noise import generator
 from diffcompress.recipe import TargetsSection
 from diffcompress.run_folder import discard
@@ -125,7 +125,6 @@ class Targets:
             self._pool = None
             forward = self.pool_size - self.num_trajectory
             folder = self.folder / f"pool-{number:05d}-of-{forward}-{self.section.timesteps}"
-            parts = [self._from_trajectories(number)]
             if forward:
                 make_shards(
                     folder,
@@ -136,19 +135,20 @@ class Targets:
                     self.progress,
                     "targets",
                 )
-                parts.append(read_shards(folder, forward, SHARD_SIZE))
             if self.runtime.is_main and not self.keep:
                 for old in self.folder.glob("pool-*"):
                     if old.name < folder.name:
                         discard(old)
-            filled = [part for part in parts if part]
-            self._pool = number, {name: torch.cat([part[name] for part in filled]) for name in FIELDS}
+            self._pool = number, end_to_end(self._parts(number, folder, forward), self.pool_size)
         return self._pool[1]
+
+    def _parts(self, number: int, folder: Path, forward: int) -> Iterator[Tensors]:
+        if self.num_trajectory:
+            yield self._from_trajectories(number)
+        yield from shards(folder, forward, SHARD_SIZE)
 
     def _from_trajectories(self, number: int) -> Tensors:
         """Stored calls for pool `number`: consecutive pools walk through one shuffled order of all of them."""
-        if not self.num_trajectory:
-            return {}
         order = torch.randperm(self.bank.num_trajectory, generator=generator(self.seed, MIX_STREAM))
         positions = (number * self.num_trajectory + torch.arange(self.num_trajectory)) % self.bank.num_trajectory
         return {name: value[order[positions]] for name, value in self.bank.trajectory.items()}

@@ -90,7 +90,16 @@ def test_a_bad_override_is_named(override):
     assert override.partition("=")[0].split(".")[0] in caught.value.message
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "just words"])
+def test_values_that_no_run_could_use_are_named_at_once():
+    bad = {"training.batch_size": "true", "training.learning_rate": "inf", "training.betas": "[0.9, 1.5]"}
+    with pytest.raises(UsageError) as caught:
+        recipes.load("default", tuple(f"{path}={value}" for path, value in bad.items()))
+    assert "3 bad value(s)" in caught.value.message
+    assert all(path in caught.value.message for path in bad)
+    assert recipes.load("default", ("bank.jitter=false",)).bank.jitter is False
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "just words", "base: 5", "base: [default]"])
 def test_a_file_that_is_no_mapping(text, tmp_path):
     file = tmp_path / "bad.yaml"
     file.write_text(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -78,8 +79,8 @@ def check_push(repo: str | None, public: bool) -> None:
 
 
 def _with_unit(option: str, text: str, units: dict[str, int], example: str) -> float:
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z]*)\s*", text.lower())
-    if match is None or match[2] not in units or float(match[1]) <= 0:
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e\+?[0-9]+)?)\s*([a-z]*)\s*", text.lower())
+    if match is None or match[2] not in units or not 0 < float(match[1]) < math.inf:
         known = ", ".join(sorted((u for u in units if u), key=lambda u: (len(u), units[u])))
         raise UsageError(
             f"{option} '{text}' is not a positive number with a unit of {known}", f"for example {option} {example}"

@@ -83,7 +83,11 @@ def _with_base(name_or_file: str, seen: tuple[str, ...]) -> dict[str, Any]:
         )
     data = _mapping(_read(name_or_file), name_or_file)
     base = data.pop("base", None)
-    return _merged(_with_base(base, (*seen, name_or_file)), data) if base else data
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise UsageError(f"recipe '{name_or_file}' has the base {base!r}, which is no name", "name a recipe or a file")
+    return _merged(_with_base(base, (*seen, name_or_file)), data)
 
 
 def _read(name_or_file: str) -> str:

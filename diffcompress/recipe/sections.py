@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_yes_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic would take true for 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("Input should be no true or false")
+        return value
 
 
 class StudentSection(Section):
@@ -106,7 +116,7 @@ class TrainingSection(Section):
     learning_rate: float = Field(1e-2, gt=0.0)
     warmup_steps: int = Field(50, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
-    betas: tuple[float, float] = Field((0.9, 0.99), description="of AdamW")
+    betas: tuple[Share, Share] = Field((0.9, 0.99), description="of AdamW")
     weight_decay: float = Field(0.0, ge=0.0)
     max_grad_norm: float = Field(1.0, gt=0.0)
     precision: Literal["float32", "bfloat16"] = Field(

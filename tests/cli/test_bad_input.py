@@ -39,6 +39,7 @@ def _inside(tmp_path, monkeypatch):
         ([*SHRINK, "--params", "-4"], "--params '-4'"),
         ([*SHRINK, "--size", "80 apples"], "--size '80 apples'"),
         ([*SHRINK, "--size", "0"], "--size '0'"),
+        ([*SHRINK, "--size", "1e400"], "--size '1e400'"),
         ([*SHRINK, *RATIO, "--max-time", "90"], "--max-time '90'"),
         ([*SHRINK, *RATIO, "--max-time", "soon"], "--max-time 'soon'"),
         ([*SHRINK, *RATIO, "--method", "lift-palce"], "did you mean 'lift-place'?"),

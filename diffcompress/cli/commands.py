@@ -175,7 +175,7 @@ def evaluate(
     missed = [(told["student"]["name"], one) for told in results for one in told["gates"] if not one["passed"]]
     for name, miss in missed:
         whose = f" by {name}" if len(results) > 1 else ""
-        console.error(f"gate missed{whose}: {miss['expr']} (value {tables.number(miss['value'])})")
+        console.error(f"gate missed{whose}: {tables.verdict(miss)}")
     if missed:
         raise typer.Exit(int(ExitStatus.GATE_FAILED))
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from rich.table import Table
 
 from diffcompress.cli.console import count, duration
-from diffcompress.export.words import in_dtype
+from diffcompress.export.words import in_dtype, lacking
 
 
 def number(value: Any) -> str:
@@ -55,18 +55,21 @@ def shrunk(result: dict[str, Any]) -> list[Any]:
 
 def evaluated(result: dict[str, Any]) -> list[Any]:
     """Metrics, protocol and gates of one evaluation."""
-    protocol = {name: value for name, value in result["protocol"].items() if isinstance(value, (str, int, float))}
-    shown: list[Any] = [_metrics(result["metrics"]), "", _facts(protocol)]
-    shown += [f"not computed: {entry['metric']}, {entry['why']}" for entry in result["metrics"].get("not_computed", [])]
+    shown: list[Any] = [_metrics(result["metrics"]), "", _protocol(result), *_not_computed([result])]
     if result.get("probe"):
         shown.append(f"probe: {result['probe']['sentence']}")
-    for gate in result["gates"]:
-        shown.append(f"{'passed' if gate['passed'] else 'MISSED'}  {gate['expr']}  (value {number(gate['value'])})")
+    shown += [f"{'passed' if gate['passed'] else 'MISSED'}  {verdict(gate)}" for gate in result["gates"]]
     return shown
 
 
+def verdict(gate: dict[str, Any]) -> str:
+    """A gate with what it was judged by."""
+    why = f": {gate['why']}" if gate.get("why") else ""
+    return f"{gate['expr']}  (value {number(gate['value'])}){why}"
+
+
 def compared(results: Sequence[dict[str, Any]]) -> list[Any]:
-    """Several students: a row for each metric, a column for each student, the teacher's beside."""
+    """Several students: a row for each metric, a column for each student, the teacher's beside; their one protocol."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("metric", no_wrap=True)
     teacher = results[0]["teacher"] is not None
@@ -81,7 +84,7 @@ def compared(results: Sequence[dict[str, Any]]) -> list[Any]:
         if teacher:
             row.append(_with_interval(measured.get("teacher")) + in_dtype(measured, "teacher"))
         table.add_row(name, *row, str(measured.get("unit") or ""))
-    shown: list[Any] = [table, ""]
+    shown: list[Any] = [table, "", _protocol(results[0]), *_not_computed(results)]
     best = [result["student"]["name"] for result in results if result.get("unbeaten")]
     if best:
         shown.append(f"on the size-quality frontier: {', '.join(best)}")
@@ -91,8 +94,24 @@ def compared(results: Sequence[dict[str, Any]]) -> list[Any]:
     for result in results:
         for gate in result["gates"]:
             state = "passed" if gate["passed"] else "MISSED"
-            shown.append(f"{state}  {result['student']['name']}  {gate['expr']}  (value {number(gate['value'])})")
+            shown.append(f"{state}  {result['student']['name']}  {verdict(gate)}")
     return shown
+
+
+def _protocol(result: dict[str, Any]) -> Table:
+    return _facts({name: value for name, value in result["protocol"].items() if isinstance(value, (str, int, float))})
+
+
+def _not_computed(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Every reason once; where it does not hold for all students, with the names of those it holds for."""
+    found: dict[str, list[str]] = {}
+    for result in results:
+        for line in lacking(result["metrics"].get("not_computed", ())):
+            found.setdefault(line, []).append(result["student"]["name"])
+    return [
+        f"not computed{'' if len(names) == len(results) else ' for ' + ', '.join(names)}: {line}"
+        for line, names in found.items()
+    ]
 
 
 def _with_interval(told: dict[str, Any] | None) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcompress.errors import UsageError
-from diffcompress.export import evidence
+from diffcompress.export import evidence, words
 from diffcompress.export.licence import STATED
 from diffcompress.run_folder import EVALUATION, RunFolder
 from diffcompress.teacher.resolve import resolve
@@ -86,7 +86,7 @@ def collect(run: RunFolder) -> dict[str, Any]:
         "exports": reader.json(run.exports / "exports.json", None, None),
         "provenance": provenance,
         "warnings": warnings,
-        "not_computed": [*reader.missing, *_named(skipped)],
+        "not_computed": [*reader.missing, *words.lacking(skipped or ())],
         "recipe": recipe,
     }
 
@@ -228,11 +228,3 @@ def _parts(folder: Path) -> list[dict[str, Any]]:
         if part.is_dir()
     ]
     return sorted(sizes, key=lambda part: (not part["denoiser"], -part["bytes"]))
-
-
-def _named(skipped: list[dict[str, str]] | None) -> list[str]:
-    """One line for all metrics that lack the same."""
-    lacking: dict[Any, list[str]] = {}
-    for item in skipped or []:
-        lacking.setdefault(item.get("why"), []).append(str(item.get("metric")))
-    return [f"{', '.join(names)}: {why}" for why, names in lacking.items()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 NOTHING = "not computed"
@@ -163,6 +163,14 @@ def protocol(record: Mapping[str, Any]) -> str:
     if record.get("guidance", 1.0) != 1.0:
         parts.append(f"guidance {record['guidance']:g}")
     return ", ".join([*parts, "95 % intervals"])
+
+
+def lacking(skipped: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What was not computed and why, one line for all metrics that lack the same."""
+    found: dict[Any, list[str]] = {}
+    for item in skipped:
+        found.setdefault(item.get("why"), []).append(str(item.get("metric")))
+    return [f"{', '.join(names)}: {why}" for why, names in found.items()]
 
 
 def _superscript(exponent: int) -> str:

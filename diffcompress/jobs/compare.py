@@ -78,6 +78,8 @@ def compare(
     for text in earlier:
         told = results[text]
         told["student"]["name"] = names[text]
+        for warning in told["warnings"]:
+            progress.warn(f"{names[text]}: {warning}")
         told["gates"] = gating.judge(parsed, told["metrics"], told["protocol"]["feature_space"])
     _draw(folder / FRONTIER, ordered, progress)
     write_json(folder / RESULTS, ordered)

@@ -109,7 +109,7 @@ def score(
         progress=setting.progress,
     )
     for text in scored["warnings"]:
-        setting.progress.warn(text)
+        setting.progress.warn(text if name is None else f"{name}: {text}")
     verdicts = gating.judge(gates, scored["metrics"], space.name if space is not None else None)
     about = {"student": _about(student, name), "teacher": setting.teacher and _about(setting.teacher)}
     result = {**about, **scored, "gates": verdicts}

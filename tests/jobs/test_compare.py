@@ -114,6 +114,17 @@ def test_an_earlier_result_stands_for_its_student(root, students, results):
         assert one["gates"] == []
 
 
+def test_what_made_an_earlier_result_doubtful_is_told_again(root, results, tmp_path):
+    heard, earlier = Heard(), []
+    for name, warnings in (("near", []), ("far", ["too good"])):
+        told = json.loads((root / "out" / name / "evaluation.json").read_text()) | {"warnings": warnings}
+        earlier.append(tmp_path / name / "evaluation.json")
+        earlier[-1].parent.mkdir()
+        earlier[-1].write_text(json.dumps(told))
+    compare([str(path) for path in earlier], output=tmp_path / "out", progress=heard, device="cpu")
+    assert heard.warnings == ["far: too good"]
+
+
 def test_protocols_and_teachers_are_not_mixed(root, students, results, tmp_path):
     earlier = str(root / "out" / "far" / "evaluation.json")
     values = {"teacher": str(root / "teacher"), "output": tmp_path / "out", **FAST}
@@ -165,9 +176,15 @@ def test_the_command_line(root, students, results):
     told = json.loads(outcome.stdout)
     assert [one["student"]["name"] for one in told] == ["near", "far"]
     assert "gate missed by far: agreement>0.9" in outcome.stderr
-    outcome = run("evaluate", *students, *options)
+    outcome = run("evaluate", *students, *options, "--gate", "kd<1")
     assert outcome.code == 3, outcome.stderr
     header = outcome.stdout.splitlines()[0].split()
     assert header == ["metric", "near", "far", "teacher", "unit"]
     assert "on the size-quality frontier: near" in outcome.stdout
-    assert sum(line.startswith("agreement ") for line in outcome.stdout.splitlines()) == 1
+    assert "num samples       8" in outcome.stdout
+    assert (
+        "not computed: fd, kd, precision, recall, density, coverage, fd_teacher, kd_teacher: no perc" in outcome.stdout
+    )
+    assert "MISSED  far  agreement>0.9  (value " in outcome.stdout
+    assert "gate missed by near: kd<1  (value -): no perceptual metric computed" in outcome.stderr
+    assert sum(line.startswith("agreement ") and "[" in line for line in outcome.stdout.splitlines()) == 1

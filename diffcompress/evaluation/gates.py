@@ -14,6 +14,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def _parse(expr: str, metrics: Sequence[str], models: Iterable[str]) -> Gate:
 
     metric = take(("word",), "a metric's name")
     if metric.text not in metrics:
-        nearest = difflib.get_close_matches(metric.text, metrics, n=1, cutoff=0.4)
+        nearest = difflib.get_close_matches(metric.text.lower(), metrics, n=1, cutoff=0.4)
         meant = f"did you mean '{nearest[0]}'? " if nearest else ""
         raise UsageError(
             f"gate '{expr}' names an unknown metric '{metric.text}', column {metric.column + 1}\n"
@@ -152,6 +153,8 @@ def _tokens(expr: str) -> list[_Token]:
                 known = "k, M, G, B, kB, MB, GB, KiB, MiB, GiB, ms or %"
                 raise _syntax(expr, match.start("suffix"), f"unknown unit '{match['suffix']}', expected {known}")
             value = float(match["number"]) * SUFFIXES[suffix]
+            if not isfinite(value):
+                raise _syntax(expr, match.start("number"), "a number without end, which every value or none passes")
         tokens.append(_Token(kind, match[kind], match.start(kind), value))
         position = match.end()
     return [*tokens, _Token("end", "", end)]

@@ -83,6 +83,7 @@ def test_judges(expr, passed):
         ("params<5;print(1)", 9),
         ("params<__import__('os')", 18),
         ("params<nan", 8),
+        ("params< 1e999", 9),
     ],
 )
 def test_marks_the_column_of_a_syntax_error(expr, column):
@@ -98,6 +99,9 @@ def test_an_unknown_metric_gets_the_nearest_name():
     assert "did you mean 'agreement'" in caught.value.hint
     assert caught.value.message.splitlines()[-2:] == ["  agrement>0.9", "  ^"]
     assert "fd_corrected" not in caught.value.hint and "fd_demo" not in caught.value.hint
+    with pytest.raises(UsageError) as caught:
+        parse(["FD<1"], METRICS)
+    assert "did you mean 'fd'?" in caught.value.hint
 
 
 def test_short_names_mean_the_space_that_is_used():

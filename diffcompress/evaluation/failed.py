@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from math import sqrt
-
 import torch
 from torch import Tensor
 
-from diffcompress.evaluation.frechet import Estimate
+from diffcompress.evaluation.frechet import Estimate, share_estimate
 
 QUANTILE = 0.999
 
@@ -23,11 +21,5 @@ def total_variation(images: Tensor) -> Tensor:
 
 
 def failed_share(variation: Tensor, teacher_variation: Tensor) -> Estimate:
-    """Share of samples above the teacher's 99.9th percentile, with Wilson's 95 % interval."""
-    threshold = torch.quantile(teacher_variation.double(), QUANTILE)
-    count = len(variation)
-    share = (variation.double() > threshold).double().mean().item()
-    z = 1.959964
-    centre, spread = share + z * z / (2 * count), z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return Estimate(share, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale))
+    """Share of samples above the teacher's 99.9th percentile."""
+    return share_estimate(variation.double() > torch.quantile(teacher_variation.double(), QUANTILE))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ BLOCK = 1024
 
 
 class Estimate(NamedTuple):
-    """A value and its 95 % bootstrap interval."""
+    """A value and its 95 % interval."""
 
     value: float
     low: float
@@ -95,14 +96,28 @@ def mean_estimate(values: Tensor, *, seed: int = 0) -> Estimate:
     return _around(values.mean(), torch.stack([values[picks].mean() for picks in _resamples(len(values), seed)]))
 
 
+def share_estimate(hits: Tensor) -> Estimate:
+    """Share of True in `[N]` with Wilson's interval, which has a width at 0 and 1 too, where no resample differs."""
+    count, share = len(hits), hits.double().mean().item()
+    z = 1.959964
+    centre, spread = share + z * z / (2 * count), z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return Estimate(share, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale))
+
+
 def _resamples(count: int, seed: int) -> list[Tensor]:
     stream = generator(seed, BOOTSTRAP_STREAM)
     return [torch.randint(count, (count,), generator=stream) for _ in range(RESAMPLES)]
 
 
 def _around(value: Tensor, draws: Tensor, floor: float = -torch.inf) -> Estimate:
-    low, high = torch.quantile(draws - draws.mean() + value, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = torch.quantile(draws - draws.mean() + value, torch.tensor(_quantiles(len(draws))).double()).tolist()
     return Estimate(value.item(), max(low, floor), max(high, floor))
+
+
+def _quantiles(count: int) -> list[float]:
+    """Of `count` draws, where the middle 95 % of what they are drawn from ends: torch's own ends are too near."""
+    return [(share * (count + 1) - 1) / (count - 1) for share in (0.025, 0.975)]
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffcompress.evaluation.frechet import Estimate, mean_estimate
+from diffcompress.evaluation.frechet import Estimate, mean_estimate, share_estimate
 
 PRECISION_NEIGHBOURS = 3
 DENSITY_NEIGHBOURS = 5
@@ -20,7 +20,7 @@ BLOCK = 1024
 def neighbour_metrics(features: Tensor, real: Tensor, *, seed: int = 0) -> dict[str, Estimate]:
     """precision, recall, density and coverage of `features` `[N, D]` against `real` `[M, D]`; N = M compares best.
 
-    Intervals resample the samples for precision and density, the real images for recall and coverage. Raises ValueError
+    Intervals are over samples for precision and density, over real images for recall and coverage. Raises ValueError
     for fewer than `FEWEST` rows.
     """
     if min(len(features), len(real)) < FEWEST:
@@ -33,13 +33,14 @@ def neighbour_metrics(features: Tensor, real: Tensor, *, seed: int = 0) -> dict[
     precise, dense = [], []
     for part, radius in zip(features.split(BLOCK), around_sample.split(BLOCK), strict=True):
         distance = torch.cdist(part, real)
-        precise.append((distance <= around_real).any(1).double())
+        precise.append((distance <= around_real).any(1))
         dense.append((distance < around_real_5).double().sum(1) / DENSITY_NEIGHBOURS)
         recalled |= (distance <= radius[:, None]).any(0)
         covered |= (distance < around_real_5).any(0)
-    found = {"precision": torch.cat(precise), "recall": recalled.double()}
-    found |= {"density": torch.cat(dense), "coverage": covered.double()}
-    return {name: _bounded(mean_estimate(values, seed=seed), name != "density") for name, values in found.items()}
+    density = mean_estimate(torch.cat(dense), seed=seed)
+    found = {"precision": share_estimate(torch.cat(precise)), "recall": share_estimate(recalled)}
+    found |= {"density": density._replace(low=max(density.low, 0.0)), "coverage": share_estimate(covered)}
+    return found
 
 
 def _radii(features: Tensor, neighbours: int) -> Tensor:
@@ -47,7 +48,3 @@ def _radii(features: Tensor, neighbours: int) -> Tensor:
     # One more than asked for, as each row is its own nearest.
     parts = [torch.cdist(part, features).kthvalue(neighbours + 1, dim=1).values for part in features.split(BLOCK)]
     return torch.cat(parts)
-
-
-def _bounded(found: Estimate, by_one: bool) -> Estimate:
-    return Estimate(found.value, max(found.low, 0.0), min(found.high, 1.0) if by_one else found.high)

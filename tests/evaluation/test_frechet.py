@@ -52,6 +52,13 @@ def test_the_interval_is_as_wide_as_fresh_sets_scatter():
     assert 0.4 < (found.high - found.low) / (4 * values.std().item()) < 3
 
 
+def test_the_interval_holds_95_percent_of_what_resamples_are_drawn_from():
+    stream = torch.Generator().manual_seed(0)
+    draws = torch.rand(500, frechet.RESAMPLES, generator=stream, dtype=torch.float64)
+    found = [frechet._around(torch.tensor(0.0), some) for some in draws]
+    assert sum(one.high - one.low for one in found) / len(found) == pytest.approx(0.95, abs=0.005)
+
+
 def test_in_many_dimensions_influences_replace_resampled_distances(monkeypatch):
     for spread, shift in ((1.0, 0.5), (0.7, 0.0), (1.0, 0.0)):
         values, reference = features(600, 20, shift, spread), Moments.of(features(800, 21))

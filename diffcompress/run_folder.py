@@ -15,6 +15,7 @@ from typing import Any
 from diffcompress.errors import RunStopped, UsageError
 
 _MARKER = "run.json"
+MOST_TOLD = 3  # of what tells a run from another
 EVALUATION = "evaluation.json"  # in the folder of an evaluation
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -209,8 +210,17 @@ class RunFolder:
             theirs = read_json(self.marker)
         except (OSError, ValueError):
             return "it holds other files"
-        keys = [k for k in identity if theirs.get(k) != identity[k]]
-        return (
-            "; ".join(f"{k} was {theirs.get(k)!r}, now {identity[k]!r}" for k in keys)
-            or "it was made by another version"
-        )
+        was, now = _leaves(theirs), _leaves(identity)
+        changed = [name for name in now if was.get(name) != now[name]]
+        told = [f"{name} was {was.get(name)!r}, now {now[name]!r}" for name in changed[:MOST_TOLD]]
+        more = len(changed) - len(told)
+        return "; ".join([*told, f"{more} more"] if more else told) or "it was made by another version"
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """What is no dict and no list, by its path: "recipe.stages.0.num_steps"."""
+    if not isinstance(value, (dict, list)):
+        return {path: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    below = (_leaves(inner, f"{path}.{name}" if path else str(name)) for name, inner in items)
+    return {name: leaf for leaves in below for name, leaf in leaves.items()}

@@ -143,6 +143,22 @@ def _refused_in(run, *made):
         work()
 
 
+def test_what_differs_between_runs_is_told_in_a_few_words(tmp_path):
+    identity = {"teacher": "demo", "recipe": {"seed": 0, "reuse": 8, "stages": [{"steps": 1}, {"steps": 2}]}}
+    near = {"teacher": "demo", "recipe": {"seed": 1, "reuse": 8, "stages": [{"steps": 1}, {"steps": 3}]}}
+    far = {"teacher": "other", "recipe": {"seed": 1, "reuse": 1, "stages": [{"steps": 5}, {"steps": 6}]}}
+    run = RunFolder(tmp_path)
+    with run.claim(identity):
+        pass
+    for other, told in (
+        (near, "this run: recipe.seed was 0, now 1; recipe.stages.1.steps was 2, now 3"),
+        (far, "this run: teacher was 'demo', now 'other'; recipe.seed was 0, now 1; recipe.reuse was 8, now 1; 2 more"),
+    ):
+        with pytest.raises(UsageError) as caught, run.claim(other):
+            pass
+        assert caught.value.message.endswith(told)
+
+
 def test_a_new_run_that_is_refused_leaves_nothing_behind(tmp_path):
     run = RunFolder(tmp_path / "run")
     _refused_in(run)

@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +154,14 @@ class RunFolder:
             ) from error
 
     @contextlib.contextmanager
-    def claim(self, identity: dict[str, Any], *, overwrite: bool = False) -> Iterator[None]:
+    def claim(
+        self, identity: dict[str, Any], *, overwrite: bool = False, inputs: Iterable[Path] = ()
+    ) -> Iterator[None]:
         """Hold the folder for the run described by `identity`, making it if need be.
 
-        Raises UsageError when it belongs to something else, cannot be written, or another process holds it. A new run
-        that is refused with UsageError before it has made anything leaves nothing behind.
+        inputs: what the run reads, never overwritten. Raises UsageError when the folder belongs to something else,
+        cannot be written, or another process holds it. A new run that is refused with UsageError before it has made
+        anything leaves nothing behind.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file", "choose another --output")
@@ -169,6 +172,8 @@ class RunFolder:
                 f"{self.path} is not empty and not this run: {self._difference(identity)}",
                 "choose another --output, or --overwrite to replace it",
             )
+        if lost := [path for path in inputs if foreign and path.resolve().is_relative_to(self.path.resolve())]:
+            raise UsageError(f"--overwrite would delete {lost[0]}, which this run reads", "choose another --output")
         created = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -122,7 +122,7 @@ def explain(error: BaseException) -> tuple[str, str, ExitStatus]:
     if _is_out_of_memory(error):
         hint = "free memory or use a larger machine; shrink takes a smaller batch with --set training.batch_size=16"
         return f"out of memory ({told or type(error).__name__})", hint, ExitStatus.DOES_NOT_FIT
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
         return (
             f"cannot use {error.filename}: {error.strerror}",
             "choose another path or mend its permissions",

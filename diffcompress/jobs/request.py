@@ -34,6 +34,13 @@ class Request:
     push_to_hub: str | None
     public: bool
 
+    @property
+    def inputs(self) -> list[Path]:
+        """What the user has here that the run reads."""
+        root = self.reference.pipeline or self.reference.denoiser
+        named = [Path(name).expanduser() for name in (self.data, self.prompts, self.scheduler) if name is not None]
+        return [path for path in (root, *(root / part for part in self.reference.parts), *named) if path.exists()]
+
     def folder(self, ratio: float | None) -> RunFolder:
         """The output that was asked for, or a folder named after teacher and `ratio`."""
         return RunFolder(self.output or f"./{self.reference.name}-{ratio:.4g}", self.shared)

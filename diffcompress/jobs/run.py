@@ -74,7 +74,8 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
     runtime.stop.install()
     try:
         own = _own_images(request, teacher, texts, runtime, progress)
-        with folder.claim(identity, overwrite=request.overwrite) if runtime.is_main else contextlib.nullcontext():
+        claim = folder.claim(identity, overwrite=request.overwrite, inputs=request.inputs)
+        with claim if runtime.is_main else contextlib.nullcontext():
             runtime.wait()
             teacher = with_prompts(teacher, texts, folder.conditions, runtime, progress, recipe.bank.text_length)
             for note in (*reference.notes, *student_plan.notes):

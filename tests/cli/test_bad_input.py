@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from PIL import Image
 
 from diffcompress.cli import options
 from tests.cli.command import run
@@ -116,6 +117,20 @@ def test_images_that_cannot_be_read_make_no_folder_and_replace_none(tmp_path):
         assert "no readable image" in outcome.stderr
     assert not (tmp_path / "new").exists()
     assert [file.name for file in (tmp_path / "kept").iterdir()] == ["thesis.txt"]
+
+
+def test_overwriting_never_deletes_what_the_run_reads(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher")
+    images = tmp_path / "work" / "images"
+    images.mkdir(parents=True)
+    Image.new("L", (8, 8)).save(images / "a.png")
+    before = sorted(tmp_path.rglob("*"))
+    for output in (teacher, tmp_path, teacher / "scheduler", teacher / "unet", tmp_path / "work"):
+        asked = ("--ratio", "0.3", "--data", images, "--output", output, "--overwrite", *settings())
+        outcome = run("shrink", teacher, *asked)
+        assert outcome.code == 2
+        assert "--overwrite would delete" in outcome.stderr
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_traceback_shows_where():

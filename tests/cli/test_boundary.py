@@ -34,6 +34,7 @@ class OutOfMemoryError(RuntimeError):
         (OSError(errno.ENOSPC, "No space left on device"), 75),
         (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), 75),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "/x"), 2),
         (ValueError("surprise"), 1),
     ],
 )

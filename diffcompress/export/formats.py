@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from diffcompress.export import provenance
-from diffcompress.export.onnx import check_installed, export_onnx
+from diffcompress.export.onnx import check_inputs, check_installed, export_onnx
 from diffcompress.export.weights import as_shipped
+from diffcompress.families.base import Family
 from diffcompress.recipe import ExportSection
 from diffcompress.run_folder import RunFolder, read_json, write_atomically, write_json
 from diffcompress.runtime import dtype_name
@@ -22,10 +24,11 @@ RECORD = "exports.json"
 ONNX, SINGLE_FILE = "denoiser.onnx", "denoiser.safetensors"
 
 
-def check(section: ExportSection) -> None:
-    """Raises UsageError for a format that this installation cannot write."""
+def check(section: ExportSection, family: Family, config: Mapping[str, Any]) -> None:
+    """Raises UsageError for a format that this installation cannot write, or that `family` has not."""
     if section.onnx:
         check_installed()
+        check_inputs(family, config)
 
 
 def written(run: RunFolder, section: ExportSection) -> dict[str, Any] | None:

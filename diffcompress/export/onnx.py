@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,13 @@ def check_installed() -> None:
         raise UsageError(
             f"export.onnx needs {', '.join(missing)}, which is not installed", "pip install 'diffcompress[onnx]'"
         )
+
+
+def check_inputs(family: Family, config: Mapping[str, Any]) -> None:
+    """Raises UsageError for a class whose inputs are no plain tensors."""
+    with torch.device("meta"):
+        denoiser = getattr(diffusers, family.class_name).from_config(config)
+    _split(_arguments(family, denoiser, config, batch=1), family)
 
 
 def export_onnx(family: Family, denoiser: nn.Module, config: Mapping[str, Any], file: Path) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
     folder = request.folder(student_plan.requested_ratio)
     runtime = runtimes.start(request.device)
     _check(request, runtime, progress)
+    formats.check(recipe.export, family, student_plan.config)
     request = replace(request, data=hub_images.pinned(request.data))
     reference.fetch(progress=progress)
     if reference.pipeline is not None:
@@ -102,7 +103,7 @@ def _own_images(
 
 
 def _check(request: Request, runtime: Runtime, progress: Progress) -> None:
-    """Raise what would otherwise come up after hours: a push that cannot be, a format that cannot be written."""
+    """Raise what would otherwise come up after hours, such as a push that cannot be."""
     batch_size = request.recipe.training.batch_size
     if batch_size % runtime.count:
         raise UsageError(
@@ -114,4 +115,3 @@ def _check(request: Request, runtime: Runtime, progress: Progress) -> None:
         progress.warn(f"--license {request.license} is not used: {licence.source} says {licence.id}")
     if request.push_to_hub is not None and runtime.is_main:
         hub.check(request.push_to_hub, public=request.public, licence=licence)
-    formats.check(request.recipe.export)

@@ -122,7 +122,8 @@ def quality(metrics: Mapping[str, Any]) -> list[Figure]:
             if one and words.is_number(one["value"])
         ]
         values = [bar.value for bar in bars]
-        log = bool(values) and min(values) > 0 and max(values) / min(values) > 30
+        # Powers of ten suit distances; they would lay a student of half its teacher's coverage right beside it.
+        log = metric.get("better") == "lower" and bool(values) and min(values) > 0 and max(values) / min(values) > 30
         unit = "% of samples" if shares else metric.get("unit") or _UNITS.get(name, "")
         note = "; ".join(part for part in (words.better(metric.get("better")), _counted(metric)) if part)
         svg = interval_chart(bars, x_label=", ".join(filter(None, (unit, "log scale" if log else ""))), log=log)

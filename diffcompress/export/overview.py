@@ -18,13 +18,12 @@ def write_overview(folder: Path, runs: Sequence[RunFolder]) -> Path:
     """Write `folder`/overview.html about finished `runs`, with links to their reports; returns its path."""
     reports = [read_json(run.report_json) for run in runs]
     rows = [
-        {
-            "report": report,
-            "headline": figures.headline(report["metrics"]),
-            "link": run.report_html.relative_to(folder).as_posix(),
-        }
+        {"report": report, "link": run.report_html.relative_to(folder).as_posix()}
         for run, report in zip(runs, reports, strict=True)
     ]
+    # One figure for all: a student whose samples are not finite lacks it, and shows nothing in its place.
+    known = {name: one for report in reports for name, one in report["metrics"].items()}
+    columns = dict.fromkeys((figures.headline(known)[0], "agreement", "failed_samples"))
     svg = folder / FRONTIER
     environment = Environment(
         loader=PackageLoader("diffcompress.export"),
@@ -34,7 +33,13 @@ def write_overview(folder: Path, runs: Sequence[RunFolder]) -> Path:
         lstrip_blocks=True,
     )
     page = environment.get_template("overview.html.j2").render(
-        rows=rows, w=words, teacher=reports[0]["teacher"], frontier=_inline(svg) if svg.is_file() else None
+        rows=rows,
+        columns={name: known.get(name) or {} for name in columns},
+        w=words,
+        teacher=reports[0]["teacher"],
+        macs=(known.get("macs") or {}).get("teacher"),
+        protocol=reports[0]["protocol"],
+        frontier=_inline(svg) if svg.is_file() else None,
     )
     write_text(folder / FILE, page)
     return folder / FILE

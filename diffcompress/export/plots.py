@@ -131,8 +131,9 @@ def interval_chart(bars: Sequence[Bar], *, x_label: str, log: bool = False) -> M
     for position, bar in enumerate(bars):
         y = 8 + row * (position + 0.5)
         parts.append(_text(left - 12, y + 4, bar.label, "row", "end"))
-        if bar.low is not None and bar.high is not None and (not log or bar.low > 0):
-            parts.append(_rule(f"whisker {bar.role}", across(bar.low), across(bar.high), y, y))
+        if bar.low is not None and bar.high is not None:
+            start = max(bar.low, across.low)  # zero and below lie beyond the end of a logarithmic axis
+            parts.append(_rule(f"whisker {bar.role}", across(start), across(bar.high), y, y))
         parts.append(_dot(bar.role, across(bar.value), y, 5, f"{bar.label}: {number(bar.value)}"))
         parts.append(_text(WIDTH - 4, y + 4, number(bar.value), "value", "end"))
     parts.append(_text((left + WIDTH - 58) / 2, height - 6, x_label, "axis", "middle"))

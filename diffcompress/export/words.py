@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from markupsafe import Markup, escape
 
 NOTHING = "not computed"
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -13,7 +16,7 @@ _LABELS = {
     "latency_ms_batch16": "Time of one denoiser call, batch of 16",
     "agreement": "Agreement with the teacher",
     "params": "Denoiser parameters",
-    "size_bytes": "Denoiser weights in memory",
+    "size_bytes": "Denoiser weights as stored",
     "macs": "Multiply-accumulates per denoiser call",
     "memory_bytes": "Memory of one denoiser call",
     "paired_distance": "Distance to the teacher's image",
@@ -163,6 +166,11 @@ def protocol(record: Mapping[str, Any]) -> str:
     if record.get("guidance", 1.0) != 1.0:
         parts.append(f"guidance {record['guidance']:g}")
     return ", ".join([*parts, "95 % intervals"])
+
+
+def marked(text: str) -> Markup:
+    """A sentence of ours as HTML: what stands between backticks is code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def lacking(skipped: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from diffcompress.export import words
+from diffcompress.export import figures, words
 from diffcompress.export.plots import HEIGHT, WIDTH, Bar, Series, Span, _Axis, binned, interval_chart, line_chart
 
 
@@ -78,6 +78,29 @@ def test_intervals_are_drawn_to_scale() -> None:
     dot = float(re.findall(r'class="dot student" cx="([\d.]+)"', svg)[0])
     assert dot == pytest.approx(sum(ends) / 2, abs=0.11)
     assert svg.count("whisker") == 1
+
+
+def test_an_interval_down_to_zero_ends_with_the_logarithmic_axis() -> None:
+    svg = str(interval_chart([Bar("a", "student", 1.0, -0.1, 2.0), Bar("b", "teacher", 90.0)], x_label="d", log=True))
+    (ends,) = re.findall(r'class="whisker student" x1="([\d.]+)" x2="([\d.]+)"', svg)
+    (left,) = re.findall(r'class="dot student" cx="([\d.]+)"', svg)
+    assert 100 < float(ends[0]) < float(left) < float(ends[1])
+
+
+@pytest.mark.parametrize(("better", "log"), [("lower", True), ("higher", False)])
+def test_only_distances_are_drawn_in_powers_of_ten(better: str, log: bool) -> None:
+    """A student of half its teacher's coverage would lie right beside it."""
+
+    def one(value: float) -> dict[str, float]:
+        return {"value": value, "low": value, "high": value}
+
+    metric = {**one(0.5), "unit": "", "better": better, "teacher": one(0.98), "untrained": one(0.004), "real": None}
+    (figure,) = figures.quality({"coverage_demo": metric})
+    assert ("log scale" in figure.svg) is log
+
+
+def test_code_in_a_sentence() -> None:
+    assert words.marked("use `plan A` <now>") == "use <code>plan A</code> &lt;now&gt;"
 
 
 @pytest.mark.parametrize(

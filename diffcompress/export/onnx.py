@@ -50,7 +50,7 @@ def export_onnx(family: Family, denoiser: nn.Module, config: Mapping[str, Any], 
     Inputs are the tensors of the diffusers class's own forward, by its names; output `prediction` is its sample, as
     the class returns it. The batch is free, all other axes are those of `config`. Returns {"inputs", "difference",
     "tolerance", "batches"}, difference being the largest one relative to the largest value. Raises DiffCompressError
-    when it is above TOLERANCE, UsageError for a class whose inputs are no plain tensors.
+    when it is above TOLERANCE or torch cannot write the file, UsageError for a class whose inputs are no plain tensors.
     """
     denoiser = denoiser.eval()
     calls = {batch: _arguments(family, denoiser, config, batch) for batch in _BATCHES}
@@ -63,15 +63,21 @@ def export_onnx(family: Family, denoiser: nn.Module, config: Mapping[str, Any], 
     }
     wrapped = _Bare(denoiser, tuple(tensors), fixed)
     with _quietly():
-        program = torch.onnx.export(
-            wrapped,
-            tuple(tensors.values()),
-            dynamo=True,
-            dynamic_shapes=(tuple(shapes.values()),),
-            input_names=[name.replace(".", "_") for name in tensors],
-            output_names=["prediction"],
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                wrapped,
+                tuple(tensors.values()),
+                dynamo=True,
+                dynamic_shapes=(tuple(shapes.values()),),
+                input_names=[name.replace(".", "_") for name in tensors],
+                output_names=["prediction"],
+                verbose=False,
+            )
+        except Exception as error:
+            raise DiffCompressError(
+                f"torch {torch.__version__} does not write a {family.class_name} as ONNX: {type(error).__name__}",
+                "--set export.onnx=false goes on without it; --traceback says what it lacks",
+            ) from error
         size = sum(value.nbytes for value in denoiser.state_dict().values())
         program.save(str(file), external_data=size > _MOST_BYTES_INSIDE)  # type: ignore[union-attr]
     difference = max(_difference(file, wrapped, _split(call, family)[0]) for call in calls.values())

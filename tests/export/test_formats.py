@@ -99,6 +99,14 @@ def test_onnx_computes_what_torch_does(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(DiffCompressError, match="does not compute what torch does"):
         onnx.export_onnx(family, student, config, tmp_path / "other.onnx")
 
+    def fail(*arguments: object, **options: object) -> None:
+        raise torch.onnx.OnnxExporterError("an operator\nis missing")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(DiffCompressError, match="does not write a UNet2DModel as ONNX: OnnxExporterError") as caught:
+        onnx.export_onnx(family, student, config, tmp_path / "other.onnx")
+    assert "export.onnx=false" in caught.value.hint
+
 
 def test_lists_of_tensors_are_refused() -> None:
     pytest.importorskip("onnxruntime")

@@ -31,13 +31,13 @@ FIELDS = ("noisy", "timestep", "prediction", "index", "condition")
 
 @dataclass(frozen=True)
 class Batch:
-    """noisy, diffusion_target `[B, C, *spatial]`; prediction: the teacher's `[B, C or 2C, *spatial]`, with its learned
-    variance where it has one; timestep `[B]`; conditioning: B rows."""
+    """noisy `[B, C, *spatial]`; prediction: the teacher's `[B, C or 2C, *spatial]`, with its learned variance where it
+    has one; diffusion_target: like noisy, None where no loss wants it; timestep `[B]`; conditioning: B rows."""
 
     noisy: Tensor
     timestep: Tensor
     prediction: Tensor
-    diffusion_target: Tensor
+    diffusion_target: Tensor | None
     conditioning: dict[str, Tensor]
 
     def split(self, size: int) -> list[Batch]:
@@ -48,8 +48,8 @@ class Batch:
         for start in range(0, len(self.noisy), size):
             rows = slice(start, start + size)
             conditioning = {name: value[rows] for name, value in self.conditioning.items()}
-            noisy, timestep = self.noisy[rows], self.timestep[rows]
-            parts.append(Batch(noisy, timestep, self.prediction[rows], self.diffusion_target[rows], conditioning))
+            target = None if self.diffusion_target is None else self.diffusion_target[rows]
+            parts.append(Batch(self.noisy[rows], self.timestep[rows], self.prediction[rows], target, conditioning))
         return parts
 
     def to(self, device: torch.device) -> Batch:
@@ -58,9 +58,8 @@ class Batch:
             return value.to(device)
 
         conditioning = {name: there(value) for name, value in self.conditioning.items()}
-        return Batch(
-            there(self.noisy), there(self.timestep), there(self.prediction), there(self.diffusion_target), conditioning
-        )
+        target = None if self.diffusion_target is None else there(self.diffusion_target)
+        return Batch(there(self.noisy), there(self.timestep), there(self.prediction), target, conditioning)
 
 
 class Targets:
@@ -79,11 +78,13 @@ class Targets:
         runtime: Runtime,
         progress: Progress,
         keep: bool = False,
+        with_diffusion: bool = True,
     ) -> None:
-        """keep: leave used pools on disk, for other students of the same recipe."""
+        """keep: leave used pools on disk, for other students of the same recipe. with_diffusion: batches have a
+        diffusion target, which costs more than the rest of them."""
         self.folder, self.teacher, self.bank, self.section = folder, teacher, bank, section
         self.seed, self.batch_size, self.runtime, self.progress = seed, batch_size, runtime, progress
-        self.keep = keep
+        self.keep, self.with_diffusion = keep, with_diffusion
         uses = max(1, num_steps * batch_size)  # a run of no steps has no use for targets, but is no error
         unique = -(-uses // section.reuse)
         share = min(section.trajectory_share, bank.num_trajectory / unique)
@@ -114,11 +115,14 @@ class Targets:
         """A batch of the given rows of `entries`, all of them by default."""
         rows = torch.arange(len(entries["index"])) if rows is None else rows
         noisy, timestep, prediction, index, condition = (entries[name][rows] for name in FIELDS)
-        clean = self.bank.clean[index]
-        signal, sigma = self.teacher.noise.signal_and_noise(timestep, clean)
-        target = self.teacher.noise.target(clean, (noisy - signal * clean) / sigma, timestep)
+        target = self._diffusion_target(noisy, timestep, index) if self.with_diffusion else None
         conditioning = self.bank.conditions.rows(condition)
         return Batch(noisy, timestep, prediction, target, conditioning).to(self.runtime.device)
+
+    def _diffusion_target(self, noisy: Tensor, timestep: Tensor, index: Tensor) -> Tensor:
+        clean = self.bank.clean[index]
+        signal, sigma = self.teacher.noise.signal_and_noise(timestep, clean)
+        return self.teacher.noise.target(clean, (noisy - signal * clean) / sigma, timestep)
 
     def _load_pool(self, number: int) -> Tensors:
         if self._pool is None or self._pool[0] != number:

@@ -70,6 +70,7 @@ def _job(run: Run, recipe: Recipe, trainee: Trainee, bank: Bank) -> Job:
         runtime=run.runtime,
         progress=run.progress,
         keep=run.folder.shared is not None,
+        with_diffusion=any(stage.weights.diffusion > 0 for stage in recipe.stages),
     )
 
     def preview(step: int) -> None:

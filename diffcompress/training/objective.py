@@ -128,6 +128,7 @@ def step_losses(
     if "output_kd" in weights:
         terms["output_kd"] = losses.output_kd(prediction, target, norm=stage.output_norm, reduction=stage.reduction)
     if "diffusion" in weights:
+        assert batch.diffusion_target is not None
         terms["diffusion"] = losses.diffusion(prediction, batch.diffusion_target, reduction=stage.reduction)
     # A learned variance is distilled by its own term, whatever the method: the student's would stay noise.
     variance = weights.pop("variance_kd", 0.0)

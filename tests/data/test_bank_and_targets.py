@@ -40,7 +40,7 @@ def bank(teacher, runtime, tmp_path_factory):
     return banks.fill(tmp_path_factory.mktemp("bank"), teacher, SECTION, 0, None, runtime, Progress())
 
 
-def targets(folder, teacher, bank, runtime, **changes):
+def targets(folder, teacher, bank, runtime, with_diffusion=True, **changes):
     values = {"reuse": 3, "pool_size": 32, "trajectory_share": 0.5} | changes
     return Targets(
         folder,
@@ -52,6 +52,7 @@ def targets(folder, teacher, bank, runtime, **changes):
         num_steps=100,
         runtime=runtime,
         progress=Progress(),
+        with_diffusion=with_diffusion,
     )
 
 
@@ -95,6 +96,9 @@ def test_the_diffusion_target_is_the_noise_in_the_input(tmp_path, teacher, bank,
     clean, _ = teacher.noise.clean_and_noise(batch.diffusion_target, batch.noisy, batch.timestep)
     nearest = (clean[:, None] - bank.clean[None]).abs().amax((2, 3, 4)).amin(1)
     assert (nearest < 0.02).all()  # every input is a noised bank sample
+    without = targets(tmp_path, teacher, bank, runtime, trajectory_share=0.0, with_diffusion=False).batch(2)
+    assert without.diffusion_target is None and torch.equal(without.noisy, batch.noisy)
+    assert [len(part.noisy) for part in without.split(3)] == [3, 3, 2]
 
 
 def test_a_pool_is_used_as_often_as_asked_and_then_replaced(tmp_path, teacher, bank, runtime):

@@ -103,9 +103,15 @@ def _plan_stack(
     student = _verified(family, config, best, teacher_params, asked, KEPT_TOLERANCE) if best else None
     if student is None:
         nearest = search.nearest()
+        if nearest is None:
+            raise DoesNotFitError(
+                f"no layer, head or head size of this {family.class_name} can shrink", "take a larger teacher"
+            )
         freest = variants[-1]
         smallest = nearest.choice == {**freest.fixed, **{knob.name: knob.values[0] for knob in freest.knobs}}
-        limit = f"whole heads and layers and {search.wide_enough} channels or more"
+        limit = "whole heads and layers"
+        if search.width_of(nearest) >= search.wide_enough:
+            limit += f" and {search.wide_enough} channels or more"
         raise _does_not_fit(
             asked, target, nearest, teacher_params, limit, smallest, _kept_whole(family, config, nearest.choice)
         )

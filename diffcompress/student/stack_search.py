@@ -63,9 +63,10 @@ class StackSearch:
         width, _ = _knobs(self.variants[0])
         return candidate.choice[width.name] * candidate.choice["head_dim"]
 
-    def nearest(self) -> Candidate:
-        """The student nearest in size that is wide enough, whatever its balance; its error is exact."""
-        return self._nearest(self.wide_enough)
+    def nearest(self) -> Candidate | None:
+        """The student nearest in size, whatever its balance, of those that are wide enough if there are any; None where
+        there is no student at all. Its error is exact."""
+        return self._nearest(self.wide_enough) or self._nearest(self.token_values) or self._nearest(0)
 
     def _best(self, narrowest: int) -> Candidate | None:
         for variants, tolerance, multiple, limit in (
@@ -79,11 +80,11 @@ class StackSearch:
             if found is not None:
                 return found
         nearest = self._nearest(narrowest)
-        return nearest if abs(nearest.error) <= TOLERANCE else None
+        return nearest if nearest and abs(nearest.error) <= TOLERANCE else None
 
-    def _nearest(self, narrowest: int) -> Candidate:
+    def _nearest(self, narrowest: int) -> Candidate | None:
         ranked = sorted(self._candidates(self.variants, 1, math.inf, math.inf, narrowest), key=lambda c: abs(c.error))
-        return min((self._exact(c) for c in ranked[:MOST_BUILDS]), key=lambda c: abs(c.error))
+        return min((self._exact(c) for c in ranked[:MOST_BUILDS]), key=lambda c: abs(c.error), default=None)
 
     def _exact(self, candidate: Candidate) -> Candidate:
         return replace(candidate, error=self.count(candidate.choice) / self.target - 1)
@@ -118,7 +119,9 @@ class StackSearch:
             channels = grid[:, 0] * head_dim
             error = polynomial(channels, grid[:, 1:]) / self.target - 1
             off = _imbalance(channels / self._width(), grid[:, 1:], depths)
-            for index in np.flatnonzero((np.abs(error) <= reach) & (off <= limit)):
+            # What keeps all of the teacher's width and depths is no student.
+            whole = (channels == self._width()) & (grid[:, 1:] == [knob.teacher for knob in depths]).all(1)
+            for index in np.flatnonzero((np.abs(error) <= reach) & (off <= limit) & ~whole):
                 cost = variant.cost + off[index] + 4 * abs(error[index]) + (0.1 if channels[index] % 16 else 0.0)
                 yield Candidate(_choice(variant, grid[index]), float(error[index]), float(cost))
 
@@ -126,28 +129,38 @@ class StackSearch:
         width, _ = _knobs(self.variants[0])
         return width.teacher * self.variants[0].fixed["head_dim"]
 
+    def _built_widths(self) -> dict[int, dict[str, int]]:
+        """Head size and heads of three widths, which tell a quadratic; of the teacher's head size if it has as many."""
+        found: dict[int, dict[str, int]] = {}
+        for variants in (self.variants[:1], self.variants):
+            sizes = {
+                heads * variant.fixed["head_dim"]: {**variant.fixed, "heads": heads}
+                for variant in reversed(variants)
+                for heads in _knobs(variant)[0].values
+            }
+            picked = {min(sizes, key=lambda size: abs(size - share * self._width())) for share in (0.15, 0.45, 0.9)}
+            found = {size: sizes[size] for size in (picked if len(picked) == 3 else sorted(sizes)[:3])}
+            if len(found) == 3:
+                break
+        return found
+
     @cached_property
     def _polynomial(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         """Parameters `[N]` of widths `[N]` and depths `[N, stacks]`, least squares over some builds."""
-        variant = self.variants[0]
-        width, depths = _knobs(variant)
-        head_dim = variant.fixed["head_dim"]
-        heads = sorted({_near(width, share) for share in (0.15, 0.45, 0.9)})
-        if len(heads) < 3:
-            heads = list(width.values)[:3]
+        widths, (_, depths) = self._built_widths(), _knobs(self.variants[0])
         shallow = [sorted({knob.values[0], max(_near(knob, 0.3), *knob.values[:2])}) for knob in depths]
         base = [values[-1] for values in shallow]
         settings = [base] + [
             [*base[:i], value, *base[i + 1 :]] for i, values in enumerate(shallow) for value in values[:-1]
         ]
-        points = [(h * head_dim, *setting) for h in heads for setting in settings]
-        counts = [self.count({**variant.fixed, "heads": p[0] // head_dim, **_named(depths, p[1:])}) for p in points]
+        points = [(width, *setting) for width in widths for setting in settings]
+        counts = [self.count({**widths[p[0]], **_named(depths, p[1:])}) for p in points]
         grid = np.array(points, dtype=float)
         unit = self._width()
 
         def basis(channels: np.ndarray, layers: np.ndarray) -> np.ndarray:
             x = channels / unit
-            powers = np.stack([np.ones_like(x), x, x * x][: len(heads)], 1)
+            powers = np.stack([np.ones_like(x), x, x * x][: len(widths)], 1)
             deep = np.concatenate([np.ones((len(layers), 1)), layers], 1)
             return (powers[:, :, None] * deep[:, None, :]).reshape(len(x), -1)
 

@@ -150,6 +150,30 @@ def test_unreachable_names_the_nearest():
     assert plan(FAMILY, tiny.DEMO, ratio=nearest).ratio == pytest.approx(nearest, rel=0.01)
 
 
+@pytest.mark.parametrize(("heads", "head_dim"), [(1, 64), (2, 32)])
+def test_teachers_of_few_heads_have_students_of_every_ratio(heads, head_dim):
+    """One or two widths of whole heads do not tell how parameters grow with the width: other head sizes do."""
+    family = registry.find("SD3Transformer2DModel")
+    shape = {"num_attention_heads": heads, "attention_head_dim": head_dim, "caption_projection_dim": heads * head_dim}
+    config = {**family.tiny_config(), **shape, "num_layers": 8, "dual_attention_layers": [], "qk_norm": None}
+    for ratio in (0.6, 0.4, 0.2):
+        assert plan(family, config, ratio=ratio).ratio == pytest.approx(ratio, rel=0.05)
+
+
+def test_a_transformer_is_no_student_of_itself():
+    family = registry.find("DiTTransformer2DModel")
+    config = {**family.tiny_config(), "num_layers": 20}
+    assert plan(family, config, ratio=0.96).params < plan(family, config, ratio=0.96).teacher_params
+    # No wider than a token asks for, with nothing but channels of its head to lose.
+    flat = {**config, "num_attention_heads": 1, "num_layers": 1}
+    with pytest.raises(DoesNotFitError, match="student with whole heads and layers has") as caught:
+        plan(family, flat, ratio=0.9)
+    nearest = float(caught.value.hint.split()[-1])
+    assert plan(family, flat, ratio=nearest).ratio == pytest.approx(nearest, rel=0.01)
+    with pytest.raises(DoesNotFitError, match="no layer, head or head size"):
+        plan(family, {**flat, "attention_head_dim": 4}, ratio=0.9)
+
+
 @pytest.mark.parametrize(
     "asked", [{"ratio": 0}, {"ratio": 1}, {"ratio": -0.5}, {"ratio": float("nan")}, {"params": 10**9}, {"size": 5}, {}]
 )

@@ -151,10 +151,12 @@ def usage(provenance: Mapping[str, Any], where: str = ELSEWHERE) -> str:
         return load + 'image = pipeline(num_inference_steps=100).images[0]\nimage.save("sample.png")\n'
     return (
         "import torch\n" + load + "denoiser, scheduler = pipeline.unet, pipeline.scheduler\n"
-        "scheduler.set_timesteps(100)\nlabels = torch.tensor([0])\n"
-        "size = denoiser.config.sample_size\nimage = torch.randn(1, denoiser.config.in_channels, size, size)\n"
+        "scheduler.set_timesteps(min(100, scheduler.config.num_train_timesteps))\nlabels = torch.tensor([0])\n"
+        "size = denoiser.config.sample_size\nheight, width = (size, size) if isinstance(size, int) else size\n"
+        "image = scheduler.init_noise_sigma * torch.randn(1, denoiser.config.in_channels, height, width)\n"
         "with torch.no_grad():\n    for timestep in scheduler.timesteps:\n"
-        "        prediction = denoiser(image, timestep, class_labels=labels).sample\n"
+        "        scaled = scheduler.scale_model_input(image, timestep)\n"
+        "        prediction = denoiser(scaled, timestep, class_labels=labels).sample\n"
         "        image = scheduler.step(prediction, timestep, image).prev_sample\n"
     )
 

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -21,6 +22,7 @@ from diffcompress.recipe import parse
 from diffcompress.run_folder import read_json, write_json
 from diffcompress.teacher.load import LoadedPipeline, load
 from diffcompress.teacher.resolve import resolve
+from tests import tiny
 from tests.cli.command import run as cli
 from tests.export.synthetic_run import write_run
 from tests.families import pipe_dit
@@ -180,3 +182,13 @@ def test_the_front_matter_is_plain_yaml(folder: Path) -> None:
     assert front["license"] == "other"
     assert front["license_name"] == "unknown"
     assert "model-index" in front
+
+
+def test_code_for_classes_samples_whatever_the_shape_and_the_scheduler(tmp_path: Path) -> None:
+    model = tiny.unet(num_class_embeds=3, sample_size=(8, 16))
+    scheduler = diffusers.EulerDiscreteScheduler(num_train_timesteps=20)
+    diffusers.DDPMPipeline(model, scheduler).save_pretrained(tmp_path)
+    scope: dict[str, Any] = {}
+    exec(model_card.usage({"num_classes": 3, "pipeline": "DDPMPipeline"}, str(tmp_path)), scope)
+    assert scope["image"].shape == (1, 1, 8, 16)
+    assert scope["scheduler"].is_scale_input_called

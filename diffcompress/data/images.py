@@ -55,6 +55,13 @@ def read_for(
     if len(teacher.sample_shape) != 3:
         raise UsageError(f"'{data}' holds images, the teacher makes videos", "leave --data out: it samples its own")
     shape = teacher.codec.pixel_shape(teacher.sample_shape) if teacher.codec else teacher.sample_shape
+    # Four channels of a whole pipeline without an autoencoder are RGBA.
+    whole = teacher.codec is not None or teacher.reference.pipeline is not None
+    if shape[0] not in ((1, 3, 4) if whole else (1, 3)):
+        raise UsageError(
+            f"'{data}' holds images, and the teacher's samples of {shape[0]} channels are none",
+            "name its whole pipeline, with the autoencoder, or leave --data out: it samples its own",
+        )
     texts = tuple(prompts) if teacher.takes_text else None
     num_classes = teacher.family.num_classes(teacher.config)
     if not hub_images.is_id(data):

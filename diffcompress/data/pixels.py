@@ -17,10 +17,12 @@ def read_pixels(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, tuple[int, 
         image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I"):
         image = _in_eight_bits(image)
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+    if transparent and channels < 4:
         # The colour beneath transparency is whatever the editor left there, black as a rule.
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    fitted = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (width, height), Image.Resampling.BICUBIC)
+    mode = {1: "L", 4: "RGBA"}.get(channels, "RGB")
+    fitted = ImageOps.fit(image.convert(mode), (width, height), Image.Resampling.BICUBIC)
     array = np.asarray(fitted, dtype=np.float32).reshape(height, width, -1)
     if array.shape[2] != channels:
         raise ValueError(f"{path} has {array.shape[2]} channels, not {channels}")

@@ -39,6 +39,9 @@ def resolve(text: str, scheduler: str | None = None) -> Reference:
     if pickle := next((name for name in _weights(found) if name.endswith(PICKLES)), None):
         note = f"{pickle} is a pickled state dict, read with weights_only=True"
         found = replace(found, notes=(*found.notes, note))
+    if scheduler is not None and found.pipeline is not None:
+        note = f"--scheduler {scheduler} is not used: the pipeline of '{text}' has its own"
+        found = replace(found, notes=(*found.notes, note))
     names = (text, str(found.config.get("_name_or_path", "")))
     if few := next((match[0] for name in names if (match := FEW_STEPS.search(name))), None):
         note = (

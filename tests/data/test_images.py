@@ -132,6 +132,17 @@ def test_one_image_in_a_folder_is_a_bank_and_a_file_is_refused(tmp_path):
         banks.fill(tmp_path / "bank", teacher, BankSection(), 0, more, start("cpu"), Progress())
 
 
+def test_a_teacher_of_four_channels_gets_rgba_where_they_are_pixels(tmp_path):
+    place = tiny.save_pipeline(tmp_path / "teacher", in_channels=4, out_channels=4)
+    (tmp_path / "own").mkdir()
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "own" / "a.png")
+    found = images.read_for(str(tmp_path / "own"), load(resolve(str(place))), (), 5, Progress())
+    assert found.clean[0, :, 0, 0].tolist() == [1, -1, -1, -1]
+    alone = load(resolve(str(place / "unet")))
+    with pytest.raises(UsageError, match="samples of 4 channels are none"):
+        images.read_for(str(tmp_path / "own"), alone, (), 5, Progress())
+
+
 def test_broken_files_are_counted(tmp_path):
     picture(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no picture")

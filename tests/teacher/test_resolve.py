@@ -25,6 +25,11 @@ def test_a_denoiser_folder_takes_the_scheduler_beside_it(pipeline):
     assert any("scheduler" in note for note in found.notes)
 
 
+def test_a_pipeline_keeps_its_own_scheduler_and_says_so(pipeline):
+    found = resolve(str(pipeline), str(pipeline / "elsewhere.json"))
+    assert any("elsewhere.json is not used" in note for note in found.notes)
+
+
 def test_a_denoiser_that_is_a_link_takes_the_scheduler_beside_the_link(pipeline, tmp_path):
     elsewhere = (pipeline / "unet").rename(tmp_path / "elsewhere")
     (pipeline / "unet").symlink_to(elsewhere)

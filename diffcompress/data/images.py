@@ -120,7 +120,7 @@ def read(
         index.append(row)
     if not pixels:
         raise UsageError(
-            f"no readable image in '{folder}' ({len(broken)} broken, {untold} without a {what})",
+            f"no readable image in '{folder}' ({len(broken)} broken{f', {untold} without a {what}' if what else ''})",
             f"known kinds: {', '.join(sorted(SUFFIXES))}",
         )
     warnings = [f"{len(broken)} of {len(files)} images could not be read, first {broken[0]}"] if broken else []

@@ -77,7 +77,7 @@ def _resolve(text: str, scheduler: str | None) -> Reference:
     if not _looks_like_a_path(wanted) and hub.REPOSITORY_ID.fullmatch(wanted):
         return _from_hub(text, wanted, revision or None, scheduler)
     raise UsageError(
-        f"no teacher at '{text}': neither file nor folder of that name exists",
+        f"no model at '{text}': neither file nor folder of that name exists",
         "name a diffusers folder, a model on the Hub as owner/name, or 'demo'",
     )
 
@@ -136,9 +136,10 @@ def _from_pipeline(text: str, path: Path, name: str) -> Reference:
         if subfolder in index:
             break
     else:
+        parts = ", ".join(k for k in index if not k.startswith("_"))
         raise UsageError(
             f"the pipeline in '{text}' has no unet or transformer",
-            f"its parts are {', '.join(k for k in index if not k.startswith('_'))}",
+            f"its parts are {parts}" if parts else "its model_index.json names no parts: make it with save_pretrained",
         )
     config = denoiser_config(path / subfolder / "config.json")
     scheduler = read_json(path / "scheduler" / "scheduler_config.json")
@@ -150,7 +151,7 @@ def _from_file(text: str, path: Path, scheduler: str | None) -> Reference:
 
     if path.suffix not in (".safetensors", *PICKLES):
         told = "a config is enough for plan alone" if path.suffix == ".json" else "it is no .safetensors file"
-        raise UsageError(f"'{text}' holds no teacher: {told}", "name a diffusers folder or a .safetensors checkpoint")
+        raise UsageError(f"'{text}' holds no model: {told}", "name a diffusers folder or a .safetensors checkpoint")
     folder = path.parent
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else None
     parts = ("", *DENOISERS) if index is not None else ("",)

@@ -51,7 +51,7 @@ def _inside(tmp_path, monkeypatch):
         ([*SHRINK, *RATIO, "--push-to-hub", "me"], "--push-to-hub 'me' is not a repository"),
         ([*SHRINK, *RATIO, "--public"], "--public says nothing without --push-to-hub"),
         ([*SHRINK, *RATIO, "--data", "./images"], "neither a folder on this machine nor a data set's name"),
-        (["plan", "./someone/model", *RATIO], "no teacher at './someone/model'"),
+        (["plan", "./someone/model", *RATIO], "no model at './someone/model'"),
         (["plan", "demo:nothing", *RATIO], "no embedded teacher 'demo:nothing'"),
         (["plan", "demo", *RATIO, "--recipe", "defualt"], "did you mean 'default'?"),
         (["recipes", "show", "nothing"], "no recipe 'nothing'"),
@@ -79,7 +79,7 @@ def test_every_bad_recipe_key_is_named_at_once():
 def test_json_keeps_errors_on_stderr():
     outcome = run("plan", "nowhere", *RATIO, "--json")
     assert (outcome.code, outcome.stdout) == (2, "")
-    assert "error: no teacher at 'nowhere'" in outcome.stderr
+    assert "error: no model at 'nowhere'" in outcome.stderr
     assert "hint: " in outcome.stderr
 
 
@@ -136,7 +136,7 @@ def test_overwriting_never_deletes_what_the_run_reads(tmp_path):
 def test_traceback_shows_where():
     outcome = run("plan", "nowhere", *RATIO, "--traceback")
     assert "Traceback" in outcome.stderr
-    assert "error: no teacher at 'nowhere'" in outcome.stderr
+    assert "error: no model at 'nowhere'" in outcome.stderr
 
 
 def test_dtypes_have_short_names():

@@ -166,7 +166,7 @@ def test_the_users_images_are_the_reference(folders, tmp_path):
         ({"gates": ("params<untrained",)}, "none is given"),
         ({"num_samples": 0}, "--num-samples 0 is not a positive number"),
         ({"sampler_steps": -1}, "--sampler-steps -1 is not a positive number"),
-        ({"teacher": "nowhere"}, "no teacher at 'nowhere'"),
+        ({"teacher": "nowhere"}, "no model at 'nowhere'"),
         ({"data": "nowhere"}, "no image folder at 'nowhere'"),
         ({"feature_weights": "nowhere"}, "no feature extractor at 'nowhere'"),
         ({"device": "gpu"}, "device 'gpu' is not available"),
@@ -195,7 +195,7 @@ def test_images_that_are_no_reference(folders, tmp_path):
     values = {"teacher": str(folders / "teacher"), "output": tmp_path / "out", **FAST}
     for data, message in (
         (images(tmp_path / "empty", 0), "no readable image in"),
-        (images(tmp_path / "broken", 0, 3), r"no readable image in .* \(3 broken"),
+        (images(tmp_path / "broken", 0, 3), r"no readable image in .* \(3 broken\)"),
         (images(tmp_path / "tiny", 9), "9 real images in .* are too few"),
     ):
         with pytest.raises(UsageError, match=message):

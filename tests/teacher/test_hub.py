@@ -186,7 +186,7 @@ def test_a_folder_wins_over_the_hub(hub, saved, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text", ["./someone/ddpm", "/someone/ddpm", "~/x", "a/b/c", "someone/x.safetensors", "word"])
 def test_what_looks_like_a_path_is_not_asked_for(hub, text):
-    with pytest.raises(UsageError, match="no teacher at"):
+    with pytest.raises(UsageError, match="no model at"):
         resolve(text)
     assert hub.requests == []
 

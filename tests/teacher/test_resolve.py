@@ -85,11 +85,19 @@ def test_what_is_no_folder_of_a_model(tmp_path):
         "empty": "is empty",
         "other": "holds neither",
         "weights.safetensors": "cannot be read as safetensors",
-        "other/notes.txt": "holds no teacher",
+        "other/notes.txt": "holds no model",
     }.items():
         with pytest.raises(UsageError, match=said) as caught:
             resolve(str(tmp_path / name))
         assert name in caught.value.message
+
+
+@pytest.mark.parametrize(("index", "hint"), [({}, "names no parts"), ({"vae": []}, "its parts are vae")])
+def test_a_pipeline_without_a_denoiser(tmp_path, index, hint):
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UsageError, match="has no unet or transformer") as caught:
+        resolve(str(tmp_path))
+    assert hint in caught.value.hint
 
 
 @pytest.mark.parametrize(("name", "told"), [("sdxl-turbo", "turbo"), ("my-LCM-model", "LCM"), ("calcmodel", None)])

@@ -159,7 +159,7 @@ def test_files_that_tell_nothing(tmp_path):
         "inpainting.safetensors": r"not recognised .*\(inpainting\)",
         "list.ckpt": "is a pickle",
         "damaged.safetensors": "cannot be read as safetensors",
-        "config.json.txt": "holds no teacher",
+        "config.json.txt": "holds no model",
     }.items():
         with pytest.raises(UsageError, match=said) as caught:
             resolve(str(tmp_path / name))

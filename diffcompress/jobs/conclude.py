@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from diffcompress.data.bank import Bank
+from diffcompress.errors import DiffCompressError
 from diffcompress.evaluation.doubts import beats_teacher
 from diffcompress.evaluation.features import FeatureSpace, choose_space
 from diffcompress.evaluation.protocol import Protocol
@@ -72,6 +73,7 @@ def _evaluated(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module) -
     teacher = run.teacher
     dtype = _export_dtype(run)
     student = replace(as_student(teacher, run.plan, rounded(trained, dtype, teacher.device)), dtype=dtype)
+    _check_finite(student)
     space, protocol = judged(teacher, recipe, run.progress)
     scored = evaluate_pipeline(
         student,
@@ -89,6 +91,18 @@ def _evaluated(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module) -
         "teacher": {"id": teacher.reference.id, "fingerprint": teacher.fingerprint},
         **scored,
     }
+
+
+@torch.no_grad()
+def _check_finite(student: LoadedPipeline) -> None:
+    """A run may be too short for the guard rails of training, which count skipped steps."""
+    inputs = {name: value.to(student.device) for name, value in student.example_inputs().items()}
+    prediction = student.predict(inputs.pop("noisy"), inputs.pop("timestep"), inputs)
+    if not torch.isfinite(prediction).all():
+        raise DiffCompressError(
+            "training diverged: the student predicts NaN or infinite values",
+            "lower training.learning_rate in the recipe, or check the teacher",
+        )
 
 
 def _export(run: Run, recipe: Recipe, trained: nn.Module, bank: Bank) -> None:

@@ -150,9 +150,13 @@ def test_max_time_fixes_the_steps_once_and_more_time_goes_on(tmp_path):
     assert before != (tmp_path / "run" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
 
 
-def test_a_diverging_run_ends_with_one_sentence_and_no_pipeline(tmp_path):
+@pytest.mark.parametrize("steps", [12, 2])
+def test_a_diverging_run_ends_with_one_sentence_and_no_pipeline(tmp_path, steps):
+    """Of four steps all but the first are skipped: too few to roll back, yet nothing of use comes out."""
     teacher = save_teacher(tmp_path / "teacher")
-    done = run(command(teacher, tmp_path / "run", training__learning_rate=1e30, training__warmup_steps=0))
+    changes = {"training__learning_rate": 1e30, "training__warmup_steps": 0}
+    changes |= {"stages__0__num_steps": steps, "stages__1__num_steps": steps}
+    done = run(command(teacher, tmp_path / "run", **changes))
     assert done.returncode == 1
     assert "training diverged" in done.stderr
     assert "learning_rate" in done.stderr

@@ -69,7 +69,7 @@ def shrink(
     options.check_push(push_to_hub, public)
     ratios, count, limit = options.ratios(ratio), options.params(params), options.size(size)
     target.check(ratios, count, limit)
-    method, dtype, data = options.method(method), options.dtype(dtype), options.data(data)
+    method, dtype, data = options.method(method), target.dtype(dtype), options.data(data)
     budget = options.seconds(max_time)
     if "MASTER_ADDR" in os.environ and not any(name in os.environ for name in _MPI_RANKS):
         console.warn(
@@ -117,7 +117,7 @@ def plan(
     count, limit = options.params(params), options.size(size)
     target.check(ratios, count, limit)
     asked = ratios[0] if ratios and len(ratios) == 1 else ratios
-    dtype = options.dtype(dtype)
+    dtype = target.dtype(dtype)
     from diffcompress.jobs.plan import plan as run
 
     result = run(

@@ -13,8 +13,6 @@ from diffcompress.recipe import METHODS, nearest
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _COUNT = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 _BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-DTYPES = ("float32", "float16", "bfloat16")
-SHORT_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def ratios(text: str | None) -> list[float] | None:
@@ -49,14 +47,6 @@ def seconds(text: str | None) -> float | None:
 def method(text: str) -> str:
     if text not in METHODS:
         raise UsageError(f"unknown method '{text}'", f"choose one of {', '.join(METHODS)}{nearest(text, METHODS)}")
-    return text
-
-
-def dtype(text: str | None) -> str | None:
-    """float16 or, as it is often called, fp16."""
-    text = SHORT_DTYPES.get(text or "", text)
-    if text is not None and text not in DTYPES:
-        raise UsageError(f"unknown dtype '{text}'", f"choose one of {', '.join(DTYPES)}{nearest(text, DTYPES)}")
     return text
 
 

@@ -27,10 +27,10 @@ from diffcompress.teacher.weights import TeacherState, check_state
 
 
 def evaluate(
-    student: str,
+    student: str | Path,
     *,
-    teacher: str | None = None,
-    data: str | None = None,
+    teacher: str | Path | None = None,
+    data: str | Path | None = None,
     num_samples: int | None = None,
     sampler_steps: int | None = None,
     gates: Sequence[str] = (),
@@ -54,6 +54,8 @@ def evaluate(
     progress = progress or Progress()
     checked(num_samples, sampler_steps, seed)
     space = find_space(None, feature_weights) if feature_weights is not None else None
+    student = str(student)
+    teacher, data = (None if given is None else str(given) for given in (teacher, data))
     start = _start_of(student)
     models = [name for name, given in (("teacher", teacher), ("untrained", start)) if given is not None]
     parsed = gating.parse(gates, metric_names(space.name if space else None), models)

@@ -39,7 +39,7 @@ class _Teacher:
 
 
 def plan(
-    teacher: str,
+    teacher: str | Path,
     *,
     ratio: float | Sequence[float] | None = None,
     params: int | None = None,
@@ -58,6 +58,7 @@ def plan(
     """
     progress = progress or Progress()
     target.check(ratio, params, size)
+    teacher, dtype = str(teacher), target.dtype(dtype)
     found = _find(teacher, scheduler)
     recipe = recipe or recipes.default_for(teacher, found.family.recipe)
     found = replace(found, notes=(*found.notes, *recipes.doubts(recipe, found.family.class_name)))

@@ -25,7 +25,7 @@ class Request:
     prompts: str | None
     dtype: str | None
     scheduler: str | None
-    output: str | None
+    output: str | Path | None
     shared: Path | None
     overwrite: bool
     max_time: float | None

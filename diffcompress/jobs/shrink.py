@@ -7,6 +7,7 @@ from typing import Any
 
 from diffcompress import recipe as recipes
 from diffcompress.families import registry
+from diffcompress.jobs import target
 from diffcompress.jobs.finished import answer, result
 from diffcompress.jobs.request import Request
 from diffcompress.runtime import Progress
@@ -14,14 +15,14 @@ from diffcompress.teacher.resolve import resolve
 
 
 def shrink(
-    teacher: str,
+    teacher: str | Path,
     *,
     ratio: float | None = None,
     params: int | None = None,
     size: int | None = None,
-    output: str | None = None,
+    output: str | Path | None = None,
     overwrite: bool = False,
-    data: str | None = None,
+    data: str | Path | None = None,
     prompts: str | None = None,
     method: str = "lift-place",
     max_time: float | None = None,
@@ -44,13 +45,16 @@ def shrink(
     shared: see RunFolder. Raises DiffCompressError subclasses, each with its exit status.
     """
     progress = progress or Progress()
-    reference = resolve(teacher, scheduler)
+    target.check(ratio, params, size)
+    target.check_time(max_time)
+    reference = resolve(str(teacher), scheduler)
+    data = None if data is None else str(data)
     recipe = recipe or recipes.default_for(reference.id, registry.find(reference.class_name).recipe)
     request = Request(
         reference=reference, target={"ratio": ratio, "params": params, "size": size}, recipe_name=recipe,
-        recipe=recipes.load(recipe, tuple(overrides), method, seed=seed), method=method, data=data, prompts=prompts,
-        dtype=dtype, scheduler=scheduler, output=output, shared=shared, overwrite=overwrite, max_time=max_time,
-        device=device, license=license, push_to_hub=push_to_hub, public=public,
+        recipe=recipes.load(recipe, tuple(overrides), method, seed=seed), method=method, data=data,
+        prompts=prompts, dtype=target.dtype(dtype), scheduler=scheduler, output=output, shared=shared,
+        overwrite=overwrite, max_time=max_time, device=device, license=license, push_to_hub=push_to_hub, public=public,
     )  # fmt: skip
     found = answer(request)
     if found is None:

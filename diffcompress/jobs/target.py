@@ -1,4 +1,4 @@
-"""How small: a ratio, a parameter count or a file size, exactly one of the three. Loads no torch."""
+"""How small: a ratio, a parameter count or a file size, exactly one of the three; in which dtype. No torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import math
 from collections.abc import Sequence
 
 from diffcompress.errors import UsageError
+from diffcompress.recipe import nearest
+
+DTYPES = ("float32", "float16", "bfloat16")
+SHORT_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def check(ratio: float | Sequence[float] | None, params: int | None, size: int | None) -> None:
@@ -37,3 +41,17 @@ def check_ratio(ratio: float) -> None:
             f"ratio {ratio:g} is not between 0 and 1: it is the share of the teacher's parameters that is kept",
             "for example 0.05 for a student of 5 %",
         )
+
+
+def check_time(seconds: float | None) -> None:
+    """Raise UsageError unless `seconds` of training are a positive number."""
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise UsageError(f"--max-time of {seconds:g} seconds is not a positive number", "for example 1800 for 30m")
+
+
+def dtype(text: str | None) -> str | None:
+    """float16 or, as it is often called, fp16."""
+    text = SHORT_DTYPES.get(text or "", text)
+    if text is not None and text not in DTYPES:
+        raise UsageError(f"unknown dtype '{text}'", f"choose one of {', '.join(DTYPES)}{nearest(text, DTYPES)}")
+    return text

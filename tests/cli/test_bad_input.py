@@ -7,7 +7,7 @@ import json
 import pytest
 from PIL import Image
 
-from diffcompress.cli import options
+from diffcompress.jobs import target
 from tests.cli.command import run
 from tests.jobs.tiny_teacher import save_teacher, settings
 
@@ -140,6 +140,6 @@ def test_traceback_shows_where():
 
 
 def test_dtypes_have_short_names():
-    assert [options.dtype(name) for name in ("fp16", "bf16", "fp32", "float16", None)] == [
+    assert [target.dtype(name) for name in ("fp16", "bf16", "fp32", "float16", None)] == [
         "float16", "bfloat16", "float32", "float16", None,
     ]  # fmt: skip

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.jobs.plan import plan
+from diffcompress.jobs.shrink import shrink
 from tests import tiny
 from tests.cli.command import run
 
@@ -62,6 +63,19 @@ def test_no_weights_are_read(teacher, tmp_path):
         stream.truncate(size)
     before, after = plan(str(teacher), ratio=0.1), plan(str(hollow), ratio=0.1)
     assert {**before, "teacher": None} == {**after, "teacher": None}
+
+
+def test_a_path_is_as_good_as_its_name_and_a_dtype_has_short_names(teacher):
+    assert plan(teacher, ratio=0.5, dtype="fp16") == plan(str(teacher), ratio=0.5, dtype="float16")
+
+
+@pytest.mark.parametrize(
+    "options", [{"dtype": "float8"}, {"max_time": -1.0}, {"max_time": float("nan")}, {"ratio": 0}, {"params": 5}]
+)
+def test_what_no_run_could_do_is_refused_in_python_before_anything_is_made(teacher, tmp_path, options):
+    with pytest.raises(UsageError):
+        shrink(teacher, output=tmp_path / "run", **({"ratio": 0.5} | options))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_in_double_precision(tmp_path):

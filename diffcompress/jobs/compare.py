@@ -22,6 +22,7 @@ from diffcompress.teacher.resolve import resolve
 
 FOLDER, RESULTS, FRONTIER = "comparison", "comparison.json", "frontier.svg"
 _FIELDS = {"student", "teacher", "protocol", "metrics"}
+_OF_A_METRIC = {"value", "low", "high", "unit", "better", "teacher"}
 
 
 def compare(
@@ -127,9 +128,22 @@ def _earlier(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         advice = "name a pipeline folder or an evaluation.json"
         raise UsageError(f"{path} is neither a pipeline folder nor a readable result", advice) from error
-    if not isinstance(value, dict) or not set(value) >= _FIELDS:
+    if not isinstance(value, dict) or not _is_result(value):
         raise UsageError(f"{path} is no result of an evaluation", "name an evaluation.json or a pipeline folder")
     return {"probe": None, "warnings": [], **value}
+
+
+def _is_result(value: Mapping[str, Any]) -> bool:
+    """Whether `value` has the shape of a result; it may have been written by hand, or cut."""
+    if not set(value) >= _FIELDS or not all(isinstance(value[one] or {}, dict) for one in _FIELDS):
+        return False
+    if not value["student"] or not value["protocol"] or "feature_space" not in value["protocol"]:
+        return False
+    metrics = dict(value["metrics"] or {})
+    missing = metrics.pop("not_computed", [])
+    lists = isinstance(missing, list) and isinstance(value.get("warnings", []), list)
+    measured = all(isinstance(one, dict) and set(one) >= _OF_A_METRIC for one in metrics.values())
+    return lists and measured and "params" in metrics
 
 
 def _scored(

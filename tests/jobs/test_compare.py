@@ -155,6 +155,29 @@ def test_what_cannot_be_compared(root, students, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda told: told.update(metrics=None),
+        lambda told: told.update(protocol=-1),
+        lambda told: told.update(student=[]),
+        lambda told: told.update(teacher="teacher"),
+        lambda told: told.update(warnings="none"),
+        lambda told: told["metrics"].update(agreement=0.9),
+        lambda told: told["metrics"]["agreement"].pop("value"),
+        lambda told: told["metrics"].pop("params"),
+        lambda told: told["metrics"].update(not_computed=0),
+    ],
+)
+def test_a_result_of_another_shape_is_told(root, results, tmp_path, damage):
+    whole = root / "out" / "near" / "evaluation.json"
+    told = json.loads(whole.read_text())
+    damage(told)
+    (tmp_path / "evaluation.json").write_text(json.dumps(told))
+    with pytest.raises(UsageError, match="no result of an evaluation"):
+        compare([str(whole), str(tmp_path / "evaluation.json")], output=tmp_path / "out", device="cpu")
+
+
 def test_without_a_quality_there_is_no_frontier(students, tmp_path):
     heard = Heard()
     compare(students, output=tmp_path, progress=heard, **FAST)

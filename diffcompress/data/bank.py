@@ -140,8 +140,12 @@ def _kept(num_calls: int, section: BankSection, keep: int, own: torch.Generator)
 
 def _kept_positions(teacher: LoadedPipeline, section: BankSection) -> int:
     """Denoiser calls kept per sample, so that all trajectories together stay below TRAJECTORY_BYTES."""
-    entry = 3 * 4 * torch.Size(teacher.sample_shape).numel()  # a learned variance is a third of it
-    return max(1, min(section.sampler_steps, TRAJECTORY_BYTES // (entry * section.num_samples)))
+    return max(1, min(section.sampler_steps, TRAJECTORY_BYTES // (call_bytes(teacher) * section.num_samples)))
+
+
+def call_bytes(teacher: LoadedPipeline) -> int:
+    """Of one stored denoiser call at most: input and prediction, a learned variance with it."""
+    return 3 * 4 * torch.Size(teacher.sample_shape).numel()
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Teacher targets: a prediction of the teacher for (noisy input, timestep, conditioning), fresh or reused.
 
-Reused targets live in pools. Pool k holds `pool_size` predictions, each used `reuse` times in shuffled order, then the
-next pool takes its place: the teacher's share of a step's cost falls by the reuse factor. Up to `trajectory_share` of
-a pool comes from the bank's trajectories, which cost nothing, as far as these suffice. All draws follow from integers
-(seed, pool, entry), so any step of any process can be had at any time.
+Reused targets live in pools. Pool k holds `pool_size` predictions (fewer of large samples), each used `reuse` times in
+shuffled order, then the next pool takes its place: the teacher's share of a step's cost falls by the reuse factor. Up
+to `trajectory_share` of a pool comes from the bank's trajectories, which cost nothing, as far as these suffice. All
+draws follow from integers (seed, pool, entry), so any step of any process can be had at any time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffcompress.data.bank import Bank
+from diffcompress.data.bank import Bank, call_bytes
 from diffcompress.data.shards import Tensors, end_to_end, make_shards, shards
 from diffcompress.noise import generator
 from diffcompress.recipe import TargetsSection
@@ -24,6 +24,8 @@ from diffcompress.runtime import Progress, Runtime
 from diffcompress.teacher.load import LoadedPipeline
 
 SHARD_SIZE = 512
+# Of a pool at most, on disk and in memory, however large the teacher's samples are.
+POOL_BYTES = 4 << 30
 ENTRY_STREAM, MIX_STREAM, ORDER_STREAM, FRESH_STREAM, TAYLOR_STREAM = 21, 22, 23, 24, 25
 TAYLOR_BATCHES, TAYLOR_BATCH_SIZE = 8, 32
 FIELDS = ("noisy", "timestep", "prediction", "index", "condition")
@@ -90,7 +92,7 @@ class Targets:
         share = min(section.trajectory_share, bank.num_trajectory / unique)
         # Stored calls cost nothing: where they suffice, all of them are used rather than few of them often.
         self.reuse = -(-uses // bank.num_trajectory) if share == 1 else section.reuse
-        wanted = min(section.pool_size, -(-uses // self.reuse))
+        wanted = min(section.pool_size, POOL_BYTES // call_bytes(teacher), -(-uses // self.reuse))
         self.pool_size = max(1, -(-wanted // batch_size)) * batch_size
         self.num_trajectory = round(self.pool_size * share)
         self._pool: tuple[int, Tensors] | None = None

@@ -61,7 +61,7 @@ class TargetsSection(Section):
     reuse: int = Field(
         8, ge=1, description="times a stored teacher prediction is used; 1: a teacher forward each step, as published"
     )
-    pool_size: int = Field(8192, ge=1, description="teacher predictions kept at a time")
+    pool_size: int = Field(8192, ge=1, description="teacher predictions kept at a time, as far as 4 GiB hold them")
     trajectory_share: float = Field(
         1.0, ge=0.0, le=1.0, description="most of a pool that may come from bank trajectories, at no teacher cost"
     )

@@ -197,6 +197,14 @@ def test_stored_calls_are_used_before_the_teacher_is_asked_again(tmp_path, teach
     assert many.num_trajectory == many.pool_size // 2  # 1,600 predictions wanted, 800 stored
 
 
+def test_a_pool_of_large_samples_holds_fewer(tmp_path, teacher, bank, runtime, monkeypatch):
+    monkeypatch.setattr("diffcompress.data.targets.POOL_BYTES", 17 * banks.call_bytes(teacher))
+    source = targets(tmp_path, teacher, bank, runtime, trajectory_share=1.0, pool_size=4096)
+    assert source.pool_size == 24  # whole batches of 8
+    seen = torch.cat([source.batch(step).noisy.flatten(1)[:, 0] for step in range(99)])
+    assert len(seen.unique()) == 99 * 8  # pool after pool, every stored call once
+
+
 @pytest.fixture(scope="module")
 def guided_teacher(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dit")

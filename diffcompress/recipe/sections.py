@@ -81,18 +81,18 @@ class StageSection(Section):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="names the stage's folder")
     num_steps: int = Field(ge=0, description="optimizer updates")
     weights: LossWeights
-    group_size: int = Field(16, ge=1, description="elements per PLACE group")
+    group_size: int = Field(4, ge=1, description="elements per PLACE group")
     norm: Literal["l1", "squared", "relative"] = Field(
-        "l1", description="rho of the coarse term; relative: to what the lines leave"
+        "relative", description="rho of the coarse term; relative: to what the lines leave"
     )
     reduction: Literal["mean", "sum"] = "mean"
     fine: Literal["squared", "l1", "relative"] = Field(
         "relative", description="fine term: squared residual (published), absolute, or per-sample root mean square"
     )
     gate: Literal["global", "per_sample", "soft"] = Field(
-        "global", description="fine weight from the whole batch (published), per sample, or one that never shuts"
+        "soft", description="fine weight from the whole batch (published), per sample, or one that never shuts"
     )
-    coarse_weight: float = Field(0.3, ge=0.0, description="factor on the coarse term; 1 as published")
+    coarse_weight: float = Field(1.0, ge=0.0, description="factor on the coarse term; 1 as published")
     output_norm: Literal["squared", "l1", "rms"] = Field("squared", description="norm of output_kd")
 
     @model_validator(mode="after")
@@ -140,11 +140,10 @@ class ExportSection(Section):
 
 
 def default_stages() -> tuple[StageSection, ...]:
-    """Measured on a pixel U-Net (docs/benchmarks.md); other families' recipes hold stages of their own."""
-    common: dict[str, Any] = {"norm": "relative", "fine": "l1", "gate": "soft", "coarse_weight": 1.0}
+    """For pixels (docs/benchmarks.md); recipes of latent teachers hold the same stages with the relative fine term."""
     return (
-        StageSection(name="lift", num_steps=140, weights=LossWeights(lift=1.0), **common),
-        StageSection(name="place", num_steps=1860, weights=LossWeights(place=1.0), group_size=4, **common),
+        StageSection(name="lift", num_steps=40, weights=LossWeights(lift=1.0), fine="l1"),
+        StageSection(name="place", num_steps=1960, weights=LossWeights(place=1.0), fine="l1"),
     )
 
 

@@ -142,8 +142,8 @@ class ExportSection(Section):
 def default_stages() -> tuple[StageSection, ...]:
     """For pixels (docs/benchmarks.md); recipes of latent teachers hold the same stages with the relative fine term."""
     return (
-        StageSection(name="lift", num_steps=40, weights=LossWeights(lift=1.0), fine="l1"),
-        StageSection(name="place", num_steps=1960, weights=LossWeights(place=1.0), fine="l1"),
+        StageSection(name="lift", num_steps=140, weights=LossWeights(lift=1.0), fine="l1"),
+        StageSection(name="place", num_steps=1860, weights=LossWeights(place=1.0), fine="l1"),
     )
 
 

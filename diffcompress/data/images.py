@@ -38,6 +38,13 @@ class Images:
     commit: str | None = None
     notes: tuple[str, ...] = ()
 
+    def tell(self, progress: Progress) -> None:
+        """What a person should know of them: notes and warnings."""
+        for text in self.notes:
+            progress.note(text)
+        for text in self.warnings:
+            progress.warn(text)
+
 
 def read_for(
     data: str,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from diffcompress.export import figures, words
+from diffcompress.export.pages import page
 from diffcompress.run_folder import RunFolder, read_json, write_text
 
 FILE, FRONTIER = "overview.html", "frontier.svg"
@@ -25,14 +25,7 @@ def write_overview(folder: Path, runs: Sequence[RunFolder]) -> Path:
     known = {name: one for report in reports for name, one in report["metrics"].items()}
     columns = dict.fromkeys((figures.headline(known)[0], "agreement", "failed_samples"))
     svg = folder / FRONTIER
-    environment = Environment(
-        loader=PackageLoader("diffcompress.export"),
-        autoescape=select_autoescape(["j2"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("overview.html.j2").render(
+    drawn = page("overview.html.j2").render(
         rows=rows,
         columns={name: known.get(name) or {} for name in columns},
         w=words,
@@ -41,7 +34,7 @@ def write_overview(folder: Path, runs: Sequence[RunFolder]) -> Path:
         protocol=reports[0]["protocol"],
         frontier=_inline(svg) if svg.is_file() else None,
     )
-    write_text(folder / FILE, page)
+    write_text(folder / FILE, drawn)
     return folder / FILE
 
 

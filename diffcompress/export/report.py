@@ -7,11 +7,11 @@ import io
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from diffcompress.export import facts, figures, model_card, trust, words
+from diffcompress.export.pages import page
 from diffcompress.export.sheets import grid
 from diffcompress.run_folder import RunFolder, write_json, write_text
 
@@ -36,16 +36,8 @@ def write_report(run: RunFolder) -> dict[str, Any]:
 
 def html(run: RunFolder, collected: dict[str, Any], pictures: dict[str, str]) -> str:
     """The page: one file that refers to nothing outside itself."""
-    environment = Environment(
-        loader=PackageLoader("diffcompress.export"),
-        autoescape=select_autoescape(["j2"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2")
     metrics, seed = collected["metrics"], facts.seed_of(collected["asked"])
-    return page.render(
+    return page("report.html.j2").render(
         f=collected,
         w=words,
         sheets=[{"role": role, "title": ROLES[role], "uri": pictures[role]} for role in ROLES if role in pictures],

@@ -95,10 +95,7 @@ def _own_images(
     if request.data is None:
         return None
     own = images.read_for(request.data, teacher, texts, request.recipe.bank.num_samples, progress, runtime.stop)
-    for text in own.notes:
-        progress.note(text)
-    for text in own.warnings:
-        progress.warn(text)
+    own.tell(progress)
     return own
 
 

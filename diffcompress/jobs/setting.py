@@ -158,10 +158,7 @@ def texts_for(
 
 def _real_images(data: str, model: LoadedPipeline, num_images: int, progress: Progress) -> images.Images:
     real = images.read_for(data, model, model.conditions.texts, num_images, progress)
-    for text in real.notes:
-        progress.note(text)
-    for text in real.warnings:
-        progress.warn(text)
+    real.tell(progress)
     if len(real.clean) < FEWEST:
         raise UsageError(
             f"{len(real.clean)} real images in '{data}' are too few to compare with",

@@ -63,11 +63,12 @@ class _Token:
 
 
 def parse(expressions: Iterable[str], metrics: Sequence[str], models: Iterable[str] = tuple(MODELS)) -> list[Gate]:
-    """Gates over `metrics` (their names), that may refer to the models in `models`.
+    """Gates over `metrics` (their names), that may refer to the models in `models`; one expression may come alone.
 
     Raises UsageError marking the column of what cannot be read, or naming the metric nearest to an unknown one.
     """
-    return [_parse(expr, metrics, models) for expr in expressions]
+    each = [expressions] if isinstance(expressions, str) else expressions
+    return [_parse(expr, metrics, models) for expr in each]
 
 
 def judge(gates: Iterable[Gate], metrics: Mapping[str, Any], space: str | None = None) -> list[dict[str, Any]]:

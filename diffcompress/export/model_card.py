@@ -148,7 +148,8 @@ def usage(provenance: Mapping[str, Any], where: str = ELSEWHERE) -> str:
         plain = "" if provenance.get("num_classes") == IMAGENET_CLASSES else ", guidance_scale=1.0"
         return load + f'image = pipeline(class_labels=[0]{plain}).images[0]\nimage.save("sample.png")\n'
     if provenance.get("num_classes") is None:
-        return load + 'image = pipeline(num_inference_steps=100).images[0]\nimage.save("sample.png")\n'
+        steps = "min(100, pipeline.scheduler.config.num_train_timesteps)"
+        return load + f'image = pipeline(num_inference_steps={steps}).images[0]\nimage.save("sample.png")\n'
     return (
         "import torch\n" + load + "denoiser, scheduler = pipeline.unet, pipeline.scheduler\n"
         "scheduler.set_timesteps(min(100, scheduler.config.num_train_timesteps))\nlabels = torch.tensor([0])\n"

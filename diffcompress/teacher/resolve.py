@@ -143,6 +143,9 @@ def _from_pipeline(text: str, path: Path, name: str) -> Reference:
         )
     config = denoiser_config(path / subfolder / "config.json")
     scheduler = read_json(path / "scheduler" / "scheduler_config.json")
+    stated = index.get("scheduler")  # its class stands in both files, but for those written by hand
+    if isinstance(stated, list) and len(stated) == 2 and isinstance(stated[1], str):
+        scheduler = {"_class_name": stated[1]} | scheduler
     return Reference(text, name, path / subfolder, path, config, scheduler)
 
 
@@ -184,7 +187,13 @@ def _scheduler_beside(text: str, folder: Path, scheduler: str | None) -> tuple[d
             f"'{text}' is a denoiser without a scheduler, so its prediction type is unknown",
             "add --scheduler with the folder or file of its diffusers scheduler config",
         )
-    return read_json(file), f"noise process from {file}"
+    found = read_json(file)
+    if "_class_name" not in found:
+        raise UsageError(
+            f"{file} names no _class_name, so the noise process of '{text}' is unknown",
+            "add the class, for example DDIMScheduler or FlowMatchEulerDiscreteScheduler",
+        )
+    return found, f"noise process from {file}"
 
 
 def denoiser_config(path: Path) -> dict[str, Any]:

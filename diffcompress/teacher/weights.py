@@ -50,6 +50,11 @@ class TeacherState(Mapping[str, Tensor]):
         tensors, name = self._tensors, self._stored_names[name]
         return tensors.shape(name) if isinstance(tensors, StoredState) else tuple(tensors[name].shape)
 
+    def is_coarse(self, name: str) -> bool:
+        """Whether the tensor is stored as integers, or in floating point of less than 16 bits."""
+        tensors, name = self._tensors, self._stored_names[name]
+        return isinstance(tensors, StoredState) and tensors.dtype_of(name) is None
+
 
 def _name_now(name: str) -> str:
     former = _FORMER_ATTENTION.fullmatch(name)
@@ -94,7 +99,7 @@ def stored_dtype(reference: Reference) -> str | None:
 
 
 def check_state(state: TeacherState, denoiser: nn.Module) -> None:
-    """Raise UsageError unless names and shapes are those of `denoiser`; reads no tensors."""
+    """Raise UsageError unless names, shapes and kinds of numbers are those of `denoiser`; reads no tensors."""
     expected = denoiser.state_dict()
     file, advice = state.files[0], "weights and config.json must come from the same model"
     missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
@@ -111,6 +116,11 @@ def check_state(state: TeacherState, denoiser: nn.Module) -> None:
                 f"{file} does not fit its config: {name} has shape {list(state.shape(name))}, "
                 f"the config says {list(value.shape)}",
                 advice,
+            )
+        if value.is_floating_point() and state.is_coarse(name):
+            raise UsageError(
+                f"{file} is quantized: {name} is stored as integers, or in floating point of less than 16 bits",
+                "take the teacher's weights in float16, bfloat16 or float32",
             )
 
 

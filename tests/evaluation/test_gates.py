@@ -93,6 +93,10 @@ def test_marks_the_column_of_a_syntax_error(expr, column):
     assert caught.value.message.splitlines()[-1] == "  " + " " * (column - 1) + "^"
 
 
+def test_one_expression_may_come_alone():
+    assert parse("params<50M", METRICS) == parse(["params<50M"], METRICS)
+
+
 def test_an_unknown_metric_gets_the_nearest_name():
     with pytest.raises(UsageError) as caught:
         parse(["agrement>0.9"], METRICS)

@@ -80,11 +80,19 @@ def _changed(change):
         (lambda file: file.write_bytes(b"not a tensor file at all"), "cannot be read as safetensors"),
         (_changed(lambda s: s.update({"conv_in.bias": torch.zeros(3)})), r"conv_in.bias has shape \[3\]"),
         (_changed(lambda s: s["conv_in.bias"].fill_(float("nan"))), "conv_in.bias holds NaN"),
+        (
+            _changed(lambda s: s.update({"conv_in.bias": s["conv_in.bias"].to(torch.int8)})),
+            "conv_in.bias is stored as int",
+        ),
+        (
+            _changed(lambda s: s.update({"conv_in.bias": s["conv_in.bias"].to(torch.float8_e4m3fn)})),
+            "less than 16 bits",
+        ),
         (_changed(lambda s: s["conv_out.bias"].fill_(float("inf"))), "conv_out.bias holds NaN or inf"),
         (_changed(lambda s: s.pop("conv_in.bias")), r"1 missing tensor\(s\), first conv_in.bias"),
         (_changed(lambda s: s.update({"extra.bias": torch.zeros(3)})), r"1 unknown tensor\(s\), first extra.bias"),
     ],
-    ids=["missing", "empty", "truncated", "noise", "shape", "nan", "inf", "lacking", "extra"],
+    ids=["missing", "empty", "truncated", "noise", "shape", "nan", "integers", "8 bits", "inf", "lacking", "extra"],
 )
 def test_bad_weights_are_named(pipeline, damage, said):
     damage(pipeline / WEIGHTS)

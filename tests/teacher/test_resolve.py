@@ -18,6 +18,16 @@ def test_a_pipeline_folder(pipeline):
     assert found.scheduler["_class_name"] == "DDPMScheduler"
 
 
+def test_a_scheduler_config_without_a_class_takes_that_of_the_pipeline(pipeline):
+    file = pipeline / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    del config["_class_name"]
+    file.write_text(json.dumps(config))
+    assert resolve(str(pipeline)).scheduler["_class_name"] == "DDPMScheduler"
+    with pytest.raises(UsageError, match="names no _class_name"):
+        resolve(str(pipeline / "unet"))
+
+
 def test_a_denoiser_folder_takes_the_scheduler_beside_it(pipeline):
     found = resolve(str(pipeline / "unet"))
     assert found.pipeline is None

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from diffcompress.data import hub_images
-from diffcompress.data.columns import stated_labels
+from diffcompress.data.class_folders import class_folders
+from diffcompress.data.metadata import METADATA, captions, labels_in, require_folder
 from diffcompress.data.pixels import read_pixels
 from diffcompress.errors import UsageError
 from diffcompress.runtime import Progress, StopRequest
 from diffcompress.teacher.load import LoadedPipeline
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-METADATA = "metadata.jsonl"
-# Of more class subfolders than this a note tells the first few and the last.
-MOST_TOLD = 8
 
 
 @dataclass(frozen=True)
@@ -142,26 +138,6 @@ def read(
     return Images(torch.stack(pixels), torch.tensor(index), warnings, str(folder), notes=tuple(notes))
 
 
-def captions(folder: Path) -> dict[str, str]:
-    """Caption by file name from `metadata.jsonl` (keys file_name and text, as Hub data sets have it).
-
-    Raises UsageError when there is none or a line is not what it should be.
-    """
-    _require_folder(folder)
-    if not (folder / METADATA).is_file():
-        raise UsageError(
-            f"'{folder}' has no readable {METADATA}, and the teacher is text-conditional",
-            'write one line for each image: {"file_name": "a.png", "text": "a caption"}',
-        )
-    found = {}
-    for number, row in _metadata(folder):
-        if "text" not in row:
-            raise _bad_line(folder, number, "KeyError")
-        if row["text"] is not None:
-            found[row["file_name"]] = str(row["text"])
-    return found
-
-
 def _conditions(
     folder: Path, files: list[Path], num_classes: int | None, prompts: tuple[str, ...] | None
 ) -> tuple[dict[str, int] | None, str, list[str]]:
@@ -171,89 +147,12 @@ def _conditions(
         return {name: places[text] for name, text in captions(folder).items() if text in places}, "caption", []
     if num_classes is None:
         return None, "", []
-    if labels := _labels(folder, num_classes):
+    if labels := labels_in(folder, num_classes):
         return labels, "label", []
-    labels, note = _subfolders(folder, files, num_classes)
+    labels, note = class_folders(folder, files, num_classes)
     return labels, "label", [note]
 
 
-def _labels(folder: Path, num_classes: int) -> dict[str, int]:
-    """Class by file name from `metadata.jsonl`; empty where it tells of none."""
-    if not (folder / METADATA).is_file():
-        return {}
-    found = {row["file_name"]: row["label"] for _, row in _metadata(folder) if isinstance(row.get("label"), int)}
-    if bad := [name for name, label in found.items() if not 0 <= label < num_classes]:
-        raise UsageError(
-            f"'{bad[0]}' in '{folder}' has label {found[bad[0]]}, the teacher's go from 0 to {num_classes - 1}",
-            "give images of the teacher's own classes",
-        )
-    return found
-
-
-def _subfolders(folder: Path, files: list[Path], num_classes: int) -> tuple[dict[str, int], str]:
-    """Class by file name: that of its subfolder; and a note of which subfolder is which class."""
-    parts = {path.relative_to(folder).as_posix(): path.relative_to(folder).parts for path in files}
-    labels = _label_by_class(folder, sorted({part[0] for part in parts.values() if len(part) > 1}), num_classes)
-    if stray := [name for name, part in parts.items() if len(part) < 2]:
-        raise UsageError(
-            f"{folder / stray[0]} lies in no class subfolder, and the teacher is class-conditional", "move it into one"
-        )
-    told = [f"{name} = {label}" for name, label in sorted(labels.items(), key=lambda item: item[1])]
-    if len(told) > MOST_TOLD:
-        told = [*told[: MOST_TOLD - 2], "...", told[-1]]
-    return {name: labels[part[0]] for name, part in parts.items()}, f"labels by class subfolder: {', '.join(told)}"
-
-
-def _label_by_class(folder: Path, classes: list[str], num_classes: int) -> dict[str, int]:
-    """Names that are all integers state the labels; others stand for them in order, if there is one for each."""
-    if stated := stated_labels(classes):
-        labels = dict(zip(classes, stated, strict=True))
-        for name, label in labels.items():
-            if not 0 <= label < num_classes:
-                raise UsageError(
-                    f"class subfolder '{folder / name}' states label {label}, the teacher's go from 0 to "
-                    f"{num_classes - 1}",
-                    "give images of the teacher's own classes",
-                )
-        return labels
-    if len(classes) != num_classes:
-        raise UsageError(
-            f"'{folder}' has {len(classes)} class subfolders, the teacher has {num_classes} classes",
-            "make one for each class, which sort by label, or name each by its label: integer names state labels",
-        )
-    return {name: label for label, name in enumerate(classes)}
-
-
-def _metadata(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and content, with a file_name, of every line; raises UsageError for what is none."""
-    try:
-        # Captions may hold what Python takes for the end of a line, such as U+2028.
-        lines = (folder / METADATA).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {folder / METADATA} ({type(error).__name__})", "save it as UTF-8") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            yield number, {**row, "file_name": str(row["file_name"])}
-        except (ValueError, KeyError, TypeError) as error:
-            raise _bad_line(folder, number, type(error).__name__) from error
-
-
-def _bad_line(folder: Path, number: int, why: str) -> UsageError:
-    return UsageError(
-        f"line {number} of {folder / METADATA} is not a caption ({why})",
-        'write {"file_name": "a.png", "text": "a caption"}',
-    )
-
-
 def _files(folder: Path) -> list[Path]:
-    _require_folder(folder)
+    require_folder(folder)
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-
-
-def _require_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        what = f"'{folder}' is a file, not a folder of images" if folder.is_file() else f"no image folder at '{folder}'"
-        raise UsageError(what, "name a folder of images, or a data set on the Hub as owner/name")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from diffcompress.data import bank as banks
-from diffcompress.data import images
+from diffcompress.data import images, metadata
 from diffcompress.errors import UsageError
 from diffcompress.recipe import BankSection
 from diffcompress.runtime import Progress, start
@@ -176,14 +176,14 @@ def test_captions_end_with_their_line_and_begin_after_a_byte_order_mark(tmp_path
     rows = [{"file_name": "a.png", "text": "an owl\u2028in fog"}, {"file_name": "b.png", "text": "a\x85b"}]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     (tmp_path / "metadata.jsonl").write_bytes(("\ufeff" + "\r\n".join(lines) + "\r\n").encode())
-    assert images.captions(tmp_path) == {row["file_name"]: row["text"] for row in rows}
+    assert metadata.captions(tmp_path) == {row["file_name"]: row["text"] for row in rows}
 
 
 @pytest.mark.parametrize("text", ["no json", '{"file_name": "a.png"}', "[1]"])
 def test_a_bad_caption_is_named_by_its_line(tmp_path, text):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\n' + text)
     with pytest.raises(UsageError, match="line 2"):
-        images.captions(tmp_path)
+        metadata.captions(tmp_path)
 
 
 def test_a_text_teacher_needs_captions(tmp_path):

@@ -20,7 +20,7 @@ from typing import Any
 
 from diffcompress.errors import UsageError
 from diffcompress.evaluation.extractors import KNOWN
-from diffcompress.evaluation.metrics import PROBE, full_name
+from diffcompress.evaluation.metrics import PROBE, SHARES, full_name
 from diffcompress.run_folder import write_atomically
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -135,6 +135,11 @@ def _parse(expr: str, metrics: Sequence[str], models: Iterable[str]) -> Gate:
             )
         else:
             model = token.text
+    if model is None and factor > 1 and metric.text.startswith(SHARES):
+        raise UsageError(
+            f"gate '{expr}' compares {metric.text}, which is never above 1, with {factor:g}",
+            f"for per cent write {factor:g}%",
+        )
     return Gate(expr, metric.text, sign.text, factor, model)
 
 

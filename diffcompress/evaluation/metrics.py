@@ -17,6 +17,7 @@ DISTANCES = ("fd", "kd")
 TO_TEACHER = ("fd_teacher", "kd_teacher")
 NEIGHBOURS = ("precision", "recall", "density", "coverage")
 SAMPLE_CHECKS = ("failed_samples", "paired_distance")
+SHARES = ("agreement", "failed_samples", "precision", "recall", "coverage")  # never above 1
 PROBE = "probe"  # what every `<name>_corrected` comes from
 NO_TEACHER = "no teacher was given: name it with --teacher"
 

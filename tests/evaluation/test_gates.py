@@ -93,6 +93,14 @@ def test_marks_the_column_of_a_syntax_error(expr, column):
     assert caught.value.message.splitlines()[-1] == "  " + " " * (column - 1) + "^"
 
 
+@pytest.mark.parametrize("expr", ["failed_samples<5", "agreement>90", "recall_demo >= 1.5", "coverage<80"])
+def test_a_share_is_not_compared_with_more_than_one(expr):
+    with pytest.raises(UsageError, match="never above 1") as caught:
+        parse([expr], METRICS)
+    assert caught.value.hint.startswith("for per cent write") and caught.value.hint.endswith("%")
+    parse(["failed_samples<=100%", "failed_samples<2*teacher", "density_demo<3"], METRICS)
+
+
 def test_one_expression_may_come_alone():
     assert parse("params<50M", METRICS) == parse(["params<50M"], METRICS)
 
@@ -152,7 +160,7 @@ def test_a_corrected_metric_fails_for_the_reason_of_the_metric_or_of_the_probe()
 
 
 def test_a_value_that_is_not_a_number_fails():
-    (result,) = judge(parse(["agreement<5"], METRICS), {"agreement": metric(float("nan"))})
+    (result,) = judge(parse(["agreement<=1"], METRICS), {"agreement": metric(float("nan"))})
     assert result["passed"] is False
 
 

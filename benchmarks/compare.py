@@ -58,7 +58,7 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
     bank = banks.fill(work / "bank", teacher, recipe.bank, options.bank_seed, None, runtime, progress)
     student_plan = plan(teacher.family, teacher.config, ratio=options.ratio, section=recipe.student)
     start = initial_student(teacher, student_plan, recipe, bank)
-    adapters = make_adapters(start, teacher) if any(s.weights.feature_kd for s in recipe.stages) else None
+    adapters = make_adapters(start, teacher, seed) if any(s.weights.feature_kd for s in recipe.stages) else None
     precision = recipe.training.precision
     trainee = Trainee(copy_student(student_plan, start), teacher.family, adapters, precision=precision).train()
     state = TrainingState(

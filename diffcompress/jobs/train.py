@@ -43,7 +43,7 @@ def train(run: Run, start: nn.Module, bank: Bank) -> tuple[Recipe, nn.Module]:
     """The recipe with its final step counts, and the student after all stages with its EMA weights."""
     student = copy_student(run.plan, start)
     uses_features = any(stage.weights.feature_kd > 0 for stage in run.request.recipe.stages)
-    adapters = make_adapters(student, run.teacher) if uses_features else None
+    adapters = make_adapters(student, run.teacher, run.request.recipe.seed) if uses_features else None
     precision = run.request.recipe.training.precision
     trainee = Trainee(student, run.teacher.family, adapters, precision=precision).to(run.runtime.device).train()
     freeze_unused(trainee, run.teacher.example_inputs())

@@ -74,10 +74,10 @@ class FeatureTap:
             handle.remove()
 
 
-def make_adapters(student: nn.Module, teacher: LoadedPipeline) -> losses.Adapters:
+def make_adapters(student: nn.Module, teacher: LoadedPipeline, seed: int) -> losses.Adapters:
     """Adapters between the block outputs of student and teacher, widths found by one forward of each.
 
-    Raises ValueError when the two do not have the same blocks.
+    Their first weights follow from `seed` alone. Raises ValueError when the two do not have the same blocks.
     """
     family = teacher.family
     widths = []
@@ -88,7 +88,9 @@ def make_adapters(student: nn.Module, teacher: LoadedPipeline) -> losses.Adapter
         with torch.no_grad(), FeatureTap(model, family) as tap:
             family.predict(model, given.pop("noisy"), given.pop("timestep"), given)
         widths.append([feature.shape[1] for feature in tap.features])
-    return losses.Adapters(*widths)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return losses.Adapters(*widths)
 
 
 def freeze_unused(trainee: Trainee, inputs: dict[str, Tensor]) -> None:

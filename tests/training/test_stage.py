@@ -66,7 +66,7 @@ def job(world, folder, steps=20, weights=None, **training):
         training=TrainingSection(**values),
     )
     student = initial_student(teacher, plan(teacher.family, teacher.config, ratio=0.3), recipe, bank)
-    adapters = make_adapters(student, teacher) if weights and "feature_kd" in weights else None
+    adapters = make_adapters(student, teacher, 0) if weights and "feature_kd" in weights else None
     trainee = Trainee(student, teacher.family, adapters).train()
     state = TrainingState(trainee, Ema(trainee, 5), Optimizer(trainee, recipe.training))
     targets = Poisoned(
@@ -249,6 +249,15 @@ def test_micro_batches_are_what_memory_holds(world, tmp_path, monkeypatch):
         free = types.SimpleNamespace(available=int(needed * (fitting + 0.5) / micro.MEMORY_SHARE))
         monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: free)
         assert micro.automatic_size(work.trainee, work.teacher, 12, device) == expected
+
+
+def test_adapters_follow_from_the_seed_alone(world, tmp_path):
+    weights = {"output_kd": 1.0, "feature_kd": 1.0}
+    first = job(world, tmp_path, weights=weights).trainee.adapters.state_dict()
+    torch.rand(3)  # whatever else the process has drawn
+    again = job(world, tmp_path, weights=weights).trainee.adapters.state_dict()
+    assert first
+    assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 def test_adapters_have_gradients_in_a_stage_that_does_not_use_them(world, tmp_path):

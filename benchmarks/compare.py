@@ -94,13 +94,13 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
     def preview(step: int) -> None:
         if step >= recipe.num_steps:
             return
-        before = time.monotonic()
+        before, seconds = time.monotonic(), state.counters.seconds - paused[0]
         values = score(CURVE_SAMPLES, "curve")
         paused[0] += time.monotonic() - before
         curve.append(
             {
                 "step": step,
-                "seconds": state.counters.seconds,
+                "seconds": seconds,
                 "fd_demo": values["fd_demo"]["value"],
                 "agreement": values["agreement"]["value"],
             }

@@ -89,7 +89,7 @@ def _write_rest(folder: Path, teacher: LoadedPipeline) -> str:
     """
     reference, family = teacher.reference, teacher.family
     if reference.pipeline is None:
-        scheduler = str(reference.scheduler.get("_class_name", "DDPMScheduler"))
+        scheduler = reference.scheduler["_class_name"]
         if family.class_name == "UNet2DModel":
             index = {
                 "_class_name": "DDPMPipeline" if scheduler.startswith("DDPM") else "DDIMPipeline",
@@ -98,7 +98,7 @@ def _write_rest(folder: Path, teacher: LoadedPipeline) -> str:
                 family.subfolder: ["diffusers", family.class_name],
             }
             write_json(folder / "model_index.json", index)
-        write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": scheduler} | reference.scheduler)
+        write_json(folder / "scheduler" / "scheduler_config.json", reference.scheduler)
         return family.subfolder
     subfolder = reference.denoiser_part
     others = [part for part in reference.parts if part != subfolder]

@@ -68,7 +68,7 @@ def _write(reference: Reference, around: Surroundings, digest: str, progress: Pr
     folder.mkdir()
     for part in around.others:
         link_part(source / part, folder / part)
-    scheduler = {"_class_name": "DDIMScheduler"} | reference.scheduler
+    scheduler = reference.scheduler
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     write_json(folder / "model_index.json", {**around.index, "scheduler": ["diffusers", scheduler["_class_name"]]})
     if around.held:

@@ -11,7 +11,7 @@ from typing import Any
 from diffcompress.errors import AccessError, UsageError
 from diffcompress.families.registry import up_to_date
 from diffcompress.teacher import hub
-from diffcompress.teacher.reference import DEMO_FOLDER, DENOISERS, Reference, demo_names, read_json
+from diffcompress.teacher.reference import DEMO_FOLDER, DENOISERS, Reference, demo_names, parts_of, read_json
 from diffcompress.teacher.variants import PICKLES, choose
 
 # Names that people use for what lies elsewhere on the Hub, or was never there under that name.
@@ -142,10 +142,8 @@ def _from_pipeline(text: str, path: Path, name: str) -> Reference:
             f"its parts are {parts}" if parts else "its model_index.json names no parts: make it with save_pretrained",
         )
     config = denoiser_config(path / subfolder / "config.json")
-    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
-    stated = index.get("scheduler")  # its class stands in both files, but for those written by hand
-    if isinstance(stated, list) and len(stated) == 2 and isinstance(stated[1], str):
-        scheduler = {"_class_name": stated[1]} | scheduler
+    stated = index["scheduler"][1] if "scheduler" in parts_of(index) else None
+    scheduler = _scheduler_config(path / "scheduler" / "scheduler_config.json", stated)
     return Reference(text, name, path / subfolder, path, config, scheduler)
 
 
@@ -187,13 +185,18 @@ def _scheduler_beside(text: str, folder: Path, scheduler: str | None) -> tuple[d
             f"'{text}' is a denoiser without a scheduler, so its prediction type is unknown",
             "add --scheduler with the folder or file of its diffusers scheduler config",
         )
-    found = read_json(file)
-    if "_class_name" not in found:
+    return _scheduler_config(file), f"noise process from {file}"
+
+
+def _scheduler_config(file: Path, stated: str | None = None) -> dict[str, Any]:
+    """With the class that its pipeline states where the file names none; raises UsageError where neither does."""
+    config = {"_class_name": stated} | read_json(file)
+    if not config["_class_name"]:
         raise UsageError(
-            f"{file} names no _class_name, so the noise process of '{text}' is unknown",
+            f"{file} names no _class_name, so the noise process is unknown",
             "add the class, for example DDIMScheduler or FlowMatchEulerDiscreteScheduler",
         )
-    return found, f"noise process from {file}"
+    return config
 
 
 def denoiser_config(path: Path) -> dict[str, Any]:

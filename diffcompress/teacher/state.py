@@ -88,8 +88,8 @@ class StoredState(Mapping[str, Tensor]):
         """As torch calls it; None for integers and for floating-point types of less than 16 bits."""
         _, source = self._places[name]
         if isinstance(source, dict):
-            value = source[name]
-            return dtype_name(value.dtype) if value.is_floating_point() else None
+            found = dtype_name(source[name].dtype)
+            return found if found in SAFETENSORS_DTYPES.values() else None
         return SAFETENSORS_DTYPES.get(source.get_slice(name).get_dtype())
 
     def is_eight_bits(self, name: str) -> bool:

@@ -93,6 +93,18 @@ def test_a_damaged_tensor_is_found_when_it_is_read(tmp_path):
         state["nothing"]
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_what_is_too_coarse_has_no_dtype_whatever_the_file(tmp_path, suffix):
+    tensors = {
+        "half": torch.ones(2, dtype=torch.float16),
+        "eighth": torch.ones(2).to(torch.float8_e4m3fn),
+        "whole": torch.ones(2, dtype=torch.int8),
+    }
+    (save_file if suffix == ".safetensors" else torch.save)(tensors, tmp_path / f"model{suffix}")
+    state = StoredState([tmp_path / f"model{suffix}"])
+    assert [state.dtype_of(name) for name in tensors] == ["float16", None, None]
+
+
 def test_bfloat16_is_kept_as_it_is_stored(tmp_path):
     pipeline = tiny.save_pipeline(tmp_path / "ddpm", dtype=torch.bfloat16, variant="bf16")
     state = open_state(resolve(str(pipeline)))

@@ -4,17 +4,24 @@ Resumable: one JSON line per finished run goes to WORK/results.jsonl, and finish
 the curve of `fd_demo` against steps and seconds, so equal-time figures are read from the same runs.
 
     python benchmarks/compare.py --ratio 0.02 --seeds 0 1 2 --arm lift-place --arm output-kd
+    python benchmarks/compare.py --teacher grey16 --shape '{"block_out_channels": [12, 10, 9]}' --arm output-kd-l1
     python benchmarks/compare.py --table
+
+Teachers of benchmarks/shape_teachers.py go by name. `--shape` changes values of the planned student's config; each makes one
+more run of every arm.
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import shape_teachers
 import torch
 import yaml
 
@@ -28,12 +35,13 @@ from diffcompress.evaluation.score import evaluate_pipeline
 from diffcompress.jobs.setting import texts_for
 from diffcompress.jobs.students import as_student, averaged_student, copy_student, initial_student
 from diffcompress.runtime import Progress
-from diffcompress.student.plan import plan
+from diffcompress.student import costs
+from diffcompress.student.plan import StudentPlan, plan
 from diffcompress.teacher.encoding import with_prompts
 from diffcompress.teacher.load import describe, load
 from diffcompress.teacher.resolve import resolve
 from diffcompress.training.ema import Ema
-from diffcompress.training.objective import Trainee, make_adapters
+from diffcompress.training.objective import Trainee, freeze_unused, make_adapters
 from diffcompress.training.optim import Optimizer
 from diffcompress.training.stage import Job, run_stage
 from diffcompress.training.state import TrainingState
@@ -42,25 +50,45 @@ ARMS = yaml.safe_load((Path(__file__).parent / "arms.yaml").read_text(encoding="
 CURVE_SAMPLES = 512
 
 
-def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str, ...], work: Path) -> dict:
+def place_of(name: str) -> str:
+    """What a teacher's name resolves to: those of shape_teachers.py lie in their work folder."""
+    return str(shape_teachers.WORK / name) if name in shape_teachers.CONFIGS else name
+
+
+def shaped(teacher, ratio: float, recipe: recipes.Recipe, changes: dict) -> StudentPlan:
+    """The plan's student, or one with other values in its config (any size: the row tells it)."""
+    planned = plan(teacher.family, teacher.config, ratio=ratio, section=recipe.student)
+    if not changes:
+        return planned
+    config = {**planned.config, **changes}
+    params = costs.count(teacher.family, config).params
+    return replace(planned, config=config, params=params, choice={}, notes=())
+
+
+def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str, ...], shape: str, work: Path) -> dict:
     """Train one student and score it; a line for results.jsonl."""
     settings = ARMS[arm]
     sets = (*options.set, *settings.get("set", []), *extra)
-    reference = resolve(options.teacher)
+    reference = resolve(place_of(options.teacher))
     name = settings.get("recipe") or recipes.default_for(reference.id, describe(reference)[0].recipe)
+    if options.teacher in shape_teachers.CONFIGS:
+        name = "demo"
     recipe = recipes.load(name, sets, settings.get("method", "lift-place"), seed=seed)
     recipe = with_steps(recipe, options.steps)
     runtime, progress = runtimes.start("cpu"), Progress()
     teacher = load(reference)
     texts = texts_for(teacher, recipe, None, None)
     teacher = with_prompts(teacher, texts, work / "conditions", runtime, progress, recipe.bank.text_length)
-    space = find_space(teacher, options.feature_weights)
+    own = options.teacher in shape_teachers.CONFIGS
+    space = shape_teachers.space(options.teacher) if own else find_space(teacher, options.feature_weights)
+    distance = f"fd_{space.name}"
     bank = banks.fill(work / "bank", teacher, recipe.bank, options.bank_seed, None, runtime, progress)
-    student_plan = plan(teacher.family, teacher.config, ratio=options.ratio, section=recipe.student)
+    student_plan = shaped(teacher, options.ratio, recipe, json.loads(shape or "{}"))
     start = initial_student(teacher, student_plan, recipe, bank)
     adapters = make_adapters(start, teacher, seed) if any(s.weights.feature_kd for s in recipe.stages) else None
     precision = recipe.training.precision
     trainee = Trainee(copy_student(student_plan, start), teacher.family, adapters, precision=precision).train()
+    freeze_unused(trainee, teacher.example_inputs())
     state = TrainingState(
         trainee,
         Ema(trainee, recipe.training.ema_half_life * recipe.num_steps),
@@ -101,7 +129,7 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
             {
                 "step": step,
                 "seconds": seconds,
-                "fd_demo": values["fd_demo"]["value"],
+                "fd_demo": values[distance]["value"],
                 "agreement": values["agreement"]["value"],
             }
         )
@@ -124,14 +152,17 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
     values = score(options.num_samples, "final")
     logs = [path for path in sorted(folder.glob("*/metrics.jsonl")) if path.stat().st_size]
     last = logs[-1].read_text().splitlines()[-1]
-    names = ("fd_demo", "kd_demo", "fd_demo_held_out", "agreement", "failed_samples")
+    names = {"fd_demo": distance, "kd_demo": f"kd_{space.name}", "fd_demo_held_out": f"{distance}_held_out"}
+    names |= {name: name for name in ("agreement", "failed_samples", "precision", "recall", "paired_distance")}
     levels = [{k: round(v, 5) for k, v in level.items()} for level in values["agreement"]["levels"]]
     return {
         "arm": arm, "seed": seed, "extra": list(extra), "set": list(options.set), "ratio": options.ratio, "steps": recipe.num_steps, "params": student_plan.params,
         "stages": [stage.model_dump(mode="json") for stage in recipe.stages],
-        "seconds": round(seconds, 1), "metrics": {n: values[n]["value"] for n in names if n in values}, "levels": levels,
-        "teacher": {n: (values[n]["teacher"] or {}).get("value") for n in names if n in values},
+        "seconds": round(seconds, 1), "metrics": {n: values[m]["value"] for n, m in names.items() if m in values}, "levels": levels,
+        "teacher": {n: (values[m]["teacher"] or {}).get("value") for n, m in names.items() if m in values},
         "curve": curve, "last": json.loads(last), "skipped": state.counters.skipped, "num_samples": options.num_samples, "sampler_steps": options.sampler_steps,
+        "shape": shape, "macs": costs.count(teacher.family, student_plan.config).macs, "name": options.teacher,
+        "widths": student_plan.config.get("block_out_channels") or student_plan.choice,
         "fingerprint": teacher.fingerprint[:12],
     }  # fmt: skip
 
@@ -148,7 +179,15 @@ def with_steps(recipe: recipes.Recipe, num_steps: int) -> recipes.Recipe:
 
 
 def key(row: dict) -> tuple:
-    return row["arm"], tuple(row["extra"]), tuple(row["set"]), row["ratio"], row["steps"], row["fingerprint"]
+    return (
+        row["arm"],
+        tuple(row["extra"]),
+        tuple(row["set"]),
+        row["ratio"],
+        row["steps"],
+        row.get("shape", ""),
+        row["fingerprint"],
+    )
 
 
 def table(path: Path) -> None:
@@ -159,7 +198,7 @@ def table(path: Path) -> None:
         groups.setdefault(key(row), []).append(row)
     print("| arm | settings | ratio | steps | seeds | fd_demo (each) | mean | held out | agreement | failed % | s |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
-    for (arm, extra, sets, ratio, steps, _), rows in sorted(
+    for (arm, extra, sets, ratio, steps, shape, _), rows in sorted(
         groups.items(), key=lambda item: statistics.mean(r["metrics"]["fd_demo"] for r in item[1])
     ):
         each = [r["metrics"]["fd_demo"] for r in rows]
@@ -168,7 +207,7 @@ def table(path: Path) -> None:
             for n in ("fd_demo_held_out", "agreement", "failed_samples")
         }
         print(
-            f"| {arm} | {' '.join((*sets, *extra)) or '-'} | {ratio} | {steps} | {len(rows)} | {', '.join(f'{v:.1f}' for v in each)} | {statistics.mean(each):.2f} "
+            f"| {arm} | {' '.join((shape, *sets, *extra)) or '-'} | {ratio} | {steps} | {len(rows)} | {', '.join(f'{v:.1f}' for v in each)} | {statistics.mean(each):.2f} "
             f"| {mean['fd_demo_held_out']:.2f} | {mean['agreement']:.4f} | {100 * mean['failed_samples']:.1f} | {statistics.mean(r['seconds'] for r in rows):.0f} |"
         )
 
@@ -190,6 +229,7 @@ def main() -> None:
         dest="tries",
         help="a semicolon-separated group of settings; each group is one more run of every arm",
     )
+    parser.add_argument("--shape", action="append", default=[], help="JSON: other values of the student's config")
     parser.add_argument("--num-samples", type=int, default=1024)
     parser.add_argument("--sampler-steps", type=int, default=25)
     parser.add_argument("--curve-points", type=int, default=2, help="scores on the way, the last one included")
@@ -201,21 +241,27 @@ def main() -> None:
         return table(results)
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
-    fingerprint = load(resolve(options.teacher)).fingerprint[:12]
+    fingerprint = load(resolve(place_of(options.teacher))).fingerprint[:12]
     for seed in options.seeds:
-        for extra in [tuple(group.split(";")) for group in options.tries] or [()]:
+        tries = [tuple(group.split(";")) for group in options.tries] or [()]
+        for shape, extra in itertools.product(options.shape or [""], tries):
             for arm in options.arm or sorted(ARMS):
                 done = (
                     {(*key(r), r["seed"]) for r in map(json.loads, results.read_text().splitlines())}
                     if results.exists()
                     else set()
                 )
-                if (arm, extra, tuple(options.set), options.ratio, options.steps, fingerprint, seed) in done:
+                if (arm, extra, tuple(options.set), options.ratio, options.steps, shape, fingerprint, seed) in done:
                     continue
-                row = run_once(options, arm, seed, extra, options.work)
+                row = run_once(options, arm, seed, extra, shape, options.work)
                 with results.open("a") as stream:
                     stream.write(json.dumps(row) + "\n")
-                print(json.dumps({k: row[k] for k in ("arm", "extra", "seed", "seconds", "metrics")}), flush=True)
+                print(
+                    json.dumps(
+                        {k: row[k] for k in ("arm", "extra", "shape", "params", "macs", "seed", "seconds", "metrics")}
+                    ),
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

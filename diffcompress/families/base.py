@@ -20,7 +20,8 @@ class Knob:
 
     values: what it may be, ascending; teacher: the teacher's value; kind: "width" (parameters grow with its square),
     "depth" (repeats), "inner" (repeats inside a layer, which shrink together and before depth does) or "fine" (moves
-    the size a little); narrow: a width below which depth should shrink first.
+    the size a little); narrow: a width below which depth should shrink first; modules: the beginnings of the names of
+    the tensors that a width belongs to; levels: the resolutions it is the width of, 0 the finest, each half the last.
     """
 
     name: str
@@ -28,6 +29,8 @@ class Knob:
     teacher: int
     kind: Literal["width", "depth", "inner", "fine"]
     narrow: int = 0
+    modules: tuple[str, ...] = ()
+    levels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

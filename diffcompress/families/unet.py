@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from diffcompress.families.base import Config, Knob
-from diffcompress.families.unet_rules import depths, runs, time_dim
+from diffcompress.families.unet_rules import depths, level_modules, runs, time_dim
 
 # A sinusoid needs two frequencies per half (diffusers divides by half - freq_shift).
 FEWEST_CHANNELS = 4
@@ -73,11 +73,14 @@ def knobs(
     for number, run in enumerate(runs(config)):
         width = teacher[run[0]]
         step = math.lcm(2, groups, *(multiples[level] for level in run if level in multiples))
-        fewest = max(FEWEST_CHANNELS, min(groups * channels_per_group, width))
+        # A teacher may have fewer channels in a group; a student that small would be blind to the timestep.
+        fewest = max(FEWEST_CHANNELS, groups * channels_per_group if groups > 1 else min(channels_per_group, width))
         values = range(-(-fewest // step) * step, width + 1, step)
         if not values:
             return None
-        found.append(Knob(f"channels.{number}", values, width, "width", NARROW if number == 0 else 0))
+        narrow = NARROW if number == 0 else 0
+        modules = level_modules(config, run)
+        found.append(Knob(f"channels.{number}", values, width, "width", narrow, modules, tuple(run)))
     layers = max(depths(config))
     found.append(Knob("layers", range(1, layers + 1), layers, "depth"))
     found += inner

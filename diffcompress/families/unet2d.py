@@ -115,14 +115,12 @@ def _check(config: Config) -> None:
 
 
 def _head_dims(config: Config) -> list[int | None]:
-    """The teacher's head size first, then its halves; None (one head per level, whatever its width) stays None."""
+    """The teacher's head size first, then smaller even ones; None (one head per level, whatever its width) stays."""
     size = config.get("attention_head_dim", 8)
     if size is None or not attention_levels(config, mid_attends(config)):
         return [None]
-    sizes = [size]
-    while sizes[-1] > 4:
-        sizes.append(sizes[-1] // 2)
-    return sizes
+    liked = [even for even in range(size - 1, 3, -1) if even % 8 == 0 or (even % 2 == 0 and even < 16)]
+    return [size, *liked]
 
 
 FAMILY = UNet2D()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from diffcompress.errors import UsageError
 from diffcompress.families.base import Config, Knob, TensorRules, Variant, plain_config
-from diffcompress.families.unet import HEAD_COST, UNet, group_options, knobs, shares, shrunk
+from diffcompress.families.unet import UNet, group_options, knobs, shares, shrunk
 from diffcompress.families.unet2d_condition_rules import MID, heads, mid_attends, tensor_rules, transformer_layers
 from diffcompress.families.unet_rules import attention_levels, depths, spread
 
@@ -32,8 +33,6 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
     "cross_attention_norm": (None,),
     "mid_block_only_cross_attention": (None, False),
 }
-# A head smaller than this has little to compare positions by.
-SMALLEST_HEAD = 4
 # Tokens of a prompt that CLIP text encoders give; any number will do.
 TOKENS = 77
 # What SDXL pipelines embed as numbers: original size, crop corner, target size.
@@ -41,30 +40,26 @@ TIME_IDS = 6
 
 
 class UNet2DCondition(UNet):
-    """The number of attention heads is in the config: their size stays, or is halved, and heads go."""
+    """The number of attention heads is in the config, level by level: sizes stay near the teacher's, and heads go."""
 
     class_name = "UNet2DConditionModel"
     recipe = "latent-unet"
 
     def variants(self, config: Config, *, channels_per_group: int) -> tuple[Variant, ...]:
-        """One variant for each number of norm groups and each fraction of the head sizes that a student may have."""
+        """One variant for each number of norm groups that a student may have; heads follow from the widths."""
         _check(config)
-        sizes = _head_sizes(config)
         found = []
         for groups, cost in group_options(config, channels_per_group):
-            for parts in _fractions(sizes):
-                multiples = {level: size // parts for level, size in sizes.items()}
-                allowed = knobs(config, groups, multiples, channels_per_group, _transformer_knobs(config))
-                if allowed is not None:
-                    fixed = {"groups": groups, "head_parts": parts}
-                    found.append(Variant(fixed, allowed, cost + HEAD_COST * math.log2(parts)))
+            allowed = knobs(config, groups, {}, channels_per_group, _transformer_knobs(config))
+            if allowed is not None:
+                found.append(Variant({"groups": groups}, allowed, cost))
         return tuple(found)
 
     def shrunk_config(self, config: Config, choice: Mapping[str, int]) -> dict[str, Any]:
         changes = shrunk(config, choice)
         sizes = _head_sizes(config)
         changes["attention_head_dim"] = [
-            width * choice["head_parts"] // sizes[level] if level in sizes else 1
+            width // head_size(width, sizes[level]) if level in sizes else 1
             for level, width in enumerate(changes["block_out_channels"])
         ]
         return plain_config(self.class_name, config, **changes, **_transformers(config, changes, choice))
@@ -151,12 +146,15 @@ def _head_sizes(config: Config) -> dict[int, int]:
     return {level: config["block_out_channels"][level] // numbers[level] for level in sorted(attending)}
 
 
-def _fractions(sizes: Mapping[int, int]) -> list[int]:
-    """Whole head sizes first, then halves of them all, quarters and so on."""
-    found = [1]
-    while sizes and all(size % (2 * found[-1]) == 0 and size // found[-1] > SMALLEST_HEAD for size in sizes.values()):
-        found.append(2 * found[-1])
-    return found
+@functools.cache
+def head_size(width: int, teacher: int) -> int:
+    """The channels of a head in a level of `width`, near the `teacher`'s; fused attention likes multiples of 8."""
+
+    def cost(size: int) -> float:
+        awkward = 0.0 if size % 8 == 0 else 0.5 if size % 2 == 0 else 1.0
+        return abs(math.log2(size / teacher)) * (1 if size <= teacher else 3) + awkward
+
+    return min((size for size in range(1, width + 1) if width % size == 0), key=cost)
 
 
 def _most(config: Config) -> dict[int, int]:

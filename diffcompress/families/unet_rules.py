@@ -8,6 +8,7 @@ up (its input is [hidden, skip], so its shortcut is always a convolution).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,6 +35,13 @@ def runs(config: Config) -> list[list[int]]:
         else:
             found.append([level])
     return found
+
+
+def level_modules(config: Config, levels: Sequence[int]) -> tuple[str, ...]:
+    """Beginnings of the names of all tensors that work at the resolutions of `levels`."""
+    last = len(config["block_out_channels"]) - 1
+    found = [f"{stack}.{number}." for i in levels for stack, number in (("down_blocks", i), ("up_blocks", last - i))]
+    return (*found, *(["conv_"] if 0 in levels else []), *(["mid_block."] if last in levels else []))
 
 
 def attention_levels(config: Config, mid: bool) -> set[int]:

@@ -26,6 +26,10 @@ class StudentSection(Section):
     channels_per_group: int = Field(
         4, ge=1, description="fewest channels in a GroupNorm group; 1 blinds blocks to the timestep"
     )
+    widths: Literal["even", "proportional"] = Field(
+        "even",
+        description="of U-Nets: as many parameters at each resolution, or one share of all of the teacher's widths",
+    )
     start: Literal["inherit", "random"] = Field(
         "inherit", description="initial weights: the teacher's most important channels, or random"
     )

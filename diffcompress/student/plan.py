@@ -83,7 +83,7 @@ def plan(
     if family.kind == "transformer":
         return _plan_stack(family, config, variants, target, teacher_params)
     found: list[Candidate] = []
-    for candidates in Search(family, config, variants, target, asked).candidates():
+    for candidates in Search(family, config, variants, target, asked, section.widths).candidates():
         found.extend(candidates)
         for candidate in sorted(candidates, key=lambda c: c.cost):
             student = _verified(family, config, candidate, teacher_params, asked) if candidate.fits else None

@@ -1,25 +1,36 @@
-"""The search for knob values: depth by rule, widths by balance, the last percent by the fine knob."""
+"""The search for knob values of U-Nets: depth by rule, widths near their ideal, the last percent by the fine knob.
+
+The ideal widths spend the parameters evenly over the resolutions (docs/decisions/0011), none wider than the teacher's;
+those of rule "proportional" are one share of the teacher's.
+"""
 
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from diffcompress.families.base import Config, Family, Knob, Variant
+from diffcompress.families.shapes import shapes
 from diffcompress.student.size import SizePolynomial
 
 TOLERANCE = 0.01
 # From this ratio up, students first lose layers and keep their width (exact layers are inherited); below, width goes.
 DEPTH_FIRST = 0.35
-# A width this far (in log) off the common scale counts three times.
+# A width this far (in log) off its ideal counts three times.
 BALANCED = math.log(1.35)
-# A fine knob below this share of the common scale counts much more.
+# A fine knob below this share of its ideal counts much more.
 SMALLEST_FINE = 0.3
+# A student's multiply-accumulates are at most so many times its parameters, each in shares of the teacher's.
+MOST_WORK = 7.0
+# Rounds of the fixed point that finds the ideal widths, and how much of the way each goes.
+ROUNDS, DAMPING = 60, 0.35
 # Width settings looked at per variant.
 NUM_SETTINGS = 4000
 
@@ -41,20 +52,24 @@ class Candidate:
 
 @dataclass
 class Search:
-    """Students of `config` with `target` parameters, a share `ratio` of the teacher's."""
+    """Students of `config` with `target` parameters, a share `ratio` of the teacher's.
+
+    widths: "even", as many parameters at each resolution, or "proportional", one share of all of the teacher's widths.
+    """
 
     family: Family
     config: Config
     variants: tuple[Variant, ...]
     target: float
     ratio: float
-    polynomials: dict[Depth, SizePolynomial] = field(default_factory=dict)
+    widths: Literal["even", "proportional"] = "even"
+    polynomials: dict[Depth, list[SizePolynomial]] = field(default_factory=dict)
+    ideals: dict[Depth, np.ndarray] = field(default_factory=dict)
 
     def candidates(self) -> Iterator[list[Candidate]]:
         """For each depth, best first, the best candidate of every variant (the nearest in size where none fits)."""
         for depth in self.depths():
-            scale = max(self.scale(depth), 1e-3)
-            yield [self.best(variant, depth, scale) for variant in self.variants]
+            yield [self.best(variant, depth) for variant in self.variants]
 
     def depths(self) -> list[Depth]:
         """Depth settings, best first.
@@ -71,9 +86,9 @@ class Search:
             # The sizes fall along the path: the last that is large enough.
             first = path[max(0, bisect.bisect_right(path, -self.target, key=lambda option: -self.full(option)) - 1)]
         else:
-            least = max((knob.narrow / knob.teacher for knob in _moving(self.variants[-1])), default=0.0)
+            narrow = np.array([knob.narrow for knob in _moving(self.variants[-1])])
             balanced = [(*setting, *self.balanced(setting, inner)) for setting in outer]
-            wide = [option for option in balanced if self.scale(option) >= least]
+            wide = [option for option in balanced if (self.ideal(option) >= narrow).all()]
             first = wide[0] if wide else balanced[-1]
         return [first, *(option for option in options if option != first)]
 
@@ -89,7 +104,9 @@ class Search:
         teacher = {knob.name: knob.teacher for knob in self.variants[-1].knobs}
 
         def excess(repeats: Depth) -> float:
-            scale = max(self.scale((*setting, *repeats)), 1e-3)
+            depth = (*setting, *repeats)
+            widths = [knob.teacher for knob in _moving(self.variants[-1])]
+            scale = float(np.exp(np.log(self.ideal(depth) / widths).mean()))
             logs = [math.log((value + 0.5) / (scale * teacher[name] + 0.5)) for name, value in repeats]
             return sum(logs)
 
@@ -104,19 +121,32 @@ class Search:
 
     def polynomial(self, depth: Depth) -> SizePolynomial:
         """Parameters as a function of the moving knobs; norm groups and head sizes do not count."""
+        return self._polynomials(depth)[-1]
+
+    def _polynomials(self, depth: Depth) -> list[SizePolynomial]:
+        """Parameters at the resolutions of each width knob, and last those of all tensors."""
         if depth not in self.polynomials:
             variant = self.variants[-1]
             knobs = _moving(variant)
             steps = [knob.values.step for knob in knobs]
+            owners = [knob.modules for knob in knobs if knob.kind == "width"]
 
-            def count(values: Sequence[int]) -> int:
+            @functools.cache
+            def counts(values: tuple[int, ...]) -> list[int]:
                 choice = {**variant.fixed, **dict(depth), **_named(knobs, values)}
                 student = self.family.shrunk_config(self.config, choice)
-                return self.family.tensor_rules(student, student).num_elements
+                sizes = [
+                    (rule.student, math.prod(rule.shape)) for rule in self.family.tensor_rules(student, student).rules
+                ]
+                parts = [sum(size for name, size in sizes if name.startswith(owner)) for owner in owners]
+                return [*parts, sum(size for _, size in sizes)]
 
             # Far apart: two equal neighbouring widths would change which tensors exist.
             centre = [64 * (number + 1) * math.lcm(*steps) for number in range(len(steps))]
-            self.polynomials[depth] = SizePolynomial.fit(count, centre, steps)
+            self.polynomials[depth] = [
+                SizePolynomial.fit(lambda values, part=part: counts(tuple(values))[part], centre, steps)
+                for part in range(len(owners) + 1)
+            ]
         return self.polynomials[depth]
 
     def scale(self, depth: Depth) -> float:
@@ -125,16 +155,78 @@ class Search:
         factor = float(self.polynomial(depth).roots(0 * teacher, teacher, self.target)[0])
         return factor if math.isfinite(factor) else 0.0
 
-    def best(self, variant: Variant, depth: Depth, scale: float) -> Candidate:
-        knobs = _moving(variant)
+    def ideal(self, depth: Depth) -> np.ndarray:
+        """What the moving knobs should be `[knobs]`, if they were real numbers."""
+        if depth not in self.ideals:
+            teacher = np.array([float(knob.teacher) for knob in _moving(self.variants[-1])])
+            start = max(self.scale(depth), 1e-3) * teacher
+            self.ideals[depth] = start if self.widths == "proportional" else self._fast_enough(depth, start, teacher)
+        return self.ideals[depth]
+
+    def _fast_enough(self, depth: Depth, start: np.ndarray, teacher: np.ndarray) -> np.ndarray:
+        """Even widths, or as near to them as leaves a student clearly faster than its teacher."""
+        for tilt in np.arange(0.0, 1.0, 0.05):
+            values = self._even(depth, start, teacher, tilt)
+            if self._work(depth, values[None])[0] <= 1:
+                break
+        return values
+
+    def _work(self, depth: Depth, points: np.ndarray) -> np.ndarray:
+        """Multiply-accumulates `[N]` of all convolutions and linear layers, in shares of the most that are welcome."""
+        *parts, _ = self._polynomials(depth)
+        pixels = [float(np.mean([0.25**level for level in knob.levels])) for knob in _widths(self.variants[-1])]
+        done = sum(part(points) * share for part, share in zip(parts, pixels, strict=True))
+        return np.asarray(done / (MOST_WORK * self.ratio * np.dot(self._teacher_parts, pixels)))
+
+    @functools.cached_property
+    def _teacher_parts(self) -> list[int]:
+        """The teacher's parameters at the resolutions of each width knob."""
+        tensors = shapes(self.family.class_name, self.config).tensors
+        sizes = {name: math.prod(shape) for name, shape in tensors.items()}
+        return [
+            sum(size for name, size in sizes.items() if name.startswith(knob.modules))
+            for knob in _widths(self.variants[-1])
+        ]
+
+    def _even(self, depth: Depth, start: np.ndarray, teacher: np.ndarray, tilt: float) -> np.ndarray:
+        """Widths with as many parameters at each resolution (4^tilt times as many at each coarser one), none wider than
+        the teacher's: what a level at its teacher's width cannot take goes to the others. The fine knob keeps the mean
+        share of the widths."""
+        knobs = _moving(self.variants[-1])
+        width = np.array([knob.kind == "width" for knob in knobs])
+        weight = np.array([sum(4.0 ** (tilt * level) for level in knob.levels) for knob in _widths(self.variants[-1])])
+        *parts, total = self._polynomials(depth)
+        values = start.copy()
+        for _ in range(ROUNDS):
+            sizes = np.array([part(values[None])[0] for part in parts])
+            full = values[width] >= teacher[width]
+            spent = float(total(values[None])[0]) - sizes.sum() + sizes[full].sum()
+            share = max((self.target - spent) / max(weight[~full].sum(), 1e-9), 1.0)
+            # A level that is full may turn out too large for the others' share.
+            wanted = np.where(full & (sizes < share * weight), np.inf, share * weight)
+            step = np.clip(wanted / np.maximum(sizes, 1.0), 0.25, 4.0) ** DAMPING
+            values[width] = np.clip(values[width] * step, 1.0, teacher[width])
+            values[~width] = teacher[~width] * np.exp(np.log(values[width] / teacher[width]).mean())
+        return values
+
+    def best(self, variant: Variant, depth: Depth) -> Candidate:
+        knobs, ideal = _moving(variant), self.ideal(depth)
         polynomial = self.polynomial(depth)
-        points = _points(polynomial, knobs, scale, self.target)
+        points = _points(polynomial, knobs, ideal, self.target)
         error = (polynomial(points) - _shortcuts(points, knobs)) / self.target - 1
-        cost = variant.cost + _imbalance(points, knobs, scale) + 5 * np.abs(error)
+        cost = variant.cost + _imbalance(points, knobs, ideal) + 5 * np.abs(error)
+        if self.widths == "even":
+            cost += 5 * np.maximum(0, np.log(self._work(depth, points)))
+        else:
+            cost += _lost_shortcuts(points, knobs)
         fits = np.abs(error) <= TOLERANCE
         chosen = np.argmin(np.where(fits, cost, np.inf)) if fits.any() else np.argmin(np.abs(error))
         choice = {**variant.fixed, **dict(depth), **_named(knobs, points[chosen])}
         return Candidate(choice, float(error[chosen]), float(cost[chosen]))
+
+
+def _widths(variant: Variant) -> list[Knob]:
+    return [knob for knob in variant.knobs if knob.kind == "width"]
 
 
 def _moving(variant: Variant) -> list[Knob]:
@@ -148,11 +240,11 @@ def _named(knobs: list[Knob], values: Sequence[int] | np.ndarray) -> dict[str, i
     return {knob.name: int(value) for knob, value in zip(knobs, values, strict=True)}
 
 
-def _points(polynomial: SizePolynomial, knobs: list[Knob], scale: float, target: float) -> np.ndarray:
-    """Knob values `[N, knobs]` worth a look: widths near the scale, each with fine values that hit the target."""
+def _points(polynomial: SizePolynomial, knobs: list[Knob], ideal: np.ndarray, target: float) -> np.ndarray:
+    """Knob values `[N, knobs]` worth a look: widths near their ideal, each with fine values that hit the target."""
     widths, fine = [knob for knob in knobs if knob.kind == "width"], [knob for knob in knobs if knob.kind == "fine"]
     number = max(2, int(NUM_SETTINGS ** (1 / len(widths))))
-    near = [_nearest(knob, scale * knob.teacher, number) for knob in widths]
+    near = [_nearest(knob, value, number) for knob, value in zip(widths, ideal[: len(widths)], strict=True)]
     grid = np.array(list(itertools.product(*near)), dtype=float)
     if not fine:
         return grid
@@ -161,7 +253,7 @@ def _points(polynomial: SizePolynomial, knobs: list[Knob], scale: float, target:
     roots = polynomial.roots(start, np.eye(len(knobs))[-1:], target + _shortcuts(start, knobs))
     wanted = np.nan_to_num(roots, nan=knob.values[0])
     found = []
-    for value, step in ((wanted, 1), (wanted, 4), (wanted, 8), (np.full(len(grid), scale * knob.teacher), 8)):
+    for value, step in ((wanted, 1), (wanted, 4), (wanted, 8), (np.full(len(grid), ideal[-1]), 8)):
         points = start.copy()
         points[:, -1] = np.clip(np.round(value / step) * step, knob.values[0], knob.values[-1])
         found.append(points)
@@ -176,21 +268,44 @@ def _shortcuts(points: np.ndarray, knobs: list[Knob]) -> np.ndarray:
 
 
 def _nearest(knob: Knob, ideal: float, number: int) -> list[int]:
-    return sorted(knob.values, key=lambda value: abs(math.log(value / ideal)))[:number]
+    """Values near `ideal`; half of them such as kernels like best, where there are any."""
+
+    def best(values: Sequence[int], count: int) -> list[int]:
+        return sorted(values, key=lambda value: abs(math.log(value / ideal)))[:count]
+
+    liked = [value for value in knob.values if value >= 64 and value % _multiple(value) == 0]
+    return list(dict.fromkeys([*best(liked, number // 2), *best(knob.values, number)]))[:number]
 
 
-def _imbalance(points: np.ndarray, knobs: list[Knob], scale: float) -> np.ndarray:
-    """How far the widths are from one common scale `[N]`, plus small amends for awkward numbers."""
-    teacher = np.array([knob.teacher for knob in knobs])
+def _multiple(width: int) -> int:
+    """What kernels like a width to be a multiple of."""
+    return 64 if width >= 256 else 32 if width >= 64 else 4 if width >= 16 else 1
+
+
+def _imbalance(points: np.ndarray, knobs: list[Knob], ideal: np.ndarray) -> np.ndarray:
+    """How far the knobs are from their ideal `[N]`, plus small amends for awkward numbers."""
     is_width = np.array([knob.kind == "width" for knob in knobs])
-    off = np.abs(np.log(points / (scale * teacher)))
+    off = np.abs(np.log(points / ideal))
     worst = off[:, is_width].max(-1)
     cost = worst + 0.5 * off[:, is_width].mean(-1) + 2 * np.maximum(0, worst - BALANCED)
     cost += 0.2 * off[:, ~is_width].sum(-1)
     # Little is left of what a fine knob stands for (the timestep's embedding) once it is far behind the widths.
-    cost += 2 * np.maximum(0, np.log(SMALLEST_FINE * scale * teacher[~is_width] / points[:, ~is_width])).sum(-1)
-    # Widths that differ in the teacher should differ in the student, or shortcut convolutions get lost.
+    cost += 2 * np.maximum(0, np.log(SMALLEST_FINE * ideal[~is_width] / points[:, ~is_width])).sum(-1)
+    return cost + _awkward(points, is_width)
+
+
+def _awkward(points: np.ndarray, is_width: np.ndarray) -> np.ndarray:
+    """Amends `[N]` for numbers that kernels do not like."""
+    multiple = np.vectorize(_multiple)(points.astype(int))
+    odd = points % multiple != 0
+    # Of the fine knob too, but nothing is computed with it at every pixel.
+    wide = odd & (points >= 64) & is_width
+    return 0.02 * odd.sum(-1) + 0.13 * wide.sum(-1) + 0.1 * (wide & (points % 16 != 0)).sum(-1)
+
+
+def _lost_shortcuts(points: np.ndarray, knobs: list[Knob]) -> np.ndarray:
+    """Amends `[N]` for widths that differ in the teacher and not, or the other way, in the student."""
+    is_width = np.array([knob.kind == "width" for knob in knobs])
+    teacher = np.array([knob.teacher for knob in knobs])
     order = np.sign(np.diff(teacher[is_width]))
-    cost += 0.5 * (np.sign(np.diff(points[:, is_width], axis=1)) != order).sum(-1)
-    multiple = np.where(points >= 256, 16, np.where(points >= 64, 8, np.where(points >= 16, 4, 1)))
-    return cost + 0.02 * (points % multiple != 0).sum(-1)
+    return 0.5 * (np.sign(np.diff(points[:, is_width], axis=1)) != order).sum(-1)

@@ -15,6 +15,7 @@ from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.families import registry
 from diffcompress.families.unet2d import FAMILY
 from diffcompress.recipe import StudentSection
+from diffcompress.student import costs
 from diffcompress.student.plan import StudentPlan, plan
 from tests import tiny
 
@@ -54,7 +55,7 @@ COMMON = {
 }
 BIG = {name: {**COMMON, **changes} for name, changes in BIG.items()}
 DOWN, UP = ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
-PUBLISHED = StudentSection(channels_per_group=1)
+PUBLISHED = StudentSection(channels_per_group=1, widths="proportional")
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
@@ -68,16 +69,56 @@ def test_demo_students_are_within_one_percent_and_see_the_timestep(ratio):
 
 
 @pytest.mark.parametrize("teacher", BIG.values(), ids=BIG.keys())
-def test_big_students_are_within_one_percent_and_balanced(teacher):
-    for ratio in (0.5, 0.01):
-        found = plan(FAMILY, teacher, ratio=ratio)
-        assert found.ratio == pytest.approx(ratio, rel=0.01)
-        widths = [s / t for s, t in zip(found.config["block_out_channels"], teacher["block_out_channels"], strict=True)]
-        assert max(widths) / min(widths) < 1.35
-        assert min(found.config["block_out_channels"]) // found.config["norm_num_groups"] >= 4
-        # Large students lose a layer and keep width; small ones keep layers until width would get too low.
-        too_narrow = ratio == 0.01 and teacher["block_out_channels"][0] == 128
-        assert found.config["layers_per_block"] == (1 if ratio == 0.5 or too_narrow else 2)
+@pytest.mark.parametrize("ratio", [0.25, 0.05, 0.01])
+def test_parameters_are_spread_over_the_resolutions(teacher, ratio):
+    found = plan(FAMILY, teacher, ratio=ratio)
+    assert found.ratio == pytest.approx(ratio, rel=0.01)
+    widths = found.config["block_out_channels"]
+    assert all(width <= wide for width, wide in zip(widths, teacher["block_out_channels"], strict=True))
+    sizes = _level_sizes(found.config)
+    # A level as wide as the teacher's takes what it can; the others have like shares.
+    free = [s for s, w, wide in zip(sizes, widths, teacher["block_out_channels"], strict=True) if w < wide]
+    assert len(free) >= 2 and max(free) / min(free) < 2.5 and max(sizes) == max(free)
+    assert min(widths) // found.config["norm_num_groups"] >= 4
+    cost, whole = costs.count(FAMILY, found.config), costs.count(FAMILY, teacher)
+    assert cost.macs / whole.macs < 8 * ratio
+
+
+@pytest.mark.parametrize("teacher", BIG.values(), ids=BIG.keys())
+def test_widths_are_such_as_kernels_like(teacher):
+    for ratio in (0.25, 0.05):
+        widths = plan(FAMILY, teacher, ratio=ratio).config["block_out_channels"]
+        assert all(width % (64 if width >= 256 else 32) == 0 for width in widths if width >= 96)
+
+
+@pytest.mark.parametrize("teacher", BIG.values(), ids=BIG.keys())
+def test_large_students_lose_layers_and_small_ones_only_where_width_gets_too_low(teacher):
+    assert plan(FAMILY, teacher, ratio=0.5).config["layers_per_block"] == 1
+    assert plan(FAMILY, teacher, ratio=0.02).config["layers_per_block"] == 2
+    assert plan(FAMILY, teacher, ratio=0.0005).config["layers_per_block"] == 1
+
+
+def test_proportional_widths_are_one_share_of_the_teachers():
+    section = StudentSection(widths="proportional")
+    for ratio in (0.25, 0.02):
+        found = plan(FAMILY, BIG["ldm-celebahq"], ratio=ratio, section=section)
+        old, new = BIG["ldm-celebahq"]["block_out_channels"], found.config["block_out_channels"]
+        shares = [narrow / wide for narrow, wide in zip(new, old, strict=True)]
+        assert found.ratio == pytest.approx(ratio, rel=0.01) and max(shares) / min(shares) < 1.35
+
+
+def _level_sizes(config):
+    """Parameters at each resolution."""
+    last = len(config["block_out_channels"]) - 1
+    sizes = [0] * (last + 1)
+    for name, value in UNet2DModel.from_config(config).named_parameters():
+        stack, _, rest = name.partition(".")
+        if stack in ("down_blocks", "up_blocks"):
+            number = int(rest.partition(".")[0])
+            sizes[number if stack == "down_blocks" else last - number] += value.numel()
+        elif stack == "mid_block":
+            sizes[last] += value.numel()
+    return sizes
 
 
 def test_a_student_that_cannot_run_is_refused():

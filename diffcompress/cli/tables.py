@@ -23,13 +23,12 @@ def number(value: Any) -> str:
 def planned(rows: Sequence[dict[str, Any]]) -> Table:
     """One line for each asked ratio."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("asked", "ratio", "params", "MACs", "denoiser", "pipeline", "peak memory"):
+    for name in ("asked", "params", "ratio", "MACs", "MACs ratio", "denoiser", "pipeline", "peak memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         sizes = [_bytes(row[key]) for key in ("size_bytes", "pipeline_bytes", "peak_memory_bytes")]
-        table.add_row(
-            number(row["requested_ratio"]), number(row["ratio"]), count(row["params"]), count(row["macs"]), *sizes
-        )
+        shares = [told for name, share in (("params", "ratio"), ("macs", "macs_ratio")) for told in (count(row[name]), number(row[share]))]
+        table.add_row(number(row["requested_ratio"]), *shares, *sizes)
     return table
 
 

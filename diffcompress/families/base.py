@@ -136,6 +136,10 @@ class Family(Protocol):
         """The teacher's config with `choice` (a variant's fixed values and all knobs), in diffusers' own keys."""
         ...
 
+    def reasons(self, config: Config, student: Config) -> Mapping[str, str]:
+        """Why a student of `config` has other values, by config key: half a sentence each, for its plan."""
+        ...
+
     def blocks(self, model: nn.Module) -> tuple[str, ...]:
         """Names of the modules whose outputs are features, in order: as many in a student as in its teacher."""
         ...

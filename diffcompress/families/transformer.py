@@ -114,6 +114,13 @@ class Transformer:
             changes["dropout"] = 0.0
         return plain_config(self.class_name, config, **changes)
 
+    def reasons(self, config: Config, student: Config) -> Mapping[str, str]:
+        (heads, head_dim), shape = self.size(student), self.shape(config)
+        values = math.prod(shape) // self.num_tokens(config, shape)
+        width = f"{heads * head_dim} channels, where a token has {values} values"
+        depth = {stack.key: "depth shrinks about as width does" for stack in self.stacks}
+        return {**depth, "num_attention_heads": width, "attention_head_dim": width}
+
     def blocks(self, model: nn.Module) -> tuple[str, ...]:
         """NUM_FEATURES blocks spread over the deepest stack, the last one among them; over the next if it is empty."""
         sizes = {stack.module: len(model.get_submodule(stack.module)) for stack in self.stacks}  # type: ignore[arg-type]

@@ -9,12 +9,15 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from diffcompress.families.base import Config, Knob
+from diffcompress.families.shapes import shapes
 from diffcompress.families.unet_rules import depths, level_modules, runs, time_dim
 
 # A sinusoid needs two frequencies per half (diffusers divides by half - freq_shift).
 FEWEST_CHANNELS = 4
 # Below this many channels at full resolution, layers go before width does.
 NARROW = 16
+# Levels from this width up have at least so many channels in a norm group.
+WIDE, COMFORTABLE = 64, 4
 # Halving the head size is as bad as this much imbalance between widths.
 HEAD_COST = 0.15
 
@@ -24,7 +27,26 @@ class UNet:
 
     subfolder = "unet"
     kind: Literal["unet", "transformer"] = "unet"
+    class_name: str
     call_options: Mapping[str, Any] = {}
+
+    def sample_shape(self, config: Config) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def reasons(self, config: Config, student: Config) -> Mapping[str, str]:
+        sizes = {name: math.prod(shape) for name, shape in shapes(self.class_name, student).tensors.items()}
+        levels = range(len(student["block_out_channels"]))
+        owned = [sum(n for name, n in sizes.items() if name.startswith(level_modules(student, [i]))) for i in levels]
+        told = ", ".join(f"{100 * size / sum(sizes.values()):.0f}" for size in owned)
+        sides = ", ".join(str(-(-self.sample_shape(config)[-1] // 2**i)) for i in levels)
+        fewest = min(student["block_out_channels"]) // student.get("norm_num_groups", 32)
+        return {
+            "block_out_channels": f"{told} % of the parameters at {sides} pixels",
+            "norm_num_groups": f"{fewest} channels or more in a group: one alone would hide the timestep",
+            "layers_per_block": "fewer layers rather than narrower ones",
+            "attention_head_dim": "heads that divide the new widths, in sizes near the teacher's",
+            "time_embedding_dim": "brings the size to the one that was asked for",
+        }
 
     def blocks(self, model: nn.Module) -> tuple[str, ...]:
         """The last residual or attention layer of every block, before its down- or upsampler."""
@@ -56,9 +78,15 @@ class UNet:
 def group_options(config: Config, channels_per_group: int) -> list[tuple[int, float]]:
     """Numbers of norm groups that a student may have, the teacher's first, with their costs (see Variant)."""
     groups = config.get("norm_num_groups", 32)
-    # The published extreme students keep the teacher's groups even at one channel each: stay close to them.
-    weight = 2.0 if channels_per_group == 1 else 0.05
+    # Groups like the teacher's are worth a seventh of the distance for each halving that is spared (docs/decisions/0011).
+    # The published extreme students keep them even at one channel each: stay close to these.
+    weight = 2.0 if channels_per_group == 1 else 0.3
     return [(number, weight * math.log2(groups / number)) for number in divisors(groups)]
+
+
+def group_size(groups: int, fewest: int) -> int:
+    """Channels of the smallest group: at least COMFORTABLE in levels that are WIDE, where they cost nothing."""
+    return max(fewest, COMFORTABLE) if fewest > 1 and groups * COMFORTABLE > WIDE else fewest
 
 
 def knobs(
@@ -73,8 +101,8 @@ def knobs(
     for number, run in enumerate(runs(config)):
         width = teacher[run[0]]
         step = math.lcm(2, groups, *(multiples[level] for level in run if level in multiples))
-        # A teacher may have fewer channels in a group; a student that small would be blind to the timestep.
-        fewest = max(FEWEST_CHANNELS, groups * channels_per_group if groups > 1 else min(channels_per_group, width))
+        # A teacher may have fewer channels in a group than a student, which must not be blind to the timestep.
+        fewest = max(FEWEST_CHANNELS, groups * group_size(groups, channels_per_group) if groups > 1 else 1)
         values = range(-(-fewest // step) * step, width + 1, step)
         if not values:
             return None

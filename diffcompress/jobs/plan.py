@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ class _Teacher:
     dtype: str | None
     other_bytes: int | None
     notes: tuple[str, ...]
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-accumulates of one call at batch 1."""
+        return costs.count(self.family, self.config).macs
 
 
 def plan(
@@ -101,6 +107,7 @@ def _row(teacher: _Teacher, student: StudentPlan, recipe: Recipe, dtype: str) ->
         "size_bytes": size,
         "config": dict(student.config),
         "macs": cost.macs,
+        "macs_ratio": cost.macs / teacher.macs,
         "pipeline_bytes": None if teacher.other_bytes is None else teacher.other_bytes + size,
         "peak_memory_bytes": cost.training_bytes(batch) + 4 * student.teacher_params,
         "seconds_per_step": None,
@@ -116,6 +123,7 @@ def _unreachable(teacher: _Teacher, ratio: float, error: DoesNotFitError) -> dic
             "size_bytes",
             "config",
             "macs",
+            "macs_ratio",
             "pipeline_bytes",
             "peak_memory_bytes",
             "seconds_per_step",

@@ -12,7 +12,7 @@ from diffcompress.recipe import Recipe
 from diffcompress.student.inherit import start_student
 from diffcompress.student.plan import StudentPlan
 from diffcompress.student.scores import taylor_scores
-from diffcompress.teacher.load import LoadedPipeline, state_fingerprint
+from diffcompress.teacher.load import LoadedPipeline, laid_out, state_fingerprint
 from diffcompress.teacher.weights import open_state
 from diffcompress.training.state import TrainingState
 
@@ -49,5 +49,5 @@ def averaged_student(student_plan: StudentPlan, like: nn.Module, state: Training
 def as_student(teacher: LoadedPipeline, student_plan: StudentPlan, denoiser: nn.Module) -> LoadedPipeline:
     """A student denoiser as a pipeline of its own, sampled as the teacher is."""
     reference = replace(teacher.reference, config=dict(student_plan.config))
-    denoiser = denoiser.eval().requires_grad_(False)
+    denoiser = laid_out(denoiser, teacher.family).eval().requires_grad_(False)
     return replace(teacher, reference=reference, denoiser=denoiser, fingerprint=state_fingerprint(denoiser))

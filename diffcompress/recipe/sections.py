@@ -24,7 +24,7 @@ class Section(BaseModel):
 
 class StudentSection(Section):
     channels_per_group: int = Field(
-        4, ge=1, description="fewest channels in a GroupNorm group; 1 blinds blocks to the timestep"
+        2, ge=1, description="fewest channels in a GroupNorm group; 1 blinds blocks to the timestep"
     )
     widths: Literal["even", "proportional"] = Field(
         "even",

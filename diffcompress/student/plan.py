@@ -191,7 +191,7 @@ def _verified(
     rules = family.tensor_rules(config, student)
     plain = {key: _plain(value) for key, value in config.items() if not key.startswith("_")}
     student = {key: _plain(value) for key, value in student.items()}
-    notes = (*_notes(config, student), *rules.notes)
+    notes = (*_notes(config, student, family.reasons(config, student)), *rules.notes)
     return StudentPlan(family.class_name, plain, student, params, teacher_params, asked, candidate.choice, notes)
 
 
@@ -210,10 +210,15 @@ def _check_runs(family: Family, config: Config, variant: Variant) -> None:
         ) from error
 
 
-def _notes(config: Config, student: Config) -> list[str]:
+def _notes(config: Config, student: Config, reasons: Mapping[str, str]) -> list[str]:
+    """What changed, with the reason where there is one to tell."""
     old = {key: _plain(config.get(key)) for key in student}
     changed = [key for key in student if not key.startswith("_") and old[key] != student[key]]
-    return [f"{key}: {'default' if old[key] is None else old[key]} -> {student[key]}" for key in changed]
+    return [
+        f"{key}: {'default' if old[key] is None else old[key]} -> {student[key]}"
+        + (f" ({reasons[key]})" if key in reasons else "")
+        for key in changed
+    ]
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ import bisect
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -144,7 +144,7 @@ class Search:
             # Far apart: two equal neighbouring widths would change which tensors exist.
             centre = [64 * (number + 1) * math.lcm(*steps) for number in range(len(steps))]
             self.polynomials[depth] = [
-                SizePolynomial.fit(lambda values, part=part: counts(tuple(values))[part], centre, steps)
+                SizePolynomial.fit(functools.partial(_part, counts, part), centre, steps)
                 for part in range(len(owners) + 1)
             ]
         return self.polynomials[depth]
@@ -223,6 +223,10 @@ class Search:
         chosen = np.argmin(np.where(fits, cost, np.inf)) if fits.any() else np.argmin(np.abs(error))
         choice = {**variant.fixed, **dict(depth), **_named(knobs, points[chosen])}
         return Candidate(choice, float(error[chosen]), float(cost[chosen]))
+
+
+def _part(counts: Callable[[tuple[int, ...]], list[int]], part: int, values: Sequence[int]) -> int:
+    return counts(tuple(values))[part]
 
 
 def _widths(variant: Variant) -> list[Knob]:

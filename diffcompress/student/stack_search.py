@@ -17,8 +17,9 @@ import numpy as np
 from diffcompress.families.base import Config, Family, Knob, Variant
 from diffcompress.student.search import TOLERANCE, Candidate
 
-# With the teacher's head size and a width that is a multiple of 16 a student may be this far off.
-KEPT_TOLERANCE, KEPT_MULTIPLE = 0.05, 16
+# With heads that fused attention takes (of the teacher's size, or multiples of 8) and a width that is a multiple of 16 a
+# student may be this far off.
+KEPT_TOLERANCE, KEPT_MULTIPLE, HEAD_MULTIPLE = 0.05, 16, 8
 # Width and depth shrink by shares that differ by at most this factor, where that is possible.
 BALANCED = math.log(1.8)
 # Channels of a wide enough student, in values of a token (docs/decisions/0008).
@@ -69,8 +70,10 @@ class StackSearch:
         return self._nearest(self.wide_enough) or self._nearest(self.token_values) or self._nearest(0)
 
     def _best(self, narrowest: int) -> Candidate | None:
+        fused = tuple(v for v in self.variants if v.fixed["head_dim"] % HEAD_MULTIPLE == 0)
         for variants, tolerance, multiple, limit in (
             (self.variants[:1], KEPT_TOLERANCE, KEPT_MULTIPLE, BALANCED),
+            (fused, KEPT_TOLERANCE, KEPT_MULTIPLE, BALANCED),
             (self.variants, TOLERANCE, 1, BALANCED),
             (self.variants[:1], KEPT_TOLERANCE, KEPT_MULTIPLE, math.inf),
             (self.variants, TOLERANCE, 1, math.inf),

@@ -58,6 +58,10 @@ class Optimizer:
                 if owner == name:
                     state.setdefault(int(index), {})[moment] = value
             part.load_state_dict(part.state_dict() | {"state": state})
+            for parameter, moments in part.state.items():
+                # Fused updates walk through memory: moments must lie as their parameters do.
+                like = {key: value for key, value in moments.items() if value.shape == parameter.shape}
+                moments |= {key: torch.empty_like(parameter).copy_(value) for key, value in like.items()}
 
 
 def _matrices(model: nn.Module) -> set[Tensor]:

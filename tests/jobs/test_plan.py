@@ -18,7 +18,7 @@ from tests import tiny
 from tests.cli.command import run
 
 KEYS = {
-    "teacher", "family", "ratio", "requested_ratio", "params", "size_bytes", "config", "macs", "pipeline_bytes",
+    "teacher", "family", "ratio", "requested_ratio", "params", "size_bytes", "config", "macs", "macs_ratio", "pipeline_bytes",
     "peak_memory_bytes", "seconds_per_step", "evidence", "notes",
 }  # fmt: skip
 
@@ -30,6 +30,14 @@ def teacher(tmp_path_factory):
 
 def _student(config):
     return UNet2DModel.from_config({k: v for k, v in config.items() if not k.startswith("_")})
+
+
+def _macs(denoiser):
+    counter = FlopCounterMode(display=False)
+    # The fused attention of the CPU is not in torch's table of counted operations.
+    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        denoiser.float()(torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.long))
+    return counter.get_total_flops() // 2
 
 
 def test_what_is_planned_comes_true(teacher, tmp_path):
@@ -44,11 +52,8 @@ def test_what_is_planned_comes_true(teacher, tmp_path):
     student.half().save_pretrained(tmp_path)
     assert planned["size_bytes"] == (tmp_path / "diffusion_pytorch_model.safetensors").stat().st_size
     assert planned["pipeline_bytes"] > planned["size_bytes"]
-    counter = FlopCounterMode(display=False)
-    # The fused attention of the CPU is not in torch's table of counted operations.
-    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        student.float()(torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.long))
-    assert planned["macs"] == counter.get_total_flops() // 2
+    assert planned["macs"] == _macs(student)
+    assert planned["macs_ratio"] == pytest.approx(planned["macs"] / _macs(UNet2DModel.from_pretrained(teacher / "unet")))
     assert planned["peak_memory_bytes"] > 20 * params + 4 * whole
 
 

@@ -64,7 +64,7 @@ def test_demo_students_are_within_one_percent_and_see_the_timestep(ratio):
     student = UNet2DModel.from_config(found.config)
     assert sum(p.numel() for p in student.parameters()) == found.params
     assert found.ratio == pytest.approx(ratio, rel=0.01)
-    assert min(found.config["block_out_channels"]) // found.config["norm_num_groups"] >= 4
+    assert min(found.config["block_out_channels"]) // found.config["norm_num_groups"] >= 2
     assert min(_time_effects(_random(student), after="")) > 1e-3
 
 
@@ -79,7 +79,8 @@ def test_parameters_are_spread_over_the_resolutions(teacher, ratio):
     # A level as wide as the teacher's takes what it can; the others have like shares.
     free = [s for s, w, wide in zip(sizes, widths, teacher["block_out_channels"], strict=True) if w < wide]
     assert len(free) >= 2 and max(free) / min(free) < 2.5 and max(sizes) == max(free)
-    assert min(widths) // found.config["norm_num_groups"] >= 4
+    groups = found.config["norm_num_groups"]
+    assert min(widths) // groups >= 2 and all(width // groups >= 4 for width in widths if width >= 64)
     cost, whole = costs.count(FAMILY, found.config), costs.count(FAMILY, teacher)
     assert cost.macs / whole.macs < 8 * ratio
 

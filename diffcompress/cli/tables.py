@@ -27,7 +27,11 @@ def planned(rows: Sequence[dict[str, Any]]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         sizes = [_bytes(row[key]) for key in ("size_bytes", "pipeline_bytes", "peak_memory_bytes")]
-        shares = [told for name, share in (("params", "ratio"), ("macs", "macs_ratio")) for told in (count(row[name]), number(row[share]))]
+        shares = [
+            told
+            for name, share in (("params", "ratio"), ("macs", "macs_ratio"))
+            for told in (count(row[name]), number(row[share]))
+        ]
         table.add_row(number(row["requested_ratio"]), *shares, *sizes)
     return table
 

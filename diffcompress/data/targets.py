@@ -26,7 +26,7 @@ from diffcompress.teacher.load import LoadedPipeline
 SHARD_SIZE = 512
 # Of a pool at most, on disk and in memory, however large the teacher's samples are.
 POOL_BYTES = 4 << 30
-ENTRY_STREAM, MIX_STREAM, ORDER_STREAM, FRESH_STREAM, TAYLOR_STREAM = 21, 22, 23, 24, 25
+ENTRY_STREAM, MIX_STREAM, ORDER_STREAM, FRESH_STREAM, TAYLOR_STREAM, REFIT_STREAM = 21, 22, 23, 24, 25, 26
 TAYLOR_BATCHES, TAYLOR_BATCH_SIZE = 8, 32
 FIELDS = ("noisy", "timestep", "prediction", "index", "condition")
 
@@ -214,3 +214,14 @@ def taylor_batches(
             part = {name: value[rows] for name, value in conditioning.items()}
             device = teacher.device
             yield noisy[rows].to(device), timestep[rows].to(device), part, target[rows].to(device)
+
+
+def refit_batch(teacher: LoadedPipeline, bank: Bank, seed: int, size: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """One batch (noisy, timestep, conditioning) of the bank at noise levels spread evenly, on the teacher's device."""
+    own = generator(seed, REFIT_STREAM)
+    index = torch.randint(bank.num_samples, (size,), generator=own)
+    clean, noise = bank.clean[index], torch.randn(size, *teacher.sample_shape, generator=own)
+    timestep = teacher.noise.at((torch.arange(size) + torch.rand(size, generator=own)) / size)
+    noisy, device = teacher.noise.noisy(clean, noise, timestep), teacher.device
+    conditioning = {name: value.to(device) for name, value in bank.conditions.rows(bank.index[index]).items()}
+    return noisy.to(device), timestep.to(device), conditioning

@@ -78,7 +78,7 @@ class UNet:
 def group_options(config: Config, channels_per_group: int) -> list[tuple[int, float]]:
     """Numbers of norm groups that a student may have, the teacher's first, with their costs (see Variant)."""
     groups = config.get("norm_num_groups", 32)
-    # Groups like the teacher's are worth a seventh of the distance for each halving that is spared (docs/decisions/0011).
+    # Each halving that is spared is worth a seventh of the distance (docs/decisions/0011).
     # The published extreme students keep them even at one channel each: stay close to these.
     weight = 2.0 if channels_per_group == 1 else 0.3
     return [(number, weight * math.log2(groups / number)) for number in divisors(groups)]

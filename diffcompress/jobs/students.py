@@ -2,33 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from diffcompress.data import bank as banks
-from diffcompress.data.targets import taylor_batches
+from diffcompress.data.targets import refit_batch, taylor_batches
+from diffcompress.families.base import TensorRules
 from diffcompress.recipe import Recipe
-from diffcompress.student.inherit import start_student
+from diffcompress.runtime import Progress
+from diffcompress.student.inherit import pick, start_student
 from diffcompress.student.plan import StudentPlan
-from diffcompress.student.scores import taylor_scores
+from diffcompress.student.refit import refit
+from diffcompress.student.scores import magnitude_scores, taylor_scores
+from diffcompress.teacher.conditioning import as_dtype
 from diffcompress.teacher.load import LoadedPipeline, laid_out, state_fingerprint
 from diffcompress.teacher.weights import open_state
 from diffcompress.training.state import TrainingState
 
+# Samples that layers are refitted on: fewer at once would not be of all noise levels.
+REFIT_SAMPLES, FEWEST_REFIT_SAMPLES = 128, 16
+
 
 def initial_student(
-    teacher: LoadedPipeline, student_plan: StudentPlan, recipe: Recipe, bank: banks.Bank, *, ranked: bool = True
+    teacher: LoadedPipeline,
+    student_plan: StudentPlan,
+    recipe: Recipe,
+    bank: banks.Bank,
+    *,
+    ranked: bool = True,
+    progress: Progress | None = None,
 ) -> nn.Module:
     """The student before training: inherited from the teacher or random, as the recipe says; on the CPU.
 
-    Without `ranked` the Taylor pass is left out: for a student whose weights are about to be replaced.
+    Without `ranked` the passes through the teacher are left out: for a student whose weights are about to be replaced.
     """
-    scores = None
-    if ranked and recipe.student.start == "inherit" and recipe.student.importance == "taylor":
+    section, scores = recipe.student, None
+    if ranked and section.start == "inherit" and section.importance == "taylor":
         scores = taylor_scores(teacher.denoiser, teacher.predict, taylor_batches(teacher, bank, recipe.seed))
     state = open_state(teacher.reference)
-    return start_student(teacher.family, student_plan, recipe.student, state, scores=scores, seed=recipe.seed)
+    student = start_student(teacher.family, student_plan, section, state, scores=scores, seed=recipe.seed)
+    if ranked and section.start == "inherit" and section.refit and teacher.family.kind == "unet":
+        rules = student_plan.rules(teacher.family)
+        kept = pick(rules, magnitude_scores(state) if scores is None else scores)
+        _refit(student, teacher, rules, kept, recipe, bank, progress or Progress())
+    return student
+
+
+def _refit(
+    student: nn.Module,
+    teacher: LoadedPipeline,
+    rules: TensorRules,
+    kept: Mapping[str, Tensor],
+    recipe: Recipe,
+    bank: banks.Bank,
+    progress: Progress,
+) -> None:
+    number = min(REFIT_SAMPLES, bank.batch_size)
+    if number < FEWEST_REFIT_SAMPLES:
+        progress.note(f"inherited layers are not refitted: memory holds {number} samples at once, too few")
+        return
+    noisy, timestep, conditioning = refit_batch(teacher, bank, recipe.seed, number)
+
+    def call(model: nn.Module) -> Tensor:
+        dtype = next(model.parameters()).dtype
+        return teacher.family.predict(model, noisy.to(dtype), timestep, as_dtype(conditioning, dtype))
+
+    layers = refit(student.to(teacher.device), teacher.denoiser, rules, kept, call)
+    student.cpu()
+    progress.note(f"{layers} inherited layers refitted to their teacher's outputs on {number} samples")
 
 
 def copy_student(student_plan: StudentPlan, model: nn.Module) -> nn.Module:

@@ -30,7 +30,8 @@ PREVIEW_SAMPLES = 16
 def starting_student(run: Run, bank: Bank) -> nn.Module:
     """The student before training, kept in the run folder so that a resumed run starts from the same."""
     file = run.folder.student_init
-    student = initial_student(run.teacher, run.plan, run.request.recipe, bank, ranked=not file.exists())
+    ranked = not file.exists()
+    student = initial_student(run.teacher, run.plan, run.request.recipe, bank, ranked=ranked, progress=run.progress)
     if file.exists():
         student.load_state_dict(load_file(file))
     elif run.runtime.is_main:

@@ -34,6 +34,7 @@ class StudentSection(Section):
         "inherit", description="initial weights: the teacher's most important channels, or random"
     )
     importance: Literal["magnitude", "taylor"] = Field("taylor", description="how channels are ranked when inheriting")
+    refit: bool = Field(True, description="fit inherited layers to their teacher's outputs before training (U-Nets)")
 
 
 class BankSection(Section):

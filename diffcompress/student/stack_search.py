@@ -17,8 +17,8 @@ import numpy as np
 from diffcompress.families.base import Config, Family, Knob, Variant
 from diffcompress.student.search import TOLERANCE, Candidate
 
-# With heads that fused attention takes (of the teacher's size, or multiples of 8) and a width that is a multiple of 16 a
-# student may be this far off.
+# With heads that fused attention takes (of the teacher's size, or multiples of 8) and a width that is a multiple of 16
+# a student may be this far off.
 KEPT_TOLERANCE, KEPT_MULTIPLE, HEAD_MULTIPLE = 0.05, 16, 8
 # Width and depth shrink by shares that differ by at most this factor, where that is possible.
 BALANCED = math.log(1.8)

@@ -29,7 +29,12 @@ class Trainee(nn.Module):
         self, student: nn.Module, family: Family, adapters: nn.Module | None = None, *, precision: str = "float32"
     ) -> None:
         super().__init__()
-        self.student, self.family, self.adapters, self.precision = laid_out(student, family), family, adapters, precision
+        self.student, self.family, self.adapters, self.precision = (
+            laid_out(student, family),
+            family,
+            adapters,
+            precision,
+        )
 
     def forward(
         self, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]

@@ -18,8 +18,8 @@ from tests import tiny
 from tests.cli.command import run
 
 KEYS = {
-    "teacher", "family", "ratio", "requested_ratio", "params", "size_bytes", "config", "macs", "macs_ratio", "pipeline_bytes",
-    "peak_memory_bytes", "seconds_per_step", "evidence", "notes",
+    "teacher", "family", "ratio", "requested_ratio", "params", "size_bytes", "config", "macs", "macs_ratio",
+    "pipeline_bytes", "peak_memory_bytes", "seconds_per_step", "evidence", "notes",
 }  # fmt: skip
 
 
@@ -53,7 +53,9 @@ def test_what_is_planned_comes_true(teacher, tmp_path):
     assert planned["size_bytes"] == (tmp_path / "diffusion_pytorch_model.safetensors").stat().st_size
     assert planned["pipeline_bytes"] > planned["size_bytes"]
     assert planned["macs"] == _macs(student)
-    assert planned["macs_ratio"] == pytest.approx(planned["macs"] / _macs(UNet2DModel.from_pretrained(teacher / "unet")))
+    assert planned["macs_ratio"] == pytest.approx(
+        planned["macs"] / _macs(UNet2DModel.from_pretrained(teacher / "unet"))
+    )
     assert planned["peak_memory_bytes"] > 20 * params + 4 * whole
 
 

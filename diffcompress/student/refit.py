@@ -117,9 +117,9 @@ def _outputs(
     found: dict[str, Tensor] = {}
 
     def hook(source: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def keep(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def keep(module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if source not in found:
-                flat = _positions(output, output.dim() == 4)
+                flat = _positions(output, isinstance(module, nn.Conv2d))
                 found[source] = flat[_rows(len(flat), rows).to(flat.device)].float()
 
         return keep
@@ -135,7 +135,7 @@ def _outputs(
 
 
 def _positions(values: Tensor, channels_second: bool) -> Tensor:
-    """`[B, C, H, W]` or `[B, ..., C]` as `[positions, C]`."""
+    """`[B, C, H, W]` of a convolution or `[B, ..., C]` as `[positions, C]`."""
     last = values.movedim(1, -1) if channels_second else values
     return last.reshape(-1, last.shape[-1])
 

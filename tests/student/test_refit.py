@@ -1,0 +1,137 @@
+"""The closed-form start on real U-Nets: what it must leave alone, and what it must bring back."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffcompress.families.base import IndexSet, TensorRule, TensorRules
+from diffcompress.families.unet2d import FAMILY
+from diffcompress.recipe import StudentSection
+from diffcompress.student import refit as refitting
+from diffcompress.student.inherit import inherit, pick, start_student
+from diffcompress.student.plan import plan
+from diffcompress.student.refit import refit
+from diffcompress.student.scores import magnitude_scores
+from diffcompress.teacher.load import load
+from diffcompress.teacher.resolve import resolve
+from tests import tiny
+
+
+def _batch(size: int, side: int = 28, seed: int = 0) -> tuple[Tensor, Tensor]:
+    own = torch.Generator().manual_seed(seed)
+    return torch.randn(size, 1, side, side, generator=own), torch.randint(0, 1000, (size,), generator=own)
+
+
+def _caller(noisy: Tensor, timestep: Tensor):
+    return lambda model: FAMILY.predict(model, noisy, timestep, {})
+
+
+def _started(teacher, config, ratio: float):
+    """A student of `ratio` inherited by magnitude, its rules and picks."""
+    found = plan(FAMILY, config, ratio=ratio)
+    rules, state = found.rules(FAMILY), teacher.state_dict()
+    student = start_student(FAMILY, found, StudentSection(), state)
+    return student.eval(), rules, pick(rules, magnitude_scores(state))
+
+
+def test_a_student_of_the_teachers_shape_stays_the_teacher():
+    teacher = tiny.unet(tiny.UNET)
+    rules, student = FAMILY.tensor_rules(tiny.UNET, tiny.UNET), copy.deepcopy(teacher)
+    assert (
+        refit(student, teacher, rules, pick(rules, magnitude_scores(teacher.state_dict())), _caller(*_batch(8, 8))) > 20
+    )
+    noisy, timestep = _batch(4, 8, seed=1)
+    with torch.no_grad():
+        ours, theirs = (FAMILY.predict(model, noisy, timestep, {}) for model in (student, teacher))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.05])
+def test_inputs_that_it_was_not_fitted_on_are_predicted_better(ratio):
+    """On the embedded teacher: random weights have nothing to make up from."""
+    teacher = load(resolve("demo")).denoiser
+    student, rules, kept = _started(teacher, teacher.config, ratio)
+    noisy, timestep = _batch(16, seed=1)
+    with torch.no_grad():
+        target = FAMILY.predict(teacher, noisy, timestep, {})
+        before = (FAMILY.predict(student, noisy, timestep, {}) - target).square().mean()
+        refit(student, teacher, rules, kept, _caller(*_batch(48)))
+        after = (FAMILY.predict(student, noisy, timestep, {}) - target).square().mean()
+    assert after < before / 2
+
+
+def test_it_is_repeatable_and_leaves_the_teacher_and_the_mode_alone():
+    teacher = tiny.unet(tiny.DEMO)
+    before = copy.deepcopy(teacher.state_dict())
+    found = []
+    for _ in range(2):
+        student, rules, kept = _started(teacher, tiny.DEMO, 0.1)
+        refit(student.train(), teacher, rules, kept, _caller(*_batch(4)))
+        assert student.training
+        found.append(student.state_dict())
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in teacher.modules())
+
+
+def test_few_rows_of_many_are_enough(monkeypatch):
+    """Of a convolution too, whose windows are cut at the same positions as its teacher's outputs."""
+    teacher = load(resolve("demo")).denoiser
+    noisy, timestep = _batch(16, seed=1)
+    errors = []
+    for rows in (16_384, 3_000):
+        monkeypatch.setattr(refitting, "MOST_ROWS", rows)
+        student, rules, kept = _started(teacher, teacher.config, 0.1)
+        with torch.no_grad():
+            refit(student, teacher, rules, kept, _caller(*_batch(48)))
+            errors.append(
+                (FAMILY.predict(student, noisy, timestep, {}) - FAMILY.predict(teacher, noisy, timestep, {}))
+                .square()
+                .mean()
+            )
+    assert errors[1] < 2 * errors[0]
+
+
+class _Two(nn.Module):
+    """A linear layer without and a convolution with groups."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, width, bias=False), nn.Conv2d(width, width, 3, padding=1, groups=width)
+
+    def forward(self, given: Tensor) -> Tensor:
+        return self.second(self.first(given.movedim(1, -1)).movedim(-1, 1))
+
+
+def test_a_layer_without_a_bias_is_fitted_through_the_origin_and_grouped_convolutions_stay():
+    torch.manual_seed(0)
+    teacher, student = _Two(4), _Two(2)
+    sets = {"width": IndexSet("width", 4, 2)}
+    rules = TensorRules(
+        sets,
+        (
+            TensorRule("first.weight", "first.weight", (("width",), ()), (2, 3)),
+            TensorRule("second.weight", "second.weight", (("width",), (), (), ()), (2, 1, 3, 3)),
+            TensorRule("second.bias", "second.bias", (("width",),), (2,)),
+        ),
+    )
+    before = copy.deepcopy(student.second.state_dict())
+    given = torch.randn(4, 3, 5, 5) + 3
+    assert refit(student, teacher, rules, {"width": torch.tensor([1, 3])}, lambda model: model(given)) == 1
+    torch.testing.assert_close(student.first.weight, teacher.first.weight[[1, 3]], atol=1e-3, rtol=1e-3)
+    assert all(torch.equal(value, before[name]) for name, value in student.second.state_dict().items())
+
+
+def test_what_is_inherited_is_where_it_starts_from():
+    """Without rows to learn from the ridge keeps the inherited weights."""
+    teacher = tiny.unet(tiny.UNET)
+    rules = plan(FAMILY, tiny.UNET, ratio=0.3).rules(FAMILY)
+    student, _, kept = _started(teacher, tiny.UNET, 0.3)
+    blank = torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.long)
+    refit(student, teacher, rules, kept, _caller(*blank))
+    name = "time_embedding.linear_2.weight"
+    torch.testing.assert_close(student.state_dict()[name], inherit(rules, teacher.state_dict())[name])

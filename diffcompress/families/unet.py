@@ -84,9 +84,13 @@ def group_options(config: Config, channels_per_group: int) -> list[tuple[int, fl
     return [(number, weight * math.log2(groups / number)) for number in divisors(groups)]
 
 
-def group_size(groups: int, fewest: int) -> int:
-    """Channels of the smallest group: at least COMFORTABLE in levels that are WIDE, where they cost nothing."""
-    return max(fewest, COMFORTABLE) if fewest > 1 and groups * COMFORTABLE > WIDE else fewest
+def _fewest_channels(groups: int, per_group: int, finest: bool) -> int:
+    """Of a level: `per_group` in each norm group, half as many again at full resolution, which every pixel passes, and
+    COMFORTABLE ones in levels that are WIDE, where they cost nothing. As published, one stays one."""
+    if groups == 1 or per_group == 1:
+        return max(FEWEST_CHANNELS, groups if groups > 1 else 1)
+    most = math.ceil(1.5 * per_group) if finest else per_group
+    return max(FEWEST_CHANNELS, groups * (max(most, COMFORTABLE) if groups * COMFORTABLE > WIDE else most))
 
 
 def knobs(
@@ -101,8 +105,8 @@ def knobs(
     for number, run in enumerate(runs(config)):
         width = teacher[run[0]]
         step = math.lcm(2, groups, *(multiples[level] for level in run if level in multiples))
-        # A teacher may have fewer channels in a group than a student, which must not be blind to the timestep.
-        fewest = max(FEWEST_CHANNELS, groups * group_size(groups, channels_per_group) if groups > 1 else 1)
+        # A teacher may have fewer than a student, which must not be blind to the timestep.
+        fewest = _fewest_channels(groups, channels_per_group, finest=number == 0)
         values = range(-(-fewest // step) * step, width + 1, step)
         if not values:
             return None

@@ -26,9 +26,9 @@ class StudentSection(Section):
     channels_per_group: int = Field(
         2, ge=1, description="fewest channels in a GroupNorm group; 1 blinds blocks to the timestep"
     )
-    widths: Literal["even", "proportional"] = Field(
-        "even",
-        description="of U-Nets: as many parameters at each resolution, or one share of all of the teacher's widths",
+    widths: Literal["balanced", "proportional"] = Field(
+        "balanced",
+        description="of U-Nets: parameters balanced over the resolutions, or one share of the teacher's widths",
     )
     start: Literal["inherit", "random"] = Field(
         "inherit", description="initial weights: the teacher's most important channels, or random"

@@ -1,7 +1,7 @@
 """The search for knob values of U-Nets: depth by rule, widths near their ideal, the last percent by the fine knob.
 
-The ideal widths spend the parameters evenly over the resolutions (docs/decisions/0011), none wider than the teacher's;
-those of rule "proportional" are one share of the teacher's.
+The ideal widths balance the parameters over the resolutions (docs/decisions/0011), none wider than the teacher's; those
+of rule "proportional" are one share of the teacher's.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ DEPTH_FIRST = 0.35
 BALANCED = math.log(1.35)
 # A fine knob below this share of its ideal counts much more.
 SMALLEST_FINE = 0.3
+# Of shares of the parameters by resolution: a level's falls with the root of its side.
+TILT = -0.25
 # A student's multiply-accumulates are at most so many times its parameters, each in shares of the teacher's.
 MOST_WORK = 7.0
 # Rounds of the fixed point that finds the ideal widths, and how much of the way each goes.
@@ -54,7 +56,7 @@ class Candidate:
 class Search:
     """Students of `config` with `target` parameters, a share `ratio` of the teacher's.
 
-    widths: "even", as many parameters at each resolution, or "proportional", one share of all of the teacher's widths.
+    widths: "balanced" over the resolutions, or "proportional", one share of all of the teacher's widths.
     """
 
     family: Family
@@ -62,7 +64,7 @@ class Search:
     variants: tuple[Variant, ...]
     target: float
     ratio: float
-    widths: Literal["even", "proportional"] = "even"
+    widths: Literal["balanced", "proportional"] = "balanced"
     polynomials: dict[Depth, list[SizePolynomial]] = field(default_factory=dict)
     ideals: dict[Depth, np.ndarray] = field(default_factory=dict)
 
@@ -164,9 +166,9 @@ class Search:
         return self.ideals[depth]
 
     def _fast_enough(self, depth: Depth, start: np.ndarray, teacher: np.ndarray) -> np.ndarray:
-        """Even widths, or as near to them as leaves a student clearly faster than its teacher."""
-        for tilt in np.arange(0.0, 1.0, 0.05):
-            values = self._even(depth, start, teacher, tilt)
+        """Balanced widths, or as near to them as leaves a student clearly faster than its teacher."""
+        for tilt in np.arange(TILT, 1.0, 0.05):
+            values = self._balanced(depth, start, teacher, tilt)
             if self._work(depth, values[None])[0] <= 1:
                 break
         return values
@@ -188,9 +190,9 @@ class Search:
             for knob in _widths(self.variants[-1])
         ]
 
-    def _even(self, depth: Depth, start: np.ndarray, teacher: np.ndarray, tilt: float) -> np.ndarray:
-        """Widths with as many parameters at each resolution (4^tilt times as many at each coarser one), none wider than
-        the teacher's: what a level at its teacher's width cannot take goes to the others. The fine knob keeps the mean
+    def _balanced(self, depth: Depth, start: np.ndarray, teacher: np.ndarray, tilt: float) -> np.ndarray:
+        """Widths with 4^tilt times as many parameters at each resolution as at the next finer one, none wider than the
+        teacher's: what a level at its teacher's width cannot take goes to the others. The fine knob keeps the mean
         share of the widths."""
         knobs = _moving(self.variants[-1])
         width = np.array([knob.kind == "width" for knob in knobs])
@@ -215,7 +217,7 @@ class Search:
         points = _points(polynomial, knobs, ideal, self.target)
         error = (polynomial(points) - _shortcuts(points, knobs)) / self.target - 1
         cost = variant.cost + _imbalance(points, knobs, ideal) + 5 * np.abs(error)
-        if self.widths == "even":
+        if self.widths == "balanced":
             cost += 5 * np.maximum(0, np.log(self._work(depth, points)))
         else:
             cost += _lost_shortcuts(points, knobs)
@@ -304,7 +306,7 @@ def _awkward(points: np.ndarray, is_width: np.ndarray) -> np.ndarray:
     odd = points % multiple != 0
     # Of the fine knob too, but nothing is computed with it at every pixel.
     wide = odd & (points >= 64) & is_width
-    return 0.02 * odd.sum(-1) + 0.13 * wide.sum(-1) + 0.1 * (wide & (points % 16 != 0)).sum(-1)
+    return 0.02 * odd.sum(-1) + 0.3 * wide.sum(-1) + 0.1 * (wide & (points % 16 != 0)).sum(-1)
 
 
 def _lost_shortcuts(points: np.ndarray, knobs: list[Knob]) -> np.ndarray:

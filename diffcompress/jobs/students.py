@@ -17,7 +17,7 @@ from diffcompress.student.plan import StudentPlan
 from diffcompress.student.refit import refit
 from diffcompress.student.scores import magnitude_scores, taylor_scores
 from diffcompress.teacher.conditioning import as_dtype
-from diffcompress.teacher.load import LoadedPipeline, laid_out, state_fingerprint
+from diffcompress.teacher.load import LoadedPipeline, state_fingerprint
 from diffcompress.teacher.weights import open_state
 from diffcompress.training.state import TrainingState
 
@@ -92,5 +92,5 @@ def averaged_student(student_plan: StudentPlan, like: nn.Module, state: Training
 def as_student(teacher: LoadedPipeline, student_plan: StudentPlan, denoiser: nn.Module) -> LoadedPipeline:
     """A student denoiser as a pipeline of its own, sampled as the teacher is."""
     reference = replace(teacher.reference, config=dict(student_plan.config))
-    denoiser = laid_out(denoiser, teacher.family).eval().requires_grad_(False)
+    denoiser = denoiser.eval().requires_grad_(False)
     return replace(teacher, reference=reference, denoiser=denoiser, fingerprint=state_fingerprint(denoiser))

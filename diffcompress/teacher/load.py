@@ -135,7 +135,7 @@ def load(reference: Reference, device: torch.device | str = "cpu", *, sample_siz
     # One precision for all of it: some classes are stored with a few tensors in another.
     dtype = state.dtype if halved else torch.float32
     denoiser.load_state_dict(as_dtype(state, dtype), assign=True)
-    denoiser = laid_out(denoiser.to(device), family).eval().requires_grad_(False)
+    denoiser = denoiser.to(device).eval().requires_grad_(False)
     shape = family.sample_shape(reference.config)
     if sample_size is not None:
         shape = (*shape[:-2], sample_size, sample_size)
@@ -150,11 +150,6 @@ def load(reference: Reference, device: torch.device | str = "cpu", *, sample_siz
         shape,
         without_text(family, reference.config),
     )
-
-
-def laid_out(denoiser: nn.Module, family: Family) -> nn.Module:
-    """`denoiser` in the memory layout that it computes fastest in: convolutions of U-Nets like channels last."""
-    return denoiser.to(memory_format=torch.channels_last) if family.kind == "unet" else denoiser
 
 
 def state_fingerprint(denoiser: nn.Module) -> str:

@@ -97,7 +97,7 @@ def test_every_fact_is_on_the_page(finished: Path) -> None:
         "4 [3.70, 4.30]", "“Corrected” is no model", "2,048 samples", "seed 7",
         "DDIM 25 steps", "lift-place", "cpu, 2 threads", "passed", "DDPMPipeline.__call__",
         "the bank holds <fewer> images than asked", "kd_demo: no reference features", "norm groups went from 8 to 4",
-        "2.13.0", "7 min 45 s", "channels_per_group: 4",
+        "2.13.0", "7 min 45 s", "channels_per_group: 2",
         "diffcompress shrink demo --ratio 0.05", "DiffusionPipeline.from_pretrained",
         "licence unknown", "training step", "timestep (clean to pure noise)", "step 2,000",
     ):  # fmt: skip

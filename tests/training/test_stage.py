@@ -13,7 +13,15 @@ from diffcompress.data.targets import Targets
 from diffcompress.errors import DiffCompressError, RunStopped
 from diffcompress.families import registry
 from diffcompress.jobs.students import initial_student
-from diffcompress.recipe import BankSection, LossWeights, Recipe, StageSection, TargetsSection, TrainingSection
+from diffcompress.recipe import (
+    BankSection,
+    LossWeights,
+    Recipe,
+    StageSection,
+    StudentSection,
+    TargetsSection,
+    TrainingSection,
+)
 from diffcompress.runtime import Progress, start
 from diffcompress.student.plan import plan
 from diffcompress.student.size import build
@@ -64,6 +72,7 @@ def job(world, folder, steps=20, weights=None, **training):
         stages=(StageSection(name="only", num_steps=steps, weights=LossWeights(**(weights or {"place": 1.0}))),),
         targets=TargetsSection(reuse=4, pool_size=64),
         training=TrainingSection(**values),
+        student=StudentSection(refit=False),  # a start that is far from its end: what changes is seen in a few steps
     )
     student = initial_student(teacher, plan(teacher.family, teacher.config, ratio=0.3), recipe, bank)
     adapters = make_adapters(student, teacher, 0) if weights and "feature_kd" in weights else None

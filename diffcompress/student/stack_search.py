@@ -17,11 +17,14 @@ import numpy as np
 from diffcompress.families.base import Config, Family, Knob, Variant
 from diffcompress.student.search import TOLERANCE, Candidate
 
-# With heads that fused attention takes (of the teacher's size, or multiples of 8) and a width that is a multiple of 16
-# a student may be this far off.
-KEPT_TOLERANCE, KEPT_MULTIPLE, HEAD_MULTIPLE = 0.05, 16, 8
+# With the teacher's head size and a width that is a multiple of 16 a student may be this far off.
+KEPT_TOLERANCE, KEPT_MULTIPLE = 0.05, 16
+# Fused attention takes heads that are a multiple of this; of less than half the teacher's size there would be many.
+HEAD_MULTIPLE = 8
 # Width and depth shrink by shares that differ by at most this factor, where that is possible.
 BALANCED = math.log(1.8)
+# By this much, rather than with heads that attention kernels do not like.
+LOOSE = math.log(2.4)
 # Channels of a wide enough student, in values of a token (docs/decisions/0008).
 ROOM = 1.5
 # Builds at most, for one target.
@@ -70,12 +73,17 @@ class StackSearch:
         return self._nearest(self.wide_enough) or self._nearest(self.token_values) or self._nearest(0)
 
     def _best(self, narrowest: int) -> Candidate | None:
-        fused = tuple(v for v in self.variants if v.fixed["head_dim"] % HEAD_MULTIPLE == 0)
+        kept = self.variants[:1]
+        half = kept[0].fixed["head_dim"] / 2
+        fused = tuple(
+            v for v in self.variants if v.fixed["head_dim"] % HEAD_MULTIPLE == 0 and v.fixed["head_dim"] >= half
+        )
         for variants, tolerance, multiple, limit in (
-            (self.variants[:1], KEPT_TOLERANCE, KEPT_MULTIPLE, BALANCED),
-            (fused, KEPT_TOLERANCE, KEPT_MULTIPLE, BALANCED),
+            (kept, KEPT_TOLERANCE, KEPT_MULTIPLE, BALANCED),
+            (fused, TOLERANCE, HEAD_MULTIPLE, BALANCED),
+            (kept if kept[0] in fused else (), KEPT_TOLERANCE, KEPT_MULTIPLE, LOOSE),
             (self.variants, TOLERANCE, 1, BALANCED),
-            (self.variants[:1], KEPT_TOLERANCE, KEPT_MULTIPLE, math.inf),
+            (kept, KEPT_TOLERANCE, KEPT_MULTIPLE, math.inf),
             (self.variants, TOLERANCE, 1, math.inf),
         ):
             ranked = self._candidates(variants, multiple, limit, 2 * tolerance + 0.02, narrowest)

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from diffcompress.errors import RunStopped, UsageError
+from diffcompress.run_identity import differences
 
 _MARKER = "run.json"
-MOST_TOLD = 3  # of what tells a run from another
+_UNCLAIMED = (".lock", f"{_MARKER}.part")  # what a run leaves that was stopped before its marker stood
 EVALUATION = "evaluation.json"  # in the folder of an evaluation
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -146,12 +147,24 @@ class RunFolder:
     @property
     def identity(self) -> dict[str, Any]:
         """What this run was asked for; raises UsageError when the folder is not a run."""
-        try:
-            return read_json(self.marker)
-        except (OSError, ValueError) as error:
+        found = self._marked()
+        if found is None:
             raise UsageError(
                 f"{self.path} is not a run folder: no readable {_MARKER}", "name a folder that shrink made"
-            ) from error
+            )
+        return found
+
+    def _marked(self) -> dict[str, Any] | None:
+        try:
+            found = read_json(self.marker)
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def is_run(self, identity: dict[str, Any]) -> bool:
+        """Whether the folder holds the run that `identity` asks for."""
+        found = self._marked()
+        return found is not None and not differences(found, identity)
 
     @contextlib.contextmanager
     def claim(
@@ -165,13 +178,10 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file", "choose another --output")
-        mine = self.marker.exists() and self.identity == identity
-        foreign = self.path.is_dir() and not mine and any(p.name != ".lock" for p in self.path.iterdir())
+        mine = self.is_run(identity)
+        foreign = self.path.is_dir() and not mine and any(p.name not in _UNCLAIMED for p in self.path.iterdir())
         if foreign and not overwrite:
-            raise UsageError(
-                f"{self.path} is not empty and not this run: {self._difference(identity)}",
-                "choose another --output, or --overwrite to replace it",
-            )
+            raise self._refusal(identity)
         if lost := [path for path in inputs if foreign and path.resolve().is_relative_to(self.path.resolve())]:
             raise UsageError(f"--overwrite would delete {lost[0]}, which this run reads", "choose another --output")
         created = not self.path.exists()
@@ -205,27 +215,21 @@ class RunFolder:
                         discard(self.path)
                 raise
 
+    def _refusal(self, identity: dict[str, Any]) -> UsageError:
+        """Of a folder that holds something else; what is a run is not to be deleted lightly."""
+        if not self.marker.exists():
+            return UsageError(
+                f"{self.path} is not empty and not this run: it holds other files",
+                "choose another --output, or --overwrite to replace it",
+            )
+        found = self._marked()
+        told = f"its {_MARKER} is damaged" if found is None else differences(found, identity)
+        return UsageError(
+            f"{self.path} is not empty and not this run: {told}",
+            "choose another --output to keep both; --overwrite would delete the run that is there",
+        )
+
     def _empty(self) -> None:
         for entry in self.path.iterdir():
             if entry.name != ".lock":
                 discard(entry)
-
-    def _difference(self, identity: dict[str, Any]) -> str:
-        try:
-            theirs = read_json(self.marker)
-        except (OSError, ValueError):
-            return "it holds other files"
-        was, now = _leaves(theirs), _leaves(identity)
-        changed = [name for name in now if was.get(name) != now[name]]
-        told = [f"{name} was {was.get(name)!r}, now {now[name]!r}" for name in changed[:MOST_TOLD]]
-        more = len(changed) - len(told)
-        return "; ".join([*told, f"{more} more"] if more else told) or "it was made by another version"
-
-
-def _leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """What is no dict and no list, by its path: "recipe.stages.0.num_steps"."""
-    if not isinstance(value, (dict, list)):
-        return {path: value}
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    below = (_leaves(inner, f"{path}.{name}" if path else str(name)) for name, inner in items)
-    return {name: leaf for leaves in below for name, leaf in leaves.items()}

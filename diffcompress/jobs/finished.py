@@ -37,7 +37,7 @@ def _fields(told: dict[str, Any]) -> dict[str, Any]:
 def _is_same(folder: RunFolder, request: Request) -> bool:
     reference = request.reference
     reference.fetch(reference.denoiser_part)
-    return folder.identity == request.identity(fingerprint(reference, weight_files(reference.denoiser)))
+    return folder.is_run(request.identity(fingerprint(reference, weight_files(reference.denoiser))))
 
 
 def _lacks_formats(folder: RunFolder, request: Request) -> bool:

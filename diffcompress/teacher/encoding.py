@@ -132,5 +132,5 @@ def _key(pipeline: LoadedPipeline, prompts: Sequence[str], text_length: int | No
         known = [(str(f.relative_to(reference.pipeline)), f.stat()) for f in files]
         stamp = [[name, of.st_size, of.st_mtime_ns] for name, of in known]
     shape, dtype = list(pipeline.sample_shape), str(_dtype(pipeline))
-    text = json.dumps([reference.id, stamp, shape, dtype, text_length, list(prompts)])
+    text = json.dumps([pipeline.fingerprint, stamp, shape, dtype, text_length, list(prompts)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

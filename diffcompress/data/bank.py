@@ -171,22 +171,23 @@ def _from_images(
     progress: Progress,
 ) -> Bank:
     """The user's own images, through the autoencoder once for latent teachers."""
-    digest = hashlib.sha256(loaded.clean.numpy().tobytes()).hexdigest()
+    digest = loaded.digest
     if loaded.commit is not None:
         digest = _key(digest, loaded.source)
     _check_same(folder, loaded, digest)
-    told = {"key": digest, "source": loaded.source, "num_samples": len(loaded.clean), "warnings": loaded.warnings}
+    told = {"key": digest, "source": loaded.source, "num_samples": len(loaded), "warnings": loaded.warnings}
     batch_size = _settled_batch_size(folder, teacher, runtime, **told)
-    clean = loaded.clean
-    if teacher.codec is not None:
+    if teacher.codec is None:
+        clean = loaded.pixels()
+    else:
         key = _key(teacher.fingerprint, digest)
 
         def encode(rows: range) -> Tensors:
             assert teacher.codec is not None
-            return {"clean": teacher.codec.encode(loaded.clean[rows.start : rows.stop])}
+            return {"clean": teacher.codec.encode(loaded.pixels(rows.start, rows.stop))}
 
-        make_shards(folder / key[:16], len(clean), SHARD_SIZE, encode, runtime, progress, "latents")
-        clean = read_shards(folder / key[:16], len(clean), SHARD_SIZE)["clean"]
+        make_shards(folder / key[:16], len(loaded), SHARD_SIZE, encode, runtime, progress, "latents")
+        clean = read_shards(folder / key[:16], len(loaded), SHARD_SIZE)["clean"]
         if clean.shape[1:] != teacher.sample_shape:
             raise UsageError(
                 f"'{loaded.source}' gives latents of shape {list(clean.shape[1:])}, the teacher takes "

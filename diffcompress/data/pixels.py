@@ -1,4 +1,4 @@
-"""One image file as a tensor: turned, cropped and resized, on white, with the values that the models see."""
+"""One image file as a tensor: turned, cropped and resized, on white, in 8 bits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def read_pixels(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, tuple[int, int]]:
-    """Pixels of `shape` in [-1, 1], and the (width, height) that they were made of."""
+    """Pixels `[C, H, W]` of `shape` in 0..255, and the (width, height) that they were made of."""
     channels, height, width = shape
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened)
@@ -23,10 +23,10 @@ def read_pixels(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, tuple[int, 
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     mode = {1: "L", 4: "RGBA"}.get(channels, "RGB")
     fitted = ImageOps.fit(image.convert(mode), (width, height), Image.Resampling.BICUBIC)
-    array = np.asarray(fitted, dtype=np.float32).reshape(height, width, -1)
+    array = np.array(fitted, dtype=np.uint8).reshape(height, width, -1)
     if array.shape[2] != channels:
         raise ValueError(f"{path} has {array.shape[2]} channels, not {channels}")
-    return torch.from_numpy(array / 127.5 - 1.0).permute(2, 0, 1).contiguous(), image.size
+    return torch.from_numpy(array).permute(2, 0, 1), image.size
 
 
 def _in_eight_bits(image: Image.Image) -> Image.Image:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from diffcompress.data import hub_images
 from diffcompress.data.class_folders import class_folders
-from diffcompress.data.metadata import METADATA, captions, labels_in, require_folder
-from diffcompress.data.pixels import read_pixels
+from diffcompress.data.folder import METADATA, SUFFIXES, image_files, name_below, passed_over
+from diffcompress.data.metadata import captions, labels_in
+from diffcompress.data.pixels import SHARD_SIZE, Images, read_pixels
 from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.noise import generator
 from diffcompress.runtime import Progress, StopRequest, free_memory
@@ -24,52 +23,8 @@ from diffcompress.teacher.load import LoadedPipeline
 
 T = TypeVar("T")
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
-
-# Images whose values are computed with at a time.
-SHARD_SIZE = 128
 ORDER_STREAM = 12
-
-
-@dataclass(frozen=True)
-class Images:
-    """stored: pixels `[N, C, H, W]` in 0..255, a quarter of what they are as numbers to compute with (`pixels`); index
-    `[N]`: the row of the teacher's conditions of each image (its class label, or its caption's place among the prompts;
-    0 for unconditional teachers); source: the folder, or owner/name@commit; notes, warnings: for the user."""
-
-    stored: Tensor
-    index: Tensor
-    warnings: list[str]
-    source: str
-    commit: str | None = None
-    notes: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.stored)
-
-    def pixels(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """The images start..stop-1 (default: all), in [-1, 1] as models see them."""
-        return torch.from_numpy(self.stored[start:stop].numpy().astype(np.float32) / 127.5 - 1.0)
-
-    def parts(self) -> Iterator[Tensor]:
-        """All images as `pixels`, SHARD_SIZE at a time."""
-        return (self.pixels(start, start + SHARD_SIZE) for start in range(0, len(self), SHARD_SIZE))
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of all pixels."""
-        found = hashlib.sha256()
-        for part in self.parts():
-            found.update(part.numpy().tobytes())
-        return found.hexdigest()
-
-    def tell(self, progress: Progress) -> None:
-        """What a person should know of them: notes and warnings."""
-        for text in self.notes:
-            progress.note(text)
-        for text in self.warnings:
-            progress.warn(text)
 
 
 def read_for(
@@ -101,7 +56,7 @@ def read_for(
         return read(Path(data), shape, num_classes, texts, limit, progress, stop)
     fetched = hub_images.fetch(data, limit, progress, stop)
     fetched.check(num_classes, needs_text=texts is not None)
-    listed = _files(fetched.folder)[:limit]  # numbered in a mixed order
+    listed = image_files(fetched.folder)[:limit]  # numbered in a mixed order
     found = read(fetched.folder, shape, num_classes, texts, None, progress, stop, files=listed)
     own = len(fetched.columns.classes or ())
     if texts is None and num_classes is not None and 0 < own < num_classes:
@@ -115,13 +70,13 @@ def captions_of(data: str, limit: int, progress: Progress) -> list[str]:
     """The captions of those images of `data` that `read_for` takes, each once."""
     if not hub_images.is_id(data):
         folder = Path(data)
+        taken = {name_below(folder, path) for path in mixed(image_files(folder), limit)}
         told = captions(folder)
-        taken = {path.relative_to(folder).as_posix() for path in mixed(_files(folder), limit)}
         return list(dict.fromkeys(text for name, text in told.items() if name in taken))
     fetched = hub_images.fetch(data, limit, progress)
     fetched.check(None, needs_text=True)
     told = captions(fetched.folder)
-    return list(dict.fromkeys(told[path.name] for path in _files(fetched.folder)[:limit] if path.name in told))
+    return list(dict.fromkeys(told[path.name] for path in image_files(fetched.folder)[:limit] if path.name in told))
 
 
 def read(
@@ -144,43 +99,70 @@ def read(
     not those of a class-conditional teacher, or a text-conditional one gets no captions; DoesNotFitError when memory
     cannot hold them; RunStopped or RunInterrupted when `stop` is set.
     """
-    every = _files(folder) if files is None else list(files)
-    rows, what, notes = _conditions(folder, every, num_classes, prompts)
+    every = image_files(folder) if files is None else list(files)
+    warnings, notes = passed_over(folder) if files is None else ([], [])
+    rows, what, note = _conditions(folder, every, num_classes, prompts)
+    notes += note
+    absent = sorted(set(rows or ()) - {name_below(folder, path) for path in every})
+    if absent:
+        warnings.append(f"{len(absent):,} lines of {METADATA} name no image of '{folder}', first '{absent[0]}'")
     taken = mixed(every, limit)
     if len(taken) < len(every):
         notes.append(
             f"{len(taken):,} of the {len(every):,} images in '{folder}' are taken, in one fixed mixed order: "
             "bank.num_samples of shrink and --num-samples of evaluate say how many"
         )
-    _check_memory(len(taken), shape)
-    stored = torch.empty(len(taken), *shape, dtype=torch.uint8)
-    sizes, index, broken, untold = [], [], [], 0
-    for number, path in enumerate(taken, 1):
-        row = rows.get(path.relative_to(folder).as_posix()) if rows is not None else 0
-        if row is None:
-            untold += 1
-            continue
-        try:
-            stored[len(index)], size = read_pixels(path, shape)
-        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError):
-            broken.append(path)
-            continue
-        sizes.append(size)
-        index.append(row)
-        if progress is not None:
-            progress.update("images", number, len(taken))
-        if stop is not None:
-            stop.raise_if_set()
-    if not index:
+    stored, sizes, kept, broken, untold = _pixels(folder, taken, shape, rows, progress, stop)
+    if taken and untold == len(taken):
+        first = f", whose lines name other files, first '{absent[0]}'" if absent else ""
+        raise UsageError(
+            f"none of the {untold} images in '{folder}' has a {what} in {METADATA}{first}",
+            f"file_name is the name of the image below the folder, such as '{name_below(folder, taken[0])}'",
+        )
+    if not kept:
         raise UsageError(
             f"no readable image in '{folder}' ({len(broken)} broken{f', {untold} without a {what}' if what else ''})",
             f"known kinds: {', '.join(sorted(SUFFIXES))}",
         )
-    warnings = [f"{len(broken)} of {len(taken)} images could not be read, first {broken[0]}"] if broken else []
+    warnings += [f"{len(broken)} of {len(taken)} images could not be read, first {broken[0]}"] if broken else []
     warnings += [f"{untold} of {len(taken)} images have no {what} in {METADATA} and are left out"] if untold else []
     told = _fitted(sizes, shape)
-    kept = stored[: len(index)]
-    return Images(kept, torch.tensor(index), warnings + told[0], str(folder), notes=(*notes, *told[1]))
+    return Images(stored, torch.tensor(kept), warnings + told[0], str(folder), notes=(*notes, *told[1]))
+
+
+def _pixels(
+    folder: Path,
+    files: Sequence[Path],
+    shape: tuple[int, ...],
+    rows: Mapping[str, int] | None,
+    progress: Progress | None,
+    stop: StopRequest | None,
+) -> tuple[Tensor, list[tuple[int, int]], list[int], list[str], int]:
+    """Pixels `[n, *shape]` of those that can be read and have a row, their (width, height) and rows; what is broken,
+    and how many have no row."""
+    _check_memory(len(files), shape)
+    stored = torch.empty(len(files), *shape, dtype=torch.uint8)
+    sizes: list[tuple[int, int]] = []
+    kept: list[int] = []
+    broken: list[str] = []
+    untold = 0
+    for number, path in enumerate(files, 1):
+        row = rows.get(name_below(folder, path)) if rows is not None else 0
+        if row is None:
+            untold += 1
+            continue
+        try:
+            stored[len(kept)], size = read_pixels(path, shape)
+        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+            broken.append(f"{path} ({' '.join(str(error).split()) or type(error).__name__})")
+            continue
+        sizes.append(size)
+        kept.append(row)
+        if progress is not None:
+            progress.update("images", number, len(files))
+        if stop is not None:
+            stop.raise_if_set()
+    return stored[: len(kept)], sizes, kept, broken, untold
 
 
 def _fitted(sizes: Sequence[tuple[int, int]], shape: tuple[int, ...]) -> tuple[list[str], list[str]]:
@@ -229,8 +211,3 @@ def _conditions(
         return labels, "label", []
     labels, note = class_folders(folder, files, num_classes)
     return labels, "label", [note]
-
-
-def _files(folder: Path) -> list[Path]:
-    require_folder(folder)
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)

@@ -1,13 +1,61 @@
-"""One image file as a tensor: turned, cropped and resized, on white, in 8 bits."""
+"""Images in 8 bits, and one file as such: turned, cropped and resized, on white."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from diffcompress.runtime import Progress
+
+# Images whose values are computed with at a time.
+SHARD_SIZE = 128
+
+
+@dataclass(frozen=True)
+class Images:
+    """stored: pixels `[N, C, H, W]` in 0..255, a quarter of what they are as numbers to compute with (`pixels`); index
+    `[N]`: the row of the teacher's conditions of each image (its class label, or its caption's place among the prompts;
+    0 for unconditional teachers); source: the folder, or owner/name@commit; notes, warnings: for the user."""
+
+    stored: Tensor
+    index: Tensor
+    warnings: list[str]
+    source: str
+    commit: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def pixels(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """The images start..stop-1 (default: all), in [-1, 1] as models see them."""
+        return torch.from_numpy(self.stored[start:stop].numpy().astype(np.float32) / 127.5 - 1.0)
+
+    def parts(self) -> Iterator[Tensor]:
+        """All images as `pixels`, SHARD_SIZE at a time."""
+        return (self.pixels(start, start + SHARD_SIZE) for start in range(0, len(self), SHARD_SIZE))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all pixels."""
+        found = hashlib.sha256()
+        for part in self.parts():
+            found.update(part.numpy().tobytes())
+        return found.hexdigest()
+
+    def tell(self, progress: Progress) -> None:
+        """What a person should know of them: notes and warnings."""
+        for text in self.notes:
+            progress.note(text)
+        for text in self.warnings:
+            progress.warn(text)
 
 
 def read_pixels(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, tuple[int, int]]:

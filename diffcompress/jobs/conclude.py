@@ -133,5 +133,5 @@ def _warnings(run: Run) -> list[str]:
                 f"training: {counters['skipped']} steps skipped for non-finite values, "
                 f"{counters['rollbacks']} rollbacks (learning rate x {counters['learning_rate_scale']:g})"
             )
-    found += read_json(run.folder.bank / "bank.json").get("warnings", [])
+    found += [*run.teacher.conditions.warnings, *read_json(run.folder.bank / "bank.json").get("warnings", [])]
     return found + beats_teacher(read_json(run.folder.metrics)["metrics"])

@@ -151,7 +151,14 @@ def texts_for(
             "give captioned images",
         )
     if prompts is not None:
-        return prompting.read(Path(prompts))
+        limit = num_images or recipe.bank.num_samples
+        texts = prompting.read(Path(prompts), progress)
+        if len(texts) > limit:
+            progress.note(
+                f"{limit:,} of the {len(texts):,} prompts in '{prompts}' are taken, in one fixed mixed order: no more "
+                "samples are drawn (bank.num_samples of shrink, --num-samples of evaluate)"
+            )
+        return images.mixed(texts, limit)
     return prompting.default_for(model.reference, recipe.bank.num_prompts)
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from diffcompress.data import bank as banks
-from diffcompress.data import images, metadata
+from diffcompress.data import images, metadata, pixels
 from diffcompress.errors import DoesNotFitError, RunStopped, UsageError
 from diffcompress.recipe import BankSection
 from diffcompress.runtime import Progress, StopRequest, start
@@ -157,7 +157,7 @@ def test_a_folder_is_taken_up_to_a_limit_in_a_mixed_order_that_is_told(tmp_path)
 def test_images_take_a_byte_a_value_and_are_computed_with_in_parts(tmp_path, monkeypatch):
     for number in range(5):
         picture(tmp_path / f"{number}.png", value=50 * number)
-    monkeypatch.setattr(images, "SHARD_SIZE", 2)
+    monkeypatch.setattr(pixels, "SHARD_SIZE", 2)
     found = images.read(tmp_path, (1, 8, 8), None)
     assert (found.stored.dtype, [len(part) for part in found.parts()]) == (torch.uint8, [2, 2, 1])
     whole = found.pixels()
@@ -234,6 +234,83 @@ def test_a_text_teacher_needs_captions(tmp_path):
     picture(tmp_path / "a.png")
     with pytest.raises(UsageError, match="text-conditional"):
         images.read(tmp_path, (1, 8, 8), None, prompts=("a dog",))
+
+
+def test_hidden_folders_are_none_and_linked_ones_are_entered(tmp_path):
+    own = tmp_path / "own"
+    for name in (".ipynb_checkpoints/a", "__MACOSX/a", "dog/b", "dog/.ipynb_checkpoints/b", "dog/.c"):
+        picture(own / f"{name}.png", value=len(name))
+    picture(tmp_path / "elsewhere" / "d.png", value=200)
+    (own / "cat").symlink_to(tmp_path / "elsewhere")
+    (own / "dog" / "up").symlink_to(own)  # leads back, and is not gone round in
+    found = images.read(own, (1, 8, 8), 2)
+    assert (found.index.tolist(), found.stored[:, 0, 0, 0].tolist()) == ([0, 1], [200, len("dog/b")])
+    assert found.notes == ("labels by class subfolder: cat = 0, dog = 1",) and not found.warnings
+
+
+def test_files_that_are_passed_over_are_told(tmp_path):
+    for name in ("a.png", "b.JPE", "c.jfif", "d.ppm"):
+        Image.new("L", (8, 8)).save(tmp_path / name, {"ppm": "PPM", "png": "PNG"}.get(name[2:], "JPEG"))
+    for name in ("e.heic", "f.heic", "g.svg", "h.txt", "LICENSE", "metadata.jsonl", ".hidden"):
+        (tmp_path / name).touch()
+    found = images.read(tmp_path, (1, 8, 8), None)
+    assert len(found) == 4
+    assert [text.partition(" in '")[0] for text in found.warnings] == ["3 files (2 .heic, 1 .svg)"]
+    assert [text.partition(" in '")[0] for text in found.notes] == ["2 files (1 .txt, 1 LICENSE)"]
+
+
+@pytest.mark.parametrize(
+    ("text", "caption"),
+    [
+        *[(["a cat", "a small cat"], "a cat"), ("", None), ([], None), (None, None)],
+        *((bad, ValueError) for bad in ({"en": "x"}, 3, True, [3], "x" * 30_000, "\ud800")),
+    ],
+)
+def test_a_caption_is_a_text_or_the_first_of_several(tmp_path, text, caption):
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": text}))
+    if caption is ValueError:
+        with pytest.raises(
+            UsageError, match=r"line 1 of .* has (the text .*, which is none|a text of 30,000 char|half a char)"
+        ):
+            metadata.captions(tmp_path)
+    else:
+        assert metadata.captions(tmp_path) == ({} if caption is None else {"a.png": caption})
+
+
+@pytest.mark.parametrize(
+    ("label", "taken"),
+    [
+        *[(2, 2), (2.0, 2), ("2", 2), (" 2 ", 2), (None, None)],
+        *((bad, ValueError) for bad in (True, "cat", 2.5, "1" * 5000, float("nan"), float("inf"), [2])),
+    ],
+)
+def test_a_label_is_an_integer_however_it_is_written(tmp_path, label, taken):
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "label": label}))
+    if taken is ValueError:
+        with pytest.raises(UsageError, match=r"line 1 of .* has the label .*, which is no integer"):
+            metadata.labels_in(tmp_path, 3)
+    else:
+        assert metadata.labels_in(tmp_path, 3) == ({} if taken is None else {"a.png": taken})
+
+
+def test_file_names_are_matched_however_they_are_spelled(tmp_path):
+    names = ["b\u00e4r.png", "below/b.png", "c.png"]
+    for name in names:
+        picture(tmp_path / name)
+    lines = [
+        json.dumps({"file_name": n, "label": i}) for i, n in enumerate(("ba\u0308r.png", "below\\b.png", "./c.png"))
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    found = images.read(tmp_path, (1, 8, 8), 3)
+    assert sorted(found.index.tolist()) == [0, 1, 2] and not found.warnings
+    (tmp_path / "c.png").unlink()
+    assert images.read(tmp_path, (1, 8, 8), 3).warnings == [
+        f"1 lines of metadata.jsonl name no image of '{tmp_path}', first 'c.png'"
+    ]
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "/images/c.png", "label": 1}')
+    with pytest.raises(UsageError, match=r"none of the 2 images .* has a label .* first '/images/c.png'") as refused:
+        images.read(tmp_path, (1, 8, 8), 3)
+    assert "such as 'below/b.png'" in refused.value.hint
 
 
 def test_labels_beside_the_images_come_before_subfolders(tmp_path):

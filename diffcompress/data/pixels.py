@@ -63,7 +63,7 @@ def read_pixels(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, tuple[int, 
     channels, height, width = shape
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith("I"):
+    if image.mode.startswith(("I", "F")):
         image = _in_eight_bits(image)
     transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
     if transparent and channels < 4:
@@ -78,8 +78,15 @@ def read_pixels(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, tuple[int, 
 
 
 def _in_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 0 to 65535 as grey of 0 to 255, its transparent shade as white. Raises ValueError for other values."""
+    """Grey of 0 to 65535, its transparent shade as white, or in floating point of 0 to 1 or 255, as grey of 0 to 255.
+
+    Raises ValueError for other values.
+    """
     grey = np.asarray(image, dtype=np.float32)
+    if image.mode == "F":
+        if not (grey.min() >= 0 and grey.max() <= 255):
+            raise ValueError(f"values from {grey.min():g} to {grey.max():g} lie neither in 0 to 1 nor in 0 to 255")
+        return Image.fromarray((grey * (255 if grey.max() <= 1 else 1)).round().astype(np.uint8))
     if grey.min() < 0 or grey.max() > 65535:
         raise ValueError(f"grey values from {grey.min():g} to {grey.max():g} do not fit into 16 bits")
     if "transparency" in image.info:

@@ -108,6 +108,18 @@ def test_a_transparent_shade_of_sixteen_bits_is_white_and_more_bits_are_not_read
     assert "1 of 2 images could not be read, first" in found.warnings[0]
 
 
+@pytest.mark.parametrize("scale", [1, 255])
+def test_grey_in_floating_point_keeps_its_range(tmp_path, scale):
+    eight = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    Image.fromarray(eight).save(tmp_path / "a.png")
+    Image.fromarray(eight.astype(np.float32) * (scale / 255)).save(tmp_path / "b.tif")
+    Image.fromarray(np.full((8, 8), -0.5, np.float32)).save(tmp_path / "c.tif")
+    Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(tmp_path / "d.tif")
+    found = images.read(tmp_path, (1, 8, 8), None)
+    assert torch.equal(found.stored[0], found.stored[1])
+    assert "2 of 4 images could not be read" in found.warnings[0] and "values from -0.5" in found.warnings[0]
+
+
 def test_enlarged_and_cropped_images_are_counted(tmp_path):
     for name, size in {"a": (8, 8), "b": (7, 20), "c": (4, 4), "d": (20, 10)}.items():
         picture(tmp_path / f"{name}.png", size)

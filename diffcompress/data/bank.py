@@ -78,6 +78,10 @@ def fill(
             f"the bank in {folder} was drawn with other prompts, another seed, teacher or recipe",
             "choose another --output, or --overwrite to begin anew",
         )
+    if section.guidance != 1 and teacher.conditions.null is None:
+        progress.note(
+            f"bank.guidance {section.guidance:g} does nothing: '{teacher.reference.id}' has no null conditioning"
+        )
     batch_size = _settled_batch_size(folder, teacher, runtime, key=key, source=teacher.reference.id)
     keep = _kept_positions(teacher, section)
 

@@ -36,12 +36,14 @@ def make_shards(
     for first in range(0, len(ranges), runtime.count):
         index = first + runtime.index
         if index < len(ranges) and not shard_path(folder, index).exists():
+            progress.update(task, ranges[first].start, total)  # what was there before took no time now
             tensors = {name: value.contiguous() for name, value in make(ranges[index]).items()}
             write_atomically(shard_path(folder, index), functools.partial(save_file, tensors))
-        progress.update(task, ranges[min(first + runtime.count, len(ranges)) - 1].stop, total)
+            progress.update(task, ranges[min(first + runtime.count, len(ranges)) - 1].stop, total)
         if runtime.should_stop():
             runtime.wait()
             runtime.stop.raise_if_set()
+    progress.update(task, total, total)
     runtime.wait()
 
 

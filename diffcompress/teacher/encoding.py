@@ -100,12 +100,13 @@ def _encode(
     for number, prompts in enumerate(shards):
         file = place / _name(number)
         if not file.is_file():
+            progress.update("prompts", number * SHARD_SIZE, total)
             with cut_prompts.watched(whole) as cut:
                 rows, null = trace(whole, family, prompts, pipeline.sample_shape, text_length)
             if not (place / f"{NULL}.safetensors").is_file():
                 _save(place / f"{NULL}.safetensors", null or {"none": torch.zeros(1)})
             _save(file, rows, cut_prompts.stored(cut))
-        progress.update("prompts", min((number + 1) * SHARD_SIZE, total), total)
+            progress.update("prompts", min((number + 1) * SHARD_SIZE, total), total)
         runtime.stop.raise_if_set()
     del whole
     gc.collect()

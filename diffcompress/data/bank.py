@@ -155,7 +155,7 @@ def call_bytes(teacher: LoadedPipeline) -> int:
 def _record(folder: Path) -> dict[str, Any]:
     """What the bank in `folder` was begun with; empty where there is none."""
     file = folder / "bank.json"
-    return read_json(file) if file.exists() else {}
+    return read_json(file, "key", "batch_size") if file.exists() else {}
 
 
 def _settled_batch_size(folder: Path, teacher: LoadedPipeline, runtime: Runtime, **told: object) -> int:

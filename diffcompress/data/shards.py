@@ -6,10 +6,10 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from diffcompress.run_folder import write_atomically
+from diffcompress.run_folder import read_tensors, write_atomically
 from diffcompress.runtime import Progress, Runtime
 
 Tensors = dict[str, Tensor]
@@ -54,7 +54,7 @@ def read_shards(folder: Path, total: int, shard_size: int) -> Tensors:
 
 def shards(folder: Path, total: int, shard_size: int) -> Iterator[Tensors]:
     """One after another."""
-    return (load_file(shard_path(folder, index)) for index in range(-(-total // shard_size)))
+    return (read_tensors(shard_path(folder, index)) for index in range(-(-total // shard_size)))
 
 
 def end_to_end(parts: Iterable[Tensors], total: int) -> Tensors:

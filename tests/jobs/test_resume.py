@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -175,6 +176,31 @@ def test_what_a_finished_run_has_lost_is_made_again(teacher, uninterrupted, tmp_
     assert done.code == 0, done.stderr
     assert (output / lost).exists()
     assert same(weights(output), weights(uninterrupted))
+
+
+def _flip(file):
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 64
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("unet/diffusion_pytorch_model.safetensors", _flip),
+        ("unet/diffusion_pytorch_model.safetensors", Path.unlink),
+        ("scheduler/scheduler_config.json", lambda file: file.write_bytes(b"")),
+    ],
+)
+def test_a_pipeline_that_is_not_what_was_proved_is_not_finished(teacher, uninterrupted, tmp_path, change, name):
+    output = shutil.copytree(uninterrupted, tmp_path / "run")
+    change(output / "pipeline" / name)
+    done = cli(*command(teacher, output)[3:])
+    assert done.code == 0, done.stderr
+    assert "is not what was proved any more" in done.stderr
+    assert same(weights(output), weights(uninterrupted))
+    kept = (uninterrupted / "pipeline" / name).read_bytes()
+    assert (output / "pipeline" / name).read_bytes() == kept
 
 
 def test_a_finished_run_of_another_teacher_is_refused(teacher, uninterrupted, tmp_path):

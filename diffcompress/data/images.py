@@ -70,7 +70,7 @@ def captions_of(data: str, limit: int, progress: Progress) -> list[str]:
     """The captions of those images of `data` that `read_for` takes, each once."""
     if not hub_images.is_id(data):
         folder = Path(data)
-        taken = {name_below(folder, path) for path in mixed(image_files(folder), limit)}
+        taken = {name_below(folder, path) for path in mixed(image_files(folder), limit)[:limit]}
         told = captions(folder)
         return list(dict.fromkeys(text for name, text in told.items() if name in taken))
     fetched = hub_images.fetch(data, limit, progress)
@@ -106,26 +106,29 @@ def read(
     absent = sorted(set(rows or ()) - {name_below(folder, path) for path in every})
     if absent:
         warnings.append(f"{len(absent):,} lines of {METADATA} name no image of '{folder}', first '{absent[0]}'")
-    taken = mixed(every, limit)
-    if len(taken) < len(every):
-        notes.append(
-            f"{len(taken):,} of the {len(every):,} images in '{folder}' are taken, in one fixed mixed order: "
-            "bank.num_samples of shrink and --num-samples of evaluate say how many"
-        )
-    stored, sizes, kept, broken, untold = _pixels(folder, taken, shape, rows, progress, stop)
-    if taken and untold == len(taken):
+    order = mixed(every, limit)
+    if prompts is not None:
+        order = order[:limit]  # the captions of no others are among the prompts
+    stored, sizes, kept, broken, untold = _pixels(folder, order, shape, rows, limit or len(order), progress, stop)
+    if order and untold == len(order):
         first = f", whose lines name other files, first '{absent[0]}'" if absent else ""
         raise UsageError(
             f"none of the {untold} images in '{folder}' has a {what} in {METADATA}{first}",
-            f"file_name is the name of the image below the folder, such as '{name_below(folder, taken[0])}'",
+            f"file_name is the name of the image below the folder, such as '{name_below(folder, order[0])}'",
         )
     if not kept:
         raise UsageError(
             f"no readable image in '{folder}' ({len(broken)} broken{f', {untold} without a {what}' if what else ''})",
             f"known kinds: {', '.join(sorted(SUFFIXES))}",
         )
-    warnings += [f"{len(broken)} of {len(taken)} images could not be read, first {broken[0]}"] if broken else []
-    warnings += [f"{untold} of {len(taken)} images have no {what} in {METADATA} and are left out"] if untold else []
+    tried = len(kept) + len(broken) + untold
+    warnings += [f"{len(broken)} of {tried} images could not be read, first {broken[0]}"] if broken else []
+    warnings += [f"{untold} of {tried} images have no {what} in {METADATA} and are left out"] if untold else []
+    if tried < len(every):
+        notes.append(
+            f"{len(kept):,} of the {len(every):,} images in '{folder}' are taken, in one fixed mixed order: "
+            "bank.num_samples of shrink and --num-samples of evaluate say how many"
+        )
     told = _fitted(sizes, shape)
     return Images(stored, torch.tensor(kept), warnings + told[0], str(folder), notes=(*notes, *told[1]))
 
@@ -135,18 +138,22 @@ def _pixels(
     files: Sequence[Path],
     shape: tuple[int, ...],
     rows: Mapping[str, int] | None,
+    limit: int,
     progress: Progress | None,
     stop: StopRequest | None,
 ) -> tuple[Tensor, list[tuple[int, int]], list[int], list[str], int]:
-    """Pixels `[n, *shape]` of those that can be read and have a row, their (width, height) and rows; what is broken,
-    and how many have no row."""
-    _check_memory(len(files), shape)
-    stored = torch.empty(len(files), *shape, dtype=torch.uint8)
+    """Pixels `[n, *shape]` of the first `limit` that can be read and have a row, their (width, height) and rows; what
+    is broken before them, and how many have no row."""
+    limit = min(limit, len(files))
+    _check_memory(limit, shape)
+    stored = torch.empty(limit, *shape, dtype=torch.uint8)
     sizes: list[tuple[int, int]] = []
     kept: list[int] = []
     broken: list[str] = []
     untold = 0
-    for number, path in enumerate(files, 1):
+    for path in files:
+        if len(kept) == limit:
+            break
         row = rows.get(name_below(folder, path)) if rows is not None else 0
         if row is None:
             untold += 1
@@ -159,7 +166,7 @@ def _pixels(
         sizes.append(size)
         kept.append(row)
         if progress is not None:
-            progress.update("images", number, len(files))
+            progress.update("images", len(kept), limit)
         if stop is not None:
             stop.raise_if_set()
     return stored[: len(kept)], sizes, kept, broken, untold
@@ -179,11 +186,11 @@ def _fitted(sizes: Sequence[tuple[int, int]], shape: tuple[int, ...]) -> tuple[l
 
 
 def mixed(found: Sequence[T], limit: int | None) -> list[T]:
-    """All of `found` or, where they are more than `limit`, so many of them, picked by their number alone."""
+    """`found` as it is or, where it is more than `limit`, in an order that follows from its length alone."""
     if limit is None or len(found) <= limit:
         return list(found)
     order = torch.randperm(len(found), generator=generator(ORDER_STREAM))
-    return [found[number] for number in order[:limit].tolist()]
+    return [found[number] for number in order.tolist()]
 
 
 def _check_memory(count: int, shape: tuple[int, ...]) -> None:

@@ -158,7 +158,7 @@ def texts_for(
                 f"{limit:,} of the {len(texts):,} prompts in '{prompts}' are taken, in one fixed mixed order: no more "
                 "samples are drawn (bank.num_samples of shrink, --num-samples of evaluate)"
             )
-        return images.mixed(texts, limit)
+        return images.mixed(texts, limit)[:limit]
     return prompting.default_for(model.reference, recipe.bank.num_prompts)
 
 

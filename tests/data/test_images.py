@@ -166,6 +166,15 @@ def test_a_folder_is_taken_up_to_a_limit_in_a_mixed_order_that_is_told(tmp_path)
     assert not any("of the 40" in note for note in images.read(tmp_path, (1, 8, 8), 40, limit=40).notes)
 
 
+def test_broken_images_are_no_part_of_the_limit(tmp_path):
+    for number in range(12):
+        picture(tmp_path / f"{number}.png", value=number)
+        (tmp_path / f"{number}-broken.png").write_bytes(b"no picture")
+    found = images.read(tmp_path, (1, 8, 8), None, limit=10)
+    assert len(found) == 10 and len(set(found.stored[:, 0, 0, 0].tolist())) == 10
+    assert "images could not be read" in found.warnings[0]
+
+
 def test_images_take_a_byte_a_value_and_are_computed_with_in_parts(tmp_path, monkeypatch):
     for number in range(5):
         picture(tmp_path / f"{number}.png", value=50 * number)

@@ -27,6 +27,10 @@ class DiffCompressError(Exception):
         self.hint = hint
 
 
+class DamagedError(DiffCompressError):
+    """A file of ours that cannot be read any more."""
+
+
 class UsageError(DiffCompressError):
     """Bad input: an option, a file, a teacher or a folder that cannot be used as it is."""
 

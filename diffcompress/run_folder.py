@@ -1,85 +1,40 @@
-"""The only module that knows file names inside a run folder; atomic writes; the lock; "what is done?"."""
+"""The only module that knows file names inside a run folder; the lock; "what is done?". Files: `run_files`."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
-import json
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from diffcompress.errors import RunStopped, UsageError
+from diffcompress.errors import DamagedError, UsageError
+from diffcompress.run_files import (
+    damaged,
+    discard,
+    read_json,
+    read_tensors,
+    write_atomically,
+    write_json,
+    write_text,
+)
+from diffcompress.run_identity import differences
+
+__all__ = [
+    "EVALUATION",
+    "RunFolder",
+    "damaged",
+    "discard",
+    "read_json",
+    "read_tensors",
+    "write_atomically",
+    "write_json",
+    "write_text",
+]
 
 _MARKER = "run.json"
-MOST_TOLD = 3  # of what tells a run from another
+_UNCLAIMED = (".lock", f"{_MARKER}.part")  # what a run leaves that was stopped before its marker stood
 EVALUATION = "evaluation.json"  # in the folder of an evaluation
-_UMASK = os.umask(0)
-os.umask(_UMASK)
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a neighbour of `path` (a file or a folder), then move it into place: all or nothing.
-
-    Raises RunStopped when the disk is full, IsADirectoryError for a file where a folder lies; what was there before is
-    still there.
-    """
-    part = path.with_name(path.name + ".part")
-    discard(part)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        write(part)
-        if path.is_dir() and not part.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        _let_others_read(part)
-        if path.is_dir():
-            old = path.with_name(path.name + ".old")
-            discard(old)
-            os.replace(path, old)
-            os.replace(part, path)
-            discard(old)
-        else:
-            os.replace(part, path)
-    except OSError as error:
-        discard(part)
-        if error.errno == errno.ENOSPC:
-            raise RunStopped(
-                f"no space left on the disk that holds {path.parent}", "free some space and run the same command again"
-            ) from error
-        raise
-    except BaseException:
-        discard(part)
-        raise
-
-
-def _let_others_read(made: Path) -> None:
-    """safetensors writes for the owner alone: its files get the mode of any other, linked ones stay as they are."""
-    for file in made.rglob("*.safetensors") if made.is_dir() else [made]:
-        if file.lstat().st_nlink == 1 and not file.is_symlink():
-            with contextlib.suppress(PermissionError):  # a file system without modes
-                file.chmod(0o666 & ~_UMASK)
-
-
-def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def discard(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 class RunFolder:
@@ -124,7 +79,7 @@ class RunFolder:
     @property
     def granted(self) -> float:
         """Seconds of training that --max-time gave, or that the recipe's steps have taken."""
-        return read_json(self.budget)["max_time"] if self.budget.exists() else self.trained_seconds
+        return float(read_json(self.budget, "max_time")["max_time"]) if self.budget.exists() else self.trained_seconds
 
     @property
     def trained_seconds(self) -> float:
@@ -134,24 +89,40 @@ class RunFolder:
 
     @property
     def is_exported(self) -> bool:
-        return self.pipeline.is_dir() and self.proof.exists() and bool(read_json(self.proof)["passed"])
+        return self.pipeline.is_dir() and self.proof.exists() and bool(read_json(self.proof, "passed")["passed"])
 
     @property
     def is_finished(self) -> bool:
-        """Nothing of what was asked for first is left to do: trained, evaluated, exported, reported."""
-        told = (self.marker, self.recipe, self.metrics, self.report_html, self.report_json)
+        """Nothing of what was asked for first is left to do: trained, evaluated, exported, reported.
+
+        Raises DamagedError where a file that tells of it cannot be read.
+        """
+        told = (self.plan, self.metrics, self.report_json)
+        there = all(file.exists() for file in (self.marker, self.recipe, self.report_html, *told))
         trained = all((stage / "final").is_dir() for stage in self.stages())
-        return trained and all(file.exists() for file in told) and self.is_exported
+        return there and trained and self.is_exported and all(read_json(file) is not None for file in told)
 
     @property
     def identity(self) -> dict[str, Any]:
         """What this run was asked for; raises UsageError when the folder is not a run."""
-        try:
-            return read_json(self.marker)
-        except (OSError, ValueError) as error:
+        found = self._marked()
+        if found is None:
             raise UsageError(
                 f"{self.path} is not a run folder: no readable {_MARKER}", "name a folder that shrink made"
-            ) from error
+            )
+        return found
+
+    def _marked(self) -> dict[str, Any] | None:
+        try:
+            found = read_json(self.marker)
+        except (OSError, DamagedError):
+            return None
+        return dict(found)
+
+    def is_run(self, identity: dict[str, Any]) -> bool:
+        """Whether the folder holds the run that `identity` asks for."""
+        found = self._marked()
+        return found is not None and not differences(found, identity)
 
     @contextlib.contextmanager
     def claim(
@@ -165,13 +136,10 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file", "choose another --output")
-        mine = self.marker.exists() and self.identity == identity
-        foreign = self.path.is_dir() and not mine and any(p.name != ".lock" for p in self.path.iterdir())
+        mine = self.is_run(identity)
+        foreign = self.path.is_dir() and not mine and any(p.name not in _UNCLAIMED for p in self.path.iterdir())
         if foreign and not overwrite:
-            raise UsageError(
-                f"{self.path} is not empty and not this run: {self._difference(identity)}",
-                "choose another --output, or --overwrite to replace it",
-            )
+            raise self._refusal(identity)
         if lost := [path for path in inputs if foreign and path.resolve().is_relative_to(self.path.resolve())]:
             raise UsageError(f"--overwrite would delete {lost[0]}, which this run reads", "choose another --output")
         created = not self.path.exists()
@@ -205,27 +173,21 @@ class RunFolder:
                         discard(self.path)
                 raise
 
+    def _refusal(self, identity: dict[str, Any]) -> UsageError:
+        """Of a folder that holds something else; what is a run is not to be deleted lightly."""
+        if not self.marker.exists():
+            return UsageError(
+                f"{self.path} is not empty and not this run: it holds other files",
+                "choose another --output, or --overwrite to replace it",
+            )
+        found = self._marked()
+        told = f"its {_MARKER} is damaged" if found is None else differences(found, identity)
+        return UsageError(
+            f"{self.path} is not empty and not this run: {told}",
+            "choose another --output to keep both; --overwrite would delete the run that is there",
+        )
+
     def _empty(self) -> None:
         for entry in self.path.iterdir():
             if entry.name != ".lock":
                 discard(entry)
-
-    def _difference(self, identity: dict[str, Any]) -> str:
-        try:
-            theirs = read_json(self.marker)
-        except (OSError, ValueError):
-            return "it holds other files"
-        was, now = _leaves(theirs), _leaves(identity)
-        changed = [name for name in now if was.get(name) != now[name]]
-        told = [f"{name} was {was.get(name)!r}, now {now[name]!r}" for name in changed[:MOST_TOLD]]
-        more = len(changed) - len(told)
-        return "; ".join([*told, f"{more} more"] if more else told) or "it was made by another version"
-
-
-def _leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """What is no dict and no list, by its path: "recipe.stages.0.num_steps"."""
-    if not isinstance(value, (dict, list)):
-        return {path: value}
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    below = (_leaves(inner, f"{path}.{name}" if path else str(name)) for name, inner in items)
-    return {name: leaf for leaves in below for name, leaf in leaves.items()}

@@ -99,6 +99,18 @@ def test_values_that_no_run_could_use_are_named_at_once():
     assert recipes.load("default", ("bank.jitter=false",)).bank.jitter is False
 
 
+def test_the_seed_of_a_recipe_counts_unless_another_is_asked_for(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("seed: 7\n")
+    assert recipes.load().seed == 0
+    assert recipes.load(str(file)).seed == 7
+    assert recipes.load(str(file), ("seed=5",)).seed == 5
+    assert recipes.load(str(file), seed=0).seed == 0
+    assert recipes.load(str(file), ("seed=5",), seed=5).seed == 5
+    with pytest.raises(UsageError, match="--seed 1 and --set seed=5 contradict"):
+        recipes.load(str(file), ("seed=5",), seed=1)
+
+
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", "just words", "base: 5", "base: [default]"])
 def test_a_file_that_is_no_mapping(text, tmp_path):
     file = tmp_path / "bad.yaml"

@@ -19,7 +19,7 @@ import typer
 from diffcompress import __version__
 from diffcompress.cli import commands
 from diffcompress.cli.console import Output
-from diffcompress.errors import DiffCompressError, ExitStatus
+from diffcompress.errors import DiffCompressError, ExitStatus, UsageError
 
 
 def _print_version(asked: bool) -> None:
@@ -45,6 +45,7 @@ def _with_common_options(body: Callable[..., None]) -> Callable[..., None]:
         common = {name: options.pop(name) for name in _COMMON}
         console = Output(as_json=common["json"], quiet=common["quiet"])
         with _boundary(console, common["traceback"]):
+            _check_texts(options)
             _prepare_environment(common["offline"])
             # Whatever a library prints belongs to stderr; Output keeps the true stdout for the result.
             with contextlib.redirect_stdout(sys.stderr):
@@ -61,6 +62,15 @@ def _with_common_options(body: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _check_texts(options: dict[str, Any]) -> None:
+    """Raise UsageError for bytes on the command line that are no text: no file of ours could hold them."""
+    for value in options.values():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
+                shown = text.encode("utf-8", "backslashreplace").decode()
+                raise UsageError(f"'{shown}' holds bytes that are no UTF-8", "rename the file, or write UTF-8")
+
+
 def _prepare_environment(offline: bool) -> None:
     """Settings that the libraries read when they are imported, which is after this."""
     if offline:
@@ -73,6 +83,10 @@ def _prepare_environment(offline: bool) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|huggingface_hub)\.")
 
 
+# As torch, the C library and the loader of shared libraries put it.
+_OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "failed to map segment")
+
+
 class _Terminated(BaseException):
     """SIGTERM where no job looks out for it yet, as KeyboardInterrupt is Ctrl-C: no library catches it on the way."""
 
@@ -83,7 +97,8 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def _boundary(console: Output, traceback: bool) -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, _terminate)
+    ours = {signal.SIGTERM: _terminate, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in ours.items()}
     try:
         yield
     except (typer.Exit, SystemExit, BrokenPipeError):
@@ -96,7 +111,8 @@ def _boundary(console: Output, traceback: bool) -> Iterator[None]:
         console.error(message, hint)
         raise typer.Exit(int(status)) from error
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         console.close()
 
 
@@ -142,7 +158,10 @@ def _is_out_of_memory(error: BaseException) -> bool:
     # By name, so that a failure before torch was imported does not import it.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(t in str(error) for t in ("can't allocate memory", "out of memory"))
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    told = str(error).lower()
+    return isinstance(error, (RuntimeError, ImportError)) and any(words in told for words in _OUT_OF_MEMORY)
 
 
 def _build() -> typer.Typer:

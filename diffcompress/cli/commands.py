@@ -20,7 +20,9 @@ Data = Annotated[
     str | None, typer.Option(metavar="PATH", help="Image folder or Hub data set; default: the teacher's samples.")
 ]
 Prompts = Annotated[str | None, typer.Option(metavar="FILE", help="One prompt a line, for text-conditional teachers.")]
-Seed = Annotated[int, typer.Option(min=0, help="Same seed, same machine, same result.")]
+_SEED = "Same seed, same machine, same result."
+Seed = Annotated[int, typer.Option(min=0, help=_SEED)]
+RecipeSeed = Annotated[int | None, typer.Option(min=0, help=_SEED, show_default="the recipe's, 0 unless it says so")]
 Device = Annotated[str | None, typer.Option(help="Default: cuda, else mps, else cpu.")]
 Scheduler = Annotated[str | None, typer.Option(metavar="PATH", help="Scheduler config of a denoiser folder.")]
 RecipeName = Annotated[
@@ -50,7 +52,7 @@ def shrink(
     max_time: Annotated[str | None, typer.Option(metavar="T", help="Training time: 90s, 30m, 8h.")] = None,
     recipe: RecipeName = None,
     set_: Overrides = None,
-    seed: Seed = 0,
+    seed: RecipeSeed = None,
     device: Device = None,
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="REPO", help="Push the finished student to owner/name on the Hub; private.")

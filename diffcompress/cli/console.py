@@ -90,7 +90,9 @@ class Output(Progress):
         if not self.is_main:
             return
         if self.as_json:
-            print(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False), file=self.stdout)
+            told = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+            shown = told if self._shown(told) == told else json.dumps(json.loads(told), indent=2)
+            print(shown, file=self.stdout)
         else:
             self._print(human)
         self.stdout.flush()
@@ -107,7 +109,12 @@ class Output(Progress):
             for item in items:
                 console.print(item, soft_wrap=isinstance(item, str))
         lines = captured.get().splitlines()
-        print("\n".join(lines if terminal else map(str.rstrip, lines)), file=self.stdout)
+        print(self._shown("\n".join(lines if terminal else map(str.rstrip, lines))), file=self.stdout)
+
+    def _shown(self, text: str) -> str:
+        """`text` with escapes for what stdout's encoding does not have."""
+        encoding = self.stdout.encoding or "utf-8"
+        return text.encode(encoding, "backslashreplace").decode(encoding)
 
     def close(self) -> None:
         """Leave the live display, if there is one."""

@@ -78,6 +78,10 @@ def fill(
             f"the bank in {folder} was drawn with other prompts, another seed, teacher or recipe",
             "choose another --output, or --overwrite to begin anew",
         )
+    if section.guidance != 1 and teacher.conditions.null is None:
+        progress.note(
+            f"bank.guidance {section.guidance:g} does nothing: '{teacher.reference.id}' has no null conditioning"
+        )
     batch_size = _settled_batch_size(folder, teacher, runtime, key=key, source=teacher.reference.id)
     keep = _kept_positions(teacher, section)
 
@@ -151,7 +155,7 @@ def call_bytes(teacher: LoadedPipeline) -> int:
 def _record(folder: Path) -> dict[str, Any]:
     """What the bank in `folder` was begun with; empty where there is none."""
     file = folder / "bank.json"
-    return read_json(file) if file.exists() else {}
+    return read_json(file, "key", "batch_size") if file.exists() else {}
 
 
 def _settled_batch_size(folder: Path, teacher: LoadedPipeline, runtime: Runtime, **told: object) -> int:
@@ -171,22 +175,23 @@ def _from_images(
     progress: Progress,
 ) -> Bank:
     """The user's own images, through the autoencoder once for latent teachers."""
-    digest = hashlib.sha256(loaded.clean.numpy().tobytes()).hexdigest()
+    digest = loaded.digest
     if loaded.commit is not None:
         digest = _key(digest, loaded.source)
     _check_same(folder, loaded, digest)
-    told = {"key": digest, "source": loaded.source, "num_samples": len(loaded.clean), "warnings": loaded.warnings}
+    told = {"key": digest, "source": loaded.source, "num_samples": len(loaded), "warnings": loaded.warnings}
     batch_size = _settled_batch_size(folder, teacher, runtime, **told)
-    clean = loaded.clean
-    if teacher.codec is not None:
+    if teacher.codec is None:
+        clean = loaded.pixels()
+    else:
         key = _key(teacher.fingerprint, digest)
 
         def encode(rows: range) -> Tensors:
             assert teacher.codec is not None
-            return {"clean": teacher.codec.encode(loaded.clean[rows.start : rows.stop])}
+            return {"clean": teacher.codec.encode(loaded.pixels(rows.start, rows.stop))}
 
-        make_shards(folder / key[:16], len(clean), SHARD_SIZE, encode, runtime, progress, "latents")
-        clean = read_shards(folder / key[:16], len(clean), SHARD_SIZE)["clean"]
+        make_shards(folder / key[:16], len(loaded), SHARD_SIZE, encode, runtime, progress, "latents")
+        clean = read_shards(folder / key[:16], len(loaded), SHARD_SIZE)["clean"]
         if clean.shape[1:] != teacher.sample_shape:
             raise UsageError(
                 f"'{loaded.source}' gives latents of shape {list(clean.shape[1:])}, the teacher takes "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffcompress.data.columns import stated_labels
+from diffcompress.data.folder import plain_name
 from diffcompress.errors import UsageError
 
 # Of more class subfolders than this a note tells the first few and the last.
@@ -22,7 +23,9 @@ def class_folders(folder: Path, files: list[Path], num_classes: int) -> tuple[di
     told = [f"{name} = {label}" for name, label in sorted(labels.items(), key=lambda item: item[1])]
     if len(told) > MOST_TOLD:
         told = [*told[: MOST_TOLD - 2], "...", told[-1]]
-    return {name: labels[part[0]] for name, part in parts.items()}, f"labels by class subfolder: {', '.join(told)}"
+    return {
+        plain_name(name): labels[part[0]] for name, part in parts.items()
+    }, f"labels by class subfolder: {', '.join(told)}"
 
 
 def _label_by_class(folder: Path, classes: list[str], num_classes: int) -> dict[str, int]:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from diffcompress.data.columns import text_of
+from diffcompress.data.folder import METADATA, plain_name
+from diffcompress.data.prompts import unfit
 from diffcompress.errors import UsageError
 
-METADATA = "metadata.jsonl"
+_EXAMPLE = 'write {"file_name": "a.png", "text": "a caption", "label": 3}, text or label as the teacher takes them'
 
 
 def captions(folder: Path) -> dict[str, str]:
-    """Caption by file name from `metadata.jsonl` (keys file_name and text, as Hub data sets have it).
+    """Caption by file name (as `plain_name` spells it) from `metadata.jsonl`, keys file_name and text, as Hub data sets
+    have it; of several captions the first.
 
     Raises UsageError when there is none or a line is not what it should be.
     """
-    require_folder(folder)
     if not (folder / METADATA).is_file():
         raise UsageError(
             f"'{folder}' has no readable {METADATA}, and the teacher is text-conditional",
@@ -26,23 +30,46 @@ def captions(folder: Path) -> dict[str, str]:
     found = {}
     for number, row in _rows(folder):
         if "text" not in row:
-            raise _bad_line(folder, number, "KeyError")
-        if row["text"] is not None:
-            found[row["file_name"]] = str(row["text"])
+            raise _bad_line(folder, number, "has no text")
+        text = text_of(row["text"])
+        if text is None and row["text"] not in (None, []) and not isinstance(row["text"], str):
+            raise _bad_line(folder, number, f"has the text {_short(row['text'])}, which is none")
+        if text is not None and (told := unfit(text)):
+            raise _bad_line(folder, number, f"has {told}")
+        if text is not None:
+            found[row["file_name"]] = text
     return found
 
 
 def labels_in(folder: Path, num_classes: int) -> dict[str, int]:
-    """Class by file name from `metadata.jsonl`; empty where it tells of none."""
+    """Class by file name from `metadata.jsonl`; empty where it tells of none.
+
+    Raises UsageError for labels that are no integers, and for those that a teacher of `num_classes` does not have.
+    """
     if not (folder / METADATA).is_file():
         return {}
-    found = {row["file_name"]: row["label"] for _, row in _rows(folder) if isinstance(row.get("label"), int)}
-    if bad := [name for name, label in found.items() if not 0 <= label < num_classes]:
-        raise UsageError(
-            f"'{bad[0]}' in '{folder}' has label {found[bad[0]]}, the teacher's go from 0 to {num_classes - 1}",
-            "give images of the teacher's own classes",
-        )
+    found = {}
+    for number, row in _rows(folder):
+        if row.get("label") is None:
+            continue
+        label = _integer(row["label"])
+        if label is None:
+            raise _bad_line(folder, number, f"has the label {_short(row['label'])}, which is no integer")
+        if not 0 <= label < num_classes:
+            raise UsageError(
+                f"'{row['file_name']}' in '{folder}' has label {label}, the teacher's go from 0 to {num_classes - 1}",
+                "give images of the teacher's own classes",
+            )
+        found[row["file_name"]] = label
     return found
+
+
+def _integer(value: Any) -> int | None:
+    """An integer, however it is written; true and false are none."""
+    if isinstance(value, str) and re.fullmatch("-?[0-9]{1,9}", value.strip()):
+        return int(value)
+    whole = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1
+    return int(value) if whole and abs(value) < 10**9 else None
 
 
 def _rows(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -57,20 +84,17 @@ def _rows(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-            yield number, {**row, "file_name": str(row["file_name"])}
-        except (ValueError, KeyError, TypeError) as error:
-            raise _bad_line(folder, number, type(error).__name__) from error
+        except (ValueError, RecursionError) as error:
+            raise _bad_line(folder, number, f"is no JSON ({error})") from error
+        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+            raise _bad_line(folder, number, "is no JSON object with a file_name")
+        yield number, {**row, "file_name": plain_name(row["file_name"])}
 
 
-def _bad_line(folder: Path, number: int, why: str) -> UsageError:
-    return UsageError(
-        f"line {number} of {folder / METADATA} is not a caption ({why})",
-        'write {"file_name": "a.png", "text": "a caption"}',
-    )
+def _bad_line(folder: Path, number: int, what: str) -> UsageError:
+    return UsageError(f"line {number} of {folder / METADATA} {what}", _EXAMPLE)
 
 
-def require_folder(folder: Path) -> None:
-    """Raise UsageError where there is no such folder."""
-    if not folder.is_dir():
-        what = f"'{folder}' is a file, not a folder of images" if folder.is_file() else f"no image folder at '{folder}'"
-        raise UsageError(what, "name a folder of images, or a data set on the Hub as owner/name")
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:37]}..."

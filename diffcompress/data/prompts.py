@@ -12,11 +12,14 @@ import torch
 
 from diffcompress.errors import UsageError
 from diffcompress.noise import generator
+from diffcompress.runtime import Progress
 from diffcompress.teacher.reference import Reference
 
 PROMPT_STREAM = 401
 # A demo's prompts lie beside its model_index.json.
 OWN_FILE = "prompts.txt"
+# In characters. Text encoders read a few hundred tokens, and tokenizers end the process on hundreds of megabytes.
+LONGEST = 20_000
 
 SUBJECTS = """
 a cat; an old dog; a red fox; a tabby kitten; a white horse; an owl; a flock of birds; a humpback whale; a green
@@ -67,18 +70,33 @@ def grammar(count: int) -> list[str]:
     return list(found)
 
 
-def read(file: Path) -> list[str]:
-    """One prompt a line, empty lines skipped; raises UsageError when the file has none or cannot be read as UTF-8."""
+def read(file: Path, progress: Progress | None = None) -> list[str]:
+    """One prompt a line, each once, empty lines skipped; raises UsageError when the file has none, holds a line that
+    is none, or cannot be read as UTF-8."""
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise UsageError(f"cannot read the prompts in '{file}': {error.strerror}", "name a text file") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"the prompts in '{file}' are not UTF-8 (byte {error.start})", "save it as UTF-8") from error
-    prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if not prompts:
+    for number, line in enumerate(lines, 1):
+        if told := unfit(line):
+            raise UsageError(f"line {number} of '{file}' holds {told}", "write one prompt a line")
+    found = [text for line in lines if (text := line.strip())]
+    if not found:
         raise UsageError(f"'{file}' holds no prompt", "write one prompt a line")
+    prompts = list(dict.fromkeys(found))
+    if progress is not None and len(prompts) < len(found):
+        progress.note(f"{len(prompts):,} of the {len(found):,} prompts in '{file}' are different, and each counts once")
     return prompts
+
+
+def unfit(text: str) -> str | None:
+    """What to say of a text that no tokenizer should be given; None for any other."""
+    if len(text) > LONGEST:
+        return f"a text of {len(text):,} characters, and prompts have {LONGEST:,} at most"
+    half = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None)
+    return None if half is None else f"half a character (U+{ord(half):04X}, a lone surrogate)"
 
 
 def default_for(reference: Reference, count: int) -> list[str]:

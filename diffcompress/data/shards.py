@@ -6,10 +6,10 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from diffcompress.run_folder import write_atomically
+from diffcompress.run_folder import read_tensors, write_atomically
 from diffcompress.runtime import Progress, Runtime
 
 Tensors = dict[str, Tensor]
@@ -36,12 +36,14 @@ def make_shards(
     for first in range(0, len(ranges), runtime.count):
         index = first + runtime.index
         if index < len(ranges) and not shard_path(folder, index).exists():
+            progress.update(task, ranges[first].start, total)  # what was there before took no time now
             tensors = {name: value.contiguous() for name, value in make(ranges[index]).items()}
             write_atomically(shard_path(folder, index), functools.partial(save_file, tensors))
-        progress.update(task, ranges[min(first + runtime.count, len(ranges)) - 1].stop, total)
+            progress.update(task, ranges[min(first + runtime.count, len(ranges)) - 1].stop, total)
         if runtime.should_stop():
             runtime.wait()
             runtime.stop.raise_if_set()
+    progress.update(task, total, total)
     runtime.wait()
 
 
@@ -52,7 +54,7 @@ def read_shards(folder: Path, total: int, shard_size: int) -> Tensors:
 
 def shards(folder: Path, total: int, shard_size: int) -> Iterator[Tensors]:
     """One after another."""
-    return (load_file(shard_path(folder, index)) for index in range(-(-total // shard_size)))
+    return (read_tensors(shard_path(folder, index)) for index in range(-(-total // shard_size)))
 
 
 def end_to_end(parts: Iterable[Tensors], total: int) -> Tensors:

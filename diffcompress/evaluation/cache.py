@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from diffcompress.data.shards import Tensors
+from diffcompress.errors import DamagedError
 from diffcompress.evaluation.failed import total_variation
 from diffcompress.evaluation.features import FeatureSpace
 from diffcompress.evaluation.protocol import Protocol
-from diffcompress.run_folder import discard, write_atomically
+from diffcompress.run_folder import discard, read_tensors, write_atomically
 from diffcompress.runtime import Progress, StopRequest
 from diffcompress.sampling import automatic_batch_size, sample
 from diffcompress.teacher.load import LoadedPipeline
@@ -77,9 +77,9 @@ class SampleCache:
             if not path.is_file():
                 continue
             try:
-                tensors = load_file(path)
-            except (SafetensorError, OSError) as error:
-                self.progress.warn(f"cannot read the cached samples {path} ({error}); drawing them again")
+                tensors = read_tensors(path, finite=False)  # of a broken student they are not
+            except DamagedError as error:
+                self.progress.warn(f"{error.message}; samples are drawn again")
                 continue
             if len(tensors["variation"]) >= count:
                 return tensors
@@ -94,7 +94,7 @@ class SampleCache:
             path = folder / f"{done:08d}.safetensors"
             if not path.exists():
                 _save(path, _rows(pipeline, protocol, space, range(done, min(done + batch_size, count))))
-            batches.append(load_file(path))
+            batches.append(read_tensors(path, finite=False))
             done += len(batches[-1]["variation"])
             self.progress.update(task, done, count)
             self.stop.raise_if_set()

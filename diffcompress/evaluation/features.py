@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,9 +87,9 @@ class FeatureSpace:
             return f"it reads grey or RGB images, the student makes {told}"
         return None
 
-    def measured_to(self, images: Tensor, digest: str) -> FeatureSpace:
-        """This space with the user's images `[N, C, H, W]` in [-1, 1] as its reference."""
-        features = self.features(images)
+    def measured_to(self, images: Iterable[Tensor], digest: str) -> FeatureSpace:
+        """This space with the user's images, in parts `[n, C, H, W]` in [-1, 1], as its reference."""
+        features = torch.cat([self.features(part) for part in images])
         real = RealImages("data", digest, Moments.of(features), features[:MOST_FEATURES], len(features))
         return replace(self, real=real, held_out=None)
 

@@ -37,9 +37,10 @@ MODELS = {
     "untrained": "it is known of the pipeline in a run folder, evaluated alone; name that, or use a number",
 }
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?P<suffix>[A-Za-z%]*)|(?P<word>[A-Za-z_]\w*)|(?P<sign><=|>=|==|<|>|\*))"
+    r"\s*(?:(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?P<suffix>[A-Za-z%]*)|(?P<word>[A-Za-z_]\w*)|(?P<sign><=|>=|==|!=|=|<|>|\*))"
 )
 _SPECIAL = ("_corrected", "_held_out", *(f"_{space}" for space in KNOWN))
+_INSTEAD = {"=": "use ==", "!=": "use == for what must hold, or < and > with a limit"}
 _EXAMPLE = "write it like 'params<50M', 'agreement>0.9', 'fd<1.2*teacher' or 'failed_samples<=5%'"
 
 
@@ -113,9 +114,10 @@ def _parse(expr: str, metrics: Sequence[str], models: Iterable[str]) -> Gate:
             f"{meant}known: {', '.join(name for name in metrics if not name.endswith(_SPECIAL))}, "
             "and distances with the name of a feature space behind them",
         )
-    sign = take(("sign",), f"one of {' '.join(OPERATORS)}")
+    known = f"one of {' '.join(OPERATORS)}"
+    sign = take(("sign",), known)
     if sign.text not in OPERATORS:
-        raise _syntax(expr, sign.column, f"expected one of {' '.join(OPERATORS)}")
+        raise _syntax(expr, sign.column, f"'{sign.text}' is no comparison, {_INSTEAD.get(sign.text, f'use {known}')}")
     factors = [take(("number", "word"), "a number, teacher or untrained")]
     if tokens[0].text == "*":
         tokens.pop(0)

@@ -11,6 +11,7 @@ from typing import Any
 
 from diffcompress.errors import UsageError
 from diffcompress.export import evidence, words
+from diffcompress.export.hashes import is_sound
 from diffcompress.export.licence import STATED
 from diffcompress.run_folder import EVALUATION, RunFolder
 from diffcompress.teacher.resolve import resolve
@@ -68,7 +69,7 @@ def collect(run: RunFolder) -> dict[str, Any]:
         # What lies on the Hub is this student only as long as the weights are the same.
         "pushed": pushed if pushed and pushed.get("files") == provenance.get("files") else None,
         "finished": bool(proof and proof.get("passed"))
-        and run.pipeline.is_dir()
+        and _is_whole(run, proof, reader.missing)
         and all(stage["finished"] for stage in stages),
         "asked": asked,
         "command": command(asked, recipe=str(run.recipe), output=f"{run.path}-again"),
@@ -95,7 +96,7 @@ def curves(folder: Path) -> list[dict[str, float]]:
     """Logged rows of a stage in step order; the later row of a step counts. Broken lines are dropped."""
     rows: dict[int, dict[str, float]] = {}
     try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     for line in lines:
@@ -131,6 +132,15 @@ def seed_of(asked: Mapping[str, Any]) -> int | None:
     return asked.get("seed") if seed is None else seed
 
 
+def _is_whole(run: RunFolder, proof: Mapping[str, Any], missing: list[str]) -> bool:
+    """Whether the pipeline is there, and still what was proved; a line in `missing` where it is not."""
+    if "files" not in proof or not run.pipeline.is_dir():
+        return run.pipeline.is_dir()
+    if not (sound := is_sound(run)):
+        missing.append("the pipeline: it is not what was proved any more; the same command writes it again")
+    return sound
+
+
 class _Reader:
     """Reads files and remembers what could not be read: `what` names it for people, None when it may be absent."""
 
@@ -140,19 +150,24 @@ class _Reader:
 
     def text(self, path: Path, what: str | None) -> str | None:
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8", errors="replace")
         except OSError:
-            if what:
-                self.missing.append(f"{what}: there is no {path.relative_to(self.run.path).as_posix()}")
+            if what or path.exists():
+                self.missing.append(f"{what or path.name}: there is no {path.relative_to(self.run.path).as_posix()}")
         return None
 
     def json(self, path: Path, what: str | None, default: Any) -> Any:
         text = self.text(path, what)
+        if text is None:
+            return default
         try:
-            return default if text is None else json.loads(text)
-        except ValueError:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, list if isinstance(default, list) else dict):
             self.missing.append(f"{what or path.name}: {path.relative_to(self.run.path).as_posix()} is damaged")
-        return default
+            return default
+        return found
 
 
 def _judged(reader: _Reader, teacher: str | None) -> dict[str, Any]:

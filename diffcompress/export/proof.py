@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import os
@@ -21,10 +22,10 @@ from torch import Tensor, nn
 
 from diffcompress.errors import DiffCompressError
 from diffcompress.export import probe
-from diffcompress.export.provenance import weight_hashes
+from diffcompress.export.hashes import other_hashes, weight_hashes
 from diffcompress.export.weights import rounded
 from diffcompress.noise import generator
-from diffcompress.run_folder import RunFolder, write_json
+from diffcompress.run_folder import RunFolder, discard, write_json
 from diffcompress.runtime import dtype_name
 from diffcompress.teacher.load import LoadedPipeline
 
@@ -33,6 +34,7 @@ TOLERANCE = 1e-4
 ROOM = 4
 # Elements of a video's latent that a CPU samples and decodes in a minute or so.
 LARGEST_VIDEO = 200_000
+_SCRATCH, OLDEST = "diffcompress-proof-", 24 * 3600.0
 
 
 def prove(
@@ -74,6 +76,7 @@ def prove(
         "sampler_steps": probe.NUM_STEPS,
         "dtype": dtype_name(dtype),
         "files": weight_hashes(run.pipeline),
+        "others": other_hashes(run.pipeline),
         "seconds": round(time.monotonic() - started, 2),
         **told,
     }
@@ -143,7 +146,8 @@ def _elsewhere(
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
     }
-    with tempfile.TemporaryDirectory(prefix="diffcompress-proof-") as scratch:
+    _clean()
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH) as scratch:
         files = [Path(scratch) / name for name in ("asked.json", "inputs.safetensors", "outputs.safetensors")]
         tensors: dict[str, Tensor] = {}
         skeleton = probe.flatten(call, tensors)
@@ -167,6 +171,14 @@ def _elsewhere(
                 "keep the run folder and report this as a bug",
             )
         return load_file(files[2]), json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _clean() -> None:
+    """Remove the scratch folders of proofs that were killed; none takes as long as OLDEST."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError):  # another user's, or gone meanwhile
+            if time.time() - folder.stat().st_mtime > OLDEST:
+                discard(folder)
 
 
 def _difference(found: Tensor | None, expected: Tensor) -> float | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from diffcompress.export.hashes import PROVENANCE, weight_hashes
 from diffcompress.export.licence import STATED, Licence, is_demo, stated_by_user
 from diffcompress.run_folder import read_json, write_json
 from diffcompress.runtime import dtype_name
@@ -20,7 +21,7 @@ from diffcompress.teacher.reference import Reference, left_out_of
 from diffcompress.teacher.state import sha256
 from diffcompress.teacher.weights import weight_files
 
-FILE = "diffcompress.json"
+FILE = PROVENANCE
 FORMAT = 1
 _DATA_SET = re.compile(rf"{REPOSITORY_ID.pattern}@[0-9a-f]{{40}}")
 _PACKAGES = ("diffcompress", "diffusers", "torch", "accelerate", "safetensors", "huggingface-hub", "numpy")
@@ -79,11 +80,6 @@ def pipeline_tag(index: Mapping[str, Any], denoiser: str) -> str:
     if not any(part.startswith("tokenizer") for part in index):
         return "unconditional-image-generation"
     return "text-to-video" if "3DModel" in denoiser else "text-to-image"
-
-
-def weight_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every weight file of a pipeline folder, by its path inside the folder."""
-    return {file.relative_to(folder).as_posix(): sha256(file) for file in sorted(folder.rglob("*.safetensors"))}
 
 
 def _teacher(teacher: LoadedPipeline, params: int | None) -> dict[str, Any]:

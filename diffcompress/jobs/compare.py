@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcompress import runtime as runtimes
-from diffcompress.errors import UsageError
+from diffcompress.errors import DamagedError, UsageError
 from diffcompress.evaluation import frontier
 from diffcompress.evaluation import gates as gating
 from diffcompress.evaluation.features import find_space
@@ -61,7 +61,7 @@ def compare(
     runtime = runtimes.start(device)
     if not runtime.is_main:  # one process does it all
         runtime.wait()
-        return read_json(folder / RESULTS)
+        return read_json(folder / RESULTS, kind=list)
     check_junit(junit)
     results = dict(earlier)
     if references:
@@ -125,10 +125,10 @@ def _names(students: Sequence[str]) -> dict[str, str]:
 def _earlier(path: Path) -> dict[str, Any]:
     try:
         value = read_json(path)
-    except (OSError, ValueError) as error:
+    except (OSError, DamagedError) as error:
         advice = "name a pipeline folder or an evaluation.json"
         raise UsageError(f"{path} is neither a pipeline folder nor a readable result", advice) from error
-    if not isinstance(value, dict) or not _is_result(value):
+    if not _is_result(value):
         raise UsageError(f"{path} is no result of an evaluation", "name an evaluation.json or a pipeline folder")
     return {"probe": None, "warnings": [], **value}
 

@@ -16,6 +16,7 @@ from diffcompress.evaluation.protocol import Protocol
 from diffcompress.evaluation.score import evaluate_pipeline
 from diffcompress.export import hub
 from diffcompress.export.formats import write_formats
+from diffcompress.export.hashes import is_sound
 from diffcompress.export.proof import prove
 from diffcompress.export.provenance import relicense
 from diffcompress.export.report import write_report
@@ -41,7 +42,10 @@ def conclude(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module, ban
         run.runtime.stop.raise_if_set()
     write_json(folder.warnings, _warnings(run))
     with run.timed("export"):
-        if not folder.is_exported:
+        exported = folder.is_exported
+        if exported and not is_sound(folder):
+            run.progress.warn(f"{folder.pipeline} is not what was proved any more, and is written again")
+        if not exported or not is_sound(folder):
             _export(run, recipe, trained, bank)
         write_formats(trained, run.teacher, folder, recipe.export, dtype=_export_dtype(run))
     if request.license:
@@ -127,11 +131,11 @@ def _export_dtype(run: Run) -> torch.dtype:
 def _warnings(run: Run) -> list[str]:
     found = []
     for folder in run.folder.stages()[-1:]:  # counters run on over the stages
-        counters = read_json(folder / "final" / "state.json")
+        counters = read_json(folder / "final" / "state.json", "skipped", "rollbacks", "learning_rate_scale")
         if counters["skipped"] or counters["rollbacks"]:
             found.append(
                 f"training: {counters['skipped']} steps skipped for non-finite values, "
                 f"{counters['rollbacks']} rollbacks (learning rate x {counters['learning_rate_scale']:g})"
             )
-    found += read_json(run.folder.bank / "bank.json").get("warnings", [])
-    return found + beats_teacher(read_json(run.folder.metrics)["metrics"])
+    found += [*run.teacher.conditions.warnings, *read_json(run.folder.bank / "bank.json").get("warnings", [])]
+    return found + beats_teacher(read_json(run.folder.metrics, "metrics")["metrics"])

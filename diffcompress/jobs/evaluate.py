@@ -15,6 +15,7 @@ from diffcompress.evaluation import gates as gating
 from diffcompress.evaluation.features import find_space
 from diffcompress.evaluation.metrics import metric_names
 from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.export.hashes import is_sound
 from diffcompress.export.licence import is_demo
 from diffcompress.jobs.setting import Asked, Setting, fetched, prepare, writable
 from diffcompress.run_folder import EVALUATION, RunFolder, read_json, write_json
@@ -56,6 +57,7 @@ def evaluate(
     space = find_space(None, feature_weights) if feature_weights is not None else None
     student = str(student)
     teacher, data = (None if given is None else str(given) for given in (teacher, data))
+    _tell_changed(student, progress)
     start = _start_of(student)
     models = [name for name, given in (("teacher", teacher), ("untrained", start)) if given is not None]
     parsed = gating.parse(gates, metric_names(space.name if space else None), models)
@@ -154,6 +156,13 @@ def _output_folder(output: str | Path | None, student: Reference) -> Path:
         # The installation and the Hub's cache are no places for results.
         return Path(f"{student.name}-evaluation")
     return RunFolder(Path(student.id).expanduser().resolve().parent).evaluation
+
+
+def _tell_changed(student: str, progress: Progress) -> None:
+    """Warn of a run's own pipeline that is not what its run left."""
+    run = RunFolder(Path(student).expanduser().resolve().parent)
+    if Path(student).expanduser().resolve() == run.pipeline and run.is_exported and not is_sound(run):
+        progress.warn(f"{run.pipeline} is not what was proved any more; the run's own command writes it again")
 
 
 def _start_of(student: str) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffcompress.export import facts
+from diffcompress.export.hashes import is_sound
 from diffcompress.jobs.request import Request
 from diffcompress.run_folder import RunFolder
 from diffcompress.teacher.weights import fingerprint, weight_files
@@ -18,7 +19,12 @@ def answer(request: Request) -> dict[str, Any] | None:
     if request.push_to_hub is not None or (request.output is None and ratio is None):
         return None
     folder = request.folder(ratio)
-    if not folder.is_finished or request.more_time(folder) is not None or not _is_same(folder, request):
+    if (
+        not folder.is_finished
+        or not is_sound(folder)
+        or request.more_time(folder) is not None
+        or not _is_same(folder, request)
+    ):
         return None
     told = facts.collect(folder)
     licence = told["provenance"].get("license", {}).get("id")
@@ -37,7 +43,7 @@ def _fields(told: dict[str, Any]) -> dict[str, Any]:
 def _is_same(folder: RunFolder, request: Request) -> bool:
     reference = request.reference
     reference.fetch(reference.denoiser_part)
-    return folder.identity == request.identity(fingerprint(reference, weight_files(reference.denoiser)))
+    return folder.is_run(request.identity(fingerprint(reference, weight_files(reference.denoiser))))
 
 
 def _lacks_formats(folder: RunFolder, request: Request) -> bool:

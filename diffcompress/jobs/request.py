@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffcompress import __version__
 from diffcompress.recipe import Recipe
 from diffcompress.run_folder import RunFolder
+from diffcompress.run_identity import as_path
 from diffcompress.teacher.reference import Reference
 
 
@@ -46,18 +48,19 @@ class Request:
         return RunFolder(self.output or f"./{self.reference.name}-{ratio:.4g}", self.shared)
 
     def identity(self, fingerprint: str) -> dict[str, Any]:
-        """What makes a run this run and no other, with the `fingerprint` of its teacher."""
+        """What makes a run this run and no other, with the `fingerprint` of its teacher, and the version it began with;
+        `run_identity` tells how two compare."""
         return {
+            "version": __version__,
             "teacher": self.reference.id,
             "fingerprint": fingerprint,
             "target": self.target,
             "method": self.method,
-            "data": self.data,
-            "prompts": self.prompts,
+            "data": as_path(self.data),
+            "prompts": as_path(self.prompts),
             "dtype": self.dtype,
-            "scheduler": self.scheduler,
+            "scheduler": as_path(self.scheduler),
             "recipe_name": self.recipe_name,
-            # A finished run may be exported to another format later.
             "recipe": self.recipe.model_dump(mode="json", exclude={"export"}),
         }
 

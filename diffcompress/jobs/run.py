@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from diffcompress import __version__
 from diffcompress import runtime as runtimes
 from diffcompress.data import hub_images, images
 from diffcompress.errors import UsageError
@@ -79,6 +80,7 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
         with claim if runtime.is_main else contextlib.nullcontext():
             runtime.wait()
             teacher = with_prompts(teacher, texts, folder.conditions, runtime, progress, recipe.bank.text_length)
+            _tell_version(folder, progress)
             for note in (*reference.notes, *student_plan.notes):
                 progress.note(note)
             if runtime.is_main:
@@ -87,6 +89,15 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
             yield Run(request, folder, teacher, student_plan, own, runtime, progress)
     finally:
         runtime.stop.restore()
+
+
+def _tell_version(folder: RunFolder, progress: Progress) -> None:
+    made_by = folder.identity.get("version")
+    if made_by != __version__:
+        progress.warn(
+            f"the run in {folder.path} was begun by diffcompress {made_by or 'of an earlier version'} and goes on with "
+            f"{__version__}: what is already there stays"
+        )
 
 
 def _own_images(

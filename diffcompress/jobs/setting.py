@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,17 +79,17 @@ def prepare(
         )
     recipe = _recipe(model.reference)
     num_samples = asked.num_samples or recipe.evaluation.num_samples
-    num_images = max(num_samples, Protocol.agreement_images)  # of a Hub data set; of a folder all are read
+    num_images = max(num_samples, Protocol.agreement_images)
     if texts := texts_for(model, recipe, asked.data, asked.prompts, progress, num_images):
         writable(cache)
         model = with_prompts(model, texts, cache / "conditions", runtime, progress, recipe.bank.text_length)
     clean, digest = None, None
     if asked.data is not None:
         real = _real_images(asked.data, model, num_images, progress)
-        clean, digest = _as_inputs(model, real), hashlib.sha256(real.clean.numpy().tobytes()).hexdigest()
+        clean, digest = _as_inputs(model, real), real.digest
         if space is not None:
             space.extractor.to(runtime.device)
-            space = space.measured_to(real.clean, digest)
+            space = space.measured_to(real.parts(), digest)
     protocol = Protocol.make(
         space,
         model,
@@ -135,7 +134,7 @@ def texts_for(
     num_images: int | None = None,
 ) -> list[str]:
     """What a text-conditional model is asked: the captions of the user's images, their prompts, or our own; nothing
-    for other models. num_images: of a Hub data set, default as many as the bank holds. Raises UsageError for prompts
+    for other models. num_images: of the user's, default as many as the bank holds. Raises UsageError for prompts
     without use, and for captions or prompts that cannot be read; AccessError where the Hub refuses."""
     if not model.takes_text:
         if prompts is not None:
@@ -152,16 +151,23 @@ def texts_for(
             "give captioned images",
         )
     if prompts is not None:
-        return prompting.read(Path(prompts))
+        limit = num_images or recipe.bank.num_samples
+        texts = prompting.read(Path(prompts), progress)
+        if len(texts) > limit:
+            progress.note(
+                f"{limit:,} of the {len(texts):,} prompts in '{prompts}' are taken, in one fixed mixed order: no more "
+                "samples are drawn (bank.num_samples of shrink, --num-samples of evaluate)"
+            )
+        return images.mixed(texts, limit)[:limit]
     return prompting.default_for(model.reference, recipe.bank.num_prompts)
 
 
 def _real_images(data: str, model: LoadedPipeline, num_images: int, progress: Progress) -> images.Images:
     real = images.read_for(data, model, model.conditions.texts, num_images, progress)
     real.tell(progress)
-    if len(real.clean) < FEWEST:
+    if len(real) < FEWEST:
         raise UsageError(
-            f"{len(real.clean)} real images in '{data}' are too few to compare with",
+            f"{len(real)} real images in '{data}' are too few to compare with",
             f"give {FEWEST} or more with --data; thousands make distances mean something",
         )
     return real
@@ -169,6 +175,5 @@ def _real_images(data: str, model: LoadedPipeline, num_images: int, progress: Pr
 
 def _as_inputs(model: LoadedPipeline, real: images.Images) -> tuple[Tensor, Mapping[str, Tensor]]:
     """The first images as the denoiser's clean samples, with their conditioning."""
-    first = slice(Protocol.agreement_images)
-    clean = real.clean[first]
-    return model.codec.encode(clean) if model.codec else clean, model.conditions.rows(real.index[first])
+    clean, index = real.pixels(0, Protocol.agreement_images), real.index[: Protocol.agreement_images]
+    return model.codec.encode(clean) if model.codec else clean, model.conditions.rows(index)

@@ -28,7 +28,7 @@ def shrink(
     max_time: float | None = None,
     recipe: str | None = None,
     overrides: tuple[str, ...] = (),
-    seed: int = 0,
+    seed: int | None = None,
     device: str | None = None,
     dtype: str | None = None,
     license: str | None = None,
@@ -42,7 +42,8 @@ def shrink(
 
     Exactly one of ratio (0 < ratio < 1), params (a count) and size (bytes of the exported denoiser) sets the target;
     max_time is in seconds of training; push_to_hub (owner/name) is pushed to in the end, private unless `public`.
-    shared: see RunFolder. Raises DiffCompressError subclasses, each with its exit status.
+    seed: in place of the recipe's. shared: see RunFolder. Raises DiffCompressError subclasses, each with its exit
+    status.
     """
     progress = progress or Progress()
     target.check(ratio, params, size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from diffcompress import recipe as recipes
@@ -15,7 +15,7 @@ from diffcompress.export.sheets import write_sheet
 from diffcompress.jobs.run import Run
 from diffcompress.jobs.students import as_student, averaged_student, copy_student, initial_student
 from diffcompress.recipe import Recipe
-from diffcompress.run_folder import discard, write_atomically, write_json, write_text
+from diffcompress.run_folder import damaged, discard, read_tensors, write_atomically, write_json, write_text
 from diffcompress.sampling import sample
 from diffcompress.training import budget, micro
 from diffcompress.training.ema import Ema
@@ -33,7 +33,10 @@ def starting_student(run: Run, bank: Bank) -> nn.Module:
     ranked = not file.exists()
     student = initial_student(run.teacher, run.plan, run.request.recipe, bank, ranked=ranked, progress=run.progress)
     if file.exists():
-        student.load_state_dict(load_file(file))
+        try:
+            student.load_state_dict(read_tensors(file))
+        except RuntimeError as error:
+            raise damaged(file, str(error)) from error
     elif run.runtime.is_main:
         write_atomically(file, functools.partial(save_file, student.state_dict()))
     run.runtime.wait()

@@ -45,10 +45,14 @@ def doubts(name: str, class_name: str | None) -> tuple[str, ...]:
     )
 
 
-def load(name_or_file: str = "default", overrides: tuple[str, ...] = (), method: str = OURS, **values: Any) -> Recipe:
-    """The recipe `name_or_file` with `--set` overrides, a baseline's losses in place of ours, and top-level `values`.
+def load(
+    name_or_file: str = "default", overrides: tuple[str, ...] = (), method: str = OURS, seed: int | None = None
+) -> Recipe:
+    """The recipe `name_or_file` with `--set` overrides, a baseline's losses in place of ours, and `seed` in place of
+    its own.
 
-    Raises UsageError for an unknown recipe or method, unreadable YAML, and for all bad keys and values at once.
+    Raises UsageError for an unknown recipe or method, unreadable YAML, a `seed` that an override contradicts, and for
+    all bad keys and values at once.
     """
     if method not in METHODS:
         raise UsageError(f"unknown method '{method}'", f"choose one of {', '.join(METHODS)}{nearest(method, METHODS)}")
@@ -61,8 +65,12 @@ def load(name_or_file: str = "default", overrides: tuple[str, ...] = (), method:
             override(data, text)
         except ValueError as error:
             problems.append(f"--set {text}: {error}")
-    data.update(values)
-    return _validated(data, name_or_file, problems)
+    recipe = _validated(data, name_or_file, problems)
+    if seed is None or seed == recipe.seed:
+        return recipe
+    if any(text.partition("=")[0] == "seed" for text in overrides):
+        raise UsageError(f"--seed {seed} and --set seed={recipe.seed} contradict each other", "give one of them")
+    return _validated(data | {"seed": seed}, name_or_file)
 
 
 def parse(text: str, source: str) -> Recipe:

@@ -33,13 +33,14 @@ class Conditions:
 
     table: tensors with a row for each condition, by the denoiser's keyword (nested ones with a dot), in memory or on
     disk; count: conditions to draw from, rows 0..count-1; null: the row of the null conditioning, None where there is
-    none. texts: the prompt of each row, if it has one.
+    none. texts: the prompt of each row, if it has one; warnings: what the user should know of them.
     """
 
     table: Mapping[str, Tensor | StoredRows] = field(default_factory=dict)
     count: int = 1
     null: int | None = None
     texts: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def rows(self, index: Tensor) -> dict[str, Tensor]:
         """The conditioning of `index` `[B]`: tensors with B rows; empty for unconditional denoisers."""

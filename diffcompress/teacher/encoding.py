@@ -11,12 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from diffcompress.errors import UsageError
 from diffcompress.run_folder import write_atomically
 from diffcompress.runtime import Progress, Runtime
+from diffcompress.teacher import cut_prompts
 from diffcompress.teacher.conditioning import Conditions, trace
 from diffcompress.teacher.load import LoadedPipeline
 from diffcompress.teacher.stored_rows import stored_table
@@ -59,7 +61,11 @@ def with_prompts(
     # Without null conditioning the file says so: safetensors has no empty ones.
     has_null = "none" not in stored_table([null])
     table = stored_table([*files, null] if has_null else files)
-    conditions = Conditions(table, len(prompts), len(prompts) if has_null else None, tuple(prompts))
+    told = cut_prompts.warning([safe_open(file, framework="pt").metadata() for file in files], len(prompts))
+    if told is not None:
+        progress.warn(told)
+    warnings = () if told is None else (told,)
+    conditions = Conditions(table, len(prompts), len(prompts) if has_null else None, tuple(prompts), warnings)
     return replace(pipeline, conditions=conditions)
 
 
@@ -94,11 +100,13 @@ def _encode(
     for number, prompts in enumerate(shards):
         file = place / _name(number)
         if not file.is_file():
-            rows, null = trace(whole, family, prompts, pipeline.sample_shape, text_length)
+            progress.update("prompts", number * SHARD_SIZE, total)
+            with cut_prompts.watched(whole) as cut:
+                rows, null = trace(whole, family, prompts, pipeline.sample_shape, text_length)
             if not (place / f"{NULL}.safetensors").is_file():
                 _save(place / f"{NULL}.safetensors", null or {"none": torch.zeros(1)})
-            _save(file, rows)
-        progress.update("prompts", min((number + 1) * SHARD_SIZE, total), total)
+            _save(file, rows, cut_prompts.stored(cut))
+            progress.update("prompts", min((number + 1) * SHARD_SIZE, total), total)
         runtime.stop.raise_if_set()
     del whole
     gc.collect()
@@ -106,9 +114,9 @@ def _encode(
         torch.cuda.empty_cache()
 
 
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     whole = {name: value.contiguous() for name, value in tensors.items()}
-    write_atomically(path, functools.partial(save_file, whole))
+    write_atomically(path, functools.partial(save_file, whole, metadata=metadata))
 
 
 def _name(number: int) -> str:
@@ -132,5 +140,5 @@ def _key(pipeline: LoadedPipeline, prompts: Sequence[str], text_length: int | No
         known = [(str(f.relative_to(reference.pipeline)), f.stat()) for f in files]
         stamp = [[name, of.st_size, of.st_mtime_ns] for name, of in known]
     shape, dtype = list(pipeline.sample_shape), str(_dtype(pipeline))
-    text = json.dumps([reference.id, stamp, shape, dtype, text_length, list(prompts)])
+    text = json.dumps([pipeline.fingerprint, stamp, shape, dtype, text_length, list(prompts)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

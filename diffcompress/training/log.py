@@ -14,7 +14,8 @@ class MetricsLog:
         """Drops rows from `first_step` on: they will be computed again. Only the main process is `active`."""
         self.path, self.active = path, active
         if active and path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) < first_step]
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if _step(line) < first_step]
             write_text(path, "".join(line + "\n" for line in kept))
 
     def write(self, row: dict[str, Any]) -> None:

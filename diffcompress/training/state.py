@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffcompress.run_folder import discard, read_json, write_atomically, write_json
+from diffcompress.run_folder import damaged, discard, read_json, read_tensors, write_atomically, write_json
 from diffcompress.training.ema import Ema
 from diffcompress.training.optim import Optimizer
 
@@ -49,13 +49,18 @@ class TrainingState:
         write_atomically(folder, write)
 
     def load(self, folder: Path) -> None:
-        tensors = load_file(folder / "state.safetensors")
-        self.model.load_state_dict(_below(tensors, "model"))
+        """Raises DamagedError for a checkpoint that is broken, or of another model."""
+        file = folder / "state.safetensors"
+        try:
+            tensors = read_tensors(file, finite=False)
+            self.model.load_state_dict(_below(tensors, "model"))
+            self.counters = Counters(**read_json(folder / "state.json"))
+        except (FileNotFoundError, RuntimeError, TypeError) as error:
+            raise damaged(file, str(error)) from error
         device = next(self.model.parameters()).device
         for name, value in _below(tensors, "ema").items():
             self.ema.tensors[name] = value.to(device)
         self.optimizer.load(_below(tensors, "optimizer"))
-        self.counters = Counters(**read_json(folder / "state.json"))
 
 
 class Checkpoints:
@@ -82,7 +87,7 @@ class Checkpoints:
     @property
     def final_step(self) -> int:
         """The step that a finished stage ended with."""
-        return int(read_json(self.final / "state.json")["step"])
+        return int(read_json(self.final / "state.json", "step")["step"])
 
     def reopen(self) -> None:
         """Turn a finished stage into one that goes on from its last step."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from PIL import Image
 
 from diffcompress.jobs import target
-from tests.cli.command import run
+from diffcompress.run_folder import read_json, write_json
+from diffcompress.teacher.reference import DEMO_FOLDER
+from tests.cli.command import run, spawn
 from tests.jobs.tiny_teacher import save_teacher, settings
 
 SHRINK = ("shrink", "demo")
@@ -131,6 +134,24 @@ def test_overwriting_never_deletes_what_the_run_reads(tmp_path):
         assert outcome.code == 2
         assert "--overwrite would delete" in outcome.stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("option", ["--output", "--set", "--recipe", "--data", "--prompts"])
+def test_bytes_that_are_no_text_are_refused(option, tmp_path):
+    outcome = run(*SHRINK, *RATIO, option, os.fsdecode(b"seed=\xff"))
+    assert outcome.code == 2
+    assert outcome.stderr.startswith("error: 'seed=\\udcff' holds bytes that are no UTF-8\nhint: ")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_half_characters_of_a_config_are_escaped(encoding, tmp_path):
+    file = DEMO_FOLDER / "unet" / "unet" / "config.json"
+    (tmp_path / "c.json").write_text(json.dumps(json.loads(file.read_text()) | {"note": "\ud800 \u00e4"}))
+    done = spawn("-m", "diffcompress", "plan", str(tmp_path / "c.json"), *RATIO, "--json", PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["config"]["note"] == "\ud800 \u00e4"
+    write_json(tmp_path / "kept.json", json.loads(done.stdout))
+    assert read_json(tmp_path / "kept.json")["config"]["note"] == "\ud800 \u00e4"
 
 
 def test_traceback_shows_where():

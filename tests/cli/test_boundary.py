@@ -35,6 +35,10 @@ class OutOfMemoryError(RuntimeError):
         (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), 75),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2),
         (OSError(errno.ENAMETOOLONG, "File name too long", "/x"), 2),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 5),
+        (ImportError("libgomp.so: cannot allocate memory in static TLS block"), 5),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 5),
+        (ImportError("No module named 'x'"), 1),
         (ValueError("surprise"), 1),
     ],
 )
@@ -78,6 +82,25 @@ def test_a_process_that_is_stopped_before_its_work_says_so(tmp_path):
     assert process.returncode == 75
     assert told.startswith("error: stopped by SIGTERM")
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_process_that_is_stopped_while_it_starts_says_so(tmp_path, number, code):
+    """Here while it imports the command line: its first import waits."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    (tmp_path / "typer.py").write_text(f"open({str(gate)!r}).read()\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diffcompress", "--version"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+    )
+    with gate.open("w"):
+        process.send_signal(number)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert told.startswith(f"error: stopped by {number.name}\nhint: ")
 
 
 def test_what_a_library_prints_does_not_reach_stdout(monkeypatch):

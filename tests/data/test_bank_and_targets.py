@@ -11,6 +11,7 @@ from diffusers import DDPMScheduler, DiTTransformer2DModel
 
 from diffcompress.data import bank as banks
 from diffcompress.data.images import Images
+from diffcompress.data.shards import make_shards, read_shards, shard_path
 from diffcompress.data.targets import Targets
 from diffcompress.errors import RunStopped, UsageError
 from diffcompress.families import registry
@@ -152,6 +153,40 @@ def test_a_stop_while_the_bank_is_made_keeps_what_is_done(tmp_path, teacher, run
     assert torch.equal(resumed.clean, bank.clean)
 
 
+class Heard(Progress):
+    """Keeps what it was told."""
+
+    def __init__(self):
+        self.told = []
+
+    def note(self, text):
+        self.told.append(text)
+
+    def update(self, task, done, total, **values):
+        self.told.append((task, done, total))
+
+
+def test_what_was_there_before_is_not_told_as_speed(tmp_path, runtime):
+    def make(rows):
+        return {"row": torch.tensor(list(rows))}
+
+    def again():
+        heard = Heard()
+        make_shards(tmp_path, 5, 2, make, runtime, heard, "rows")
+        return heard.told
+
+    assert again()[0] == ("rows", 0, 5) and read_shards(tmp_path, 5, 2)["row"].tolist() == [0, 1, 2, 3, 4]
+    assert again() == [("rows", 5, 5)]
+    shard_path(tmp_path, 1).unlink()
+    assert again() == [("rows", 2, 5), ("rows", 4, 5), ("rows", 5, 5)]
+
+
+def test_guidance_of_a_teacher_that_knows_none_is_told(tmp_path, teacher, runtime):
+    heard = Heard()
+    banks.fill(tmp_path, teacher, SECTION.model_copy(update={"guidance": 3.0}), 0, None, runtime, heard)
+    assert any(isinstance(text, str) and "bank.guidance 3 does nothing" in text for text in heard.told)
+
+
 def test_a_bank_of_another_seed_is_refused(tmp_path, teacher, runtime):
     section = BankSection(num_samples=8, sampler_steps=2)
     banks.fill(tmp_path, teacher, section, 0, None, runtime, Progress())
@@ -160,7 +195,10 @@ def test_a_bank_of_another_seed_is_refused(tmp_path, teacher, runtime):
     banks.fill(tmp_path, teacher, section, 0, None, runtime, Progress())
 
 
-@pytest.mark.parametrize("own", [None, Images(torch.zeros(8, 1, 8, 8), torch.zeros(8, dtype=torch.long), [], "mine")])
+BLACK = Images(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.zeros(8, dtype=torch.long), [], "mine")
+
+
+@pytest.mark.parametrize("own", [None, BLACK])
 def test_a_run_that_goes_on_asks_its_teacher_in_the_same_batches(tmp_path, teacher, runtime, own, monkeypatch):
     """However much memory is free by then: rounding depends on it."""
     section = BankSection(num_samples=8, sampler_steps=2)

@@ -4,6 +4,7 @@ import pytest
 
 from diffcompress.data import prompts
 from diffcompress.errors import UsageError
+from diffcompress.runtime import Progress
 
 
 def test_the_grammar_gives_thousands_of_different_prompts_that_follow_from_their_number():
@@ -29,6 +30,17 @@ def test_a_bad_prompts_file_is_refused(tmp_path, content, words):
         prompts.read(file)
     with pytest.raises(UsageError, match="cannot read"):
         prompts.read(tmp_path / "nowhere.txt")
+
+
+def test_a_prompt_that_would_end_the_process_is_refused_and_equal_ones_are_told(tmp_path):
+    file, notes, progress = tmp_path / "p.txt", [], Progress()
+    progress.note = notes.append
+    file.write_text("a cat\na dog\na cat \n")
+    assert prompts.read(file, progress) == ["a cat", "a dog"]
+    assert notes == [f"2 of the 3 prompts in '{file}' are different, and each counts once"]
+    file.write_text("a cat\n" + "x" * 1_000_000)
+    with pytest.raises(UsageError, match=r"line 2 of .* holds a text of 1,000,000 characters"):
+        prompts.read(file)
 
 
 def test_prompts_end_with_their_line_and_begin_after_a_byte_order_mark(tmp_path):

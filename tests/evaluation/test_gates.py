@@ -65,6 +65,12 @@ def test_judges(expr, passed):
     assert set(result) == {"expr", "value", "passed"}
 
 
+@pytest.mark.parametrize("expr", ["params=10", "params = 10", "params!=10"])
+def test_says_which_comparison_is_meant(expr):
+    with pytest.raises(UsageError, match=r"column \d+: '!?=' is no comparison, use =="):
+        parse(expr, ["params"])
+
+
 @pytest.mark.parametrize(
     ("expr", "column"),
     [

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from diffcompress.errors import UsageError
-from diffcompress.export.facts import SUMMARY, command, curves
+from diffcompress.export.facts import SUMMARY, collect, command, curves
 from diffcompress.export.weights import export_pipeline
 from diffcompress.jobs.report import report
+from diffcompress.run_folder import RunFolder, read_json, write_json
 from diffcompress.teacher.load import LoadedPipeline
 from tests.export.synthetic_run import TIMINGS, write_run
 
@@ -159,6 +160,21 @@ def test_damaged_files_are_told(finished: Path, name: str) -> None:
     (finished / name).write_text('{"step": 3')
     result = report(str(finished))
     assert name in " ".join(result["not_computed"]) or name.endswith("jsonl")
+
+
+@pytest.mark.parametrize("name", ["timings.json", "export-proof.json"])
+@pytest.mark.parametrize("content", [b"[1]", b"\xff\xfe{}"])
+def test_other_content_is_damage_too(finished: Path, name: str, content: bytes) -> None:
+    (finished / name).write_bytes(content)
+    assert f"{name} is damaged" in " ".join(collect(RunFolder(finished))["not_computed"])
+
+
+def test_a_pipeline_that_was_changed_is_not_finished(finished: Path) -> None:
+    proof = read_json(finished / "export-proof.json")
+    write_json(finished / "export-proof.json", proof | {"files": {"unet/other.safetensors": "0"}})
+    found = collect(RunFolder(finished))
+    assert not found["finished"]
+    assert any("not what was proved" in line for line in found["not_computed"])
 
 
 def test_a_run_that_has_just_begun(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_the_users_images_are_the_reference(folders, tmp_path):
         feature_weights=EXTRACTOR_FILE,
         output=tmp_path / "out",
         progress=Warnings(),
-        **FAST,
+        **FAST | {"num_samples": 131},
     )
     assert found["protocol"]["agreement_clean"] == "data"
     assert found["metrics"]["fd_demo"]["reference"] == "data"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from diffcompress import recipe as recipes
 from diffcompress.errors import RunStopped
 from diffcompress.jobs.run import Run
-from diffcompress.run_folder import RunFolder, discard, read_json
+from diffcompress.run_folder import RunFolder, discard, read_json, write_json
 from diffcompress.runtime import Progress, start
 from tests.cli.command import run as cli
 from tests.jobs.tiny_teacher import command, environment, run, same, save_teacher, stop_when, weights
@@ -177,16 +178,57 @@ def test_what_a_finished_run_has_lost_is_made_again(teacher, uninterrupted, tmp_
     assert same(weights(output), weights(uninterrupted))
 
 
+def _flip(file):
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 64
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("unet/diffusion_pytorch_model.safetensors", _flip),
+        ("unet/diffusion_pytorch_model.safetensors", Path.unlink),
+        ("scheduler/scheduler_config.json", lambda file: file.write_bytes(b"")),
+    ],
+)
+def test_a_pipeline_that_is_not_what_was_proved_is_not_finished(teacher, uninterrupted, tmp_path, change, name):
+    output = shutil.copytree(uninterrupted, tmp_path / "run")
+    change(output / "pipeline" / name)
+    done = cli(*command(teacher, output)[3:])
+    assert done.code == 0, done.stderr
+    assert "is not what was proved any more" in done.stderr
+    assert same(weights(output), weights(uninterrupted))
+    kept = (uninterrupted / "pipeline" / name).read_bytes()
+    assert (output / "pipeline" / name).read_bytes() == kept
+
+
 def test_a_finished_run_of_another_teacher_is_refused(teacher, uninterrupted, tmp_path):
     changed = shutil.copytree(teacher, tmp_path / "teacher")
     output = shutil.copytree(uninterrupted, tmp_path / "run")
-    marker = output / "run.json"
-    marker.write_text(marker.read_text().replace(json.dumps(str(teacher)), json.dumps(str(changed))))
     assert cli(*command(changed, output)[3:]).code == 0
     save_teacher(changed, seed=1)
     refused = cli(*command(changed, output)[3:])
     assert refused.code == 2
-    assert "fingerprint was" in refused.stderr
+    assert f"teacher was '{teacher}', now '{changed}'" in refused.stderr
+
+
+def test_however_the_teacher_is_typed_it_is_the_same_run(teacher, uninterrupted, tmp_path, monkeypatch):
+    """Unfinished and finished, with a recipe of a version that knew one key less."""
+    output = shutil.copytree(uninterrupted, tmp_path / "run")
+    monkeypatch.chdir(teacher.parent)
+    before = stamps(output)
+    for typed in (teacher.name, f"{teacher.name}/", f"./{teacher.name}"):
+        done = cli(*command(typed, output)[3:])
+        assert done.code == 0 and "is finished" in done.stderr, done.stderr
+    assert before == stamps(output)
+    marker = read_json(output / "run.json")
+    del marker["version"], marker["recipe"]["training"]["precision"]
+    write_json(output / "run.json", marker)
+    discard(output / "metrics.json")
+    done = cli(*command(teacher.name, output)[3:])
+    assert done.code == 0, done.stderr
+    assert "was begun by diffcompress of an earlier version" in done.stderr
 
 
 def test_a_second_process_on_the_same_folder_is_refused(teacher, tmp_path):

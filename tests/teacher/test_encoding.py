@@ -58,6 +58,33 @@ def test_rows_are_what_the_pipeline_makes_of_its_prompts(name: str, tmp_path: Pa
         assert torch.equal(again.rows(everything)[key], value)
 
 
+class Warned(Progress):
+    """Keeps what it was warned of."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.mark.parametrize(("name", "most"), [("pipe_stable_diffusion", 10), ("pipe_sd3", None)])
+def test_prompts_that_are_cut_are_told(name: str, most: int | None, tmp_path: Path) -> None:
+    """Of Stable Diffusion 3 one of three encoders reads on where the others stop."""
+    import_module(f"tests.families.{name}").pipeline().save_pretrained(tmp_path / "teacher")
+    teacher, runtime = load(resolve(str(tmp_path / "teacher"))), runtimes.start("cpu")
+    texts = ["abcdefghij" * 2 + f"{number:02d}" for number in range(SHARD_SIZE + 1)] + ["ab"]
+    for _ in range(2):  # encoded, then read
+        told = Warned()
+        found = with_prompts(teacher, texts, tmp_path / "conditions", runtime, told).conditions
+        assert list(found.warnings) == told.warnings
+        if most is None:
+            assert told.warnings == []
+        else:
+            assert f"17 of 18 prompts are longer than the {most + 2} tokens" in told.warnings[0]
+            assert texts[0] in told.warnings[0]
+
+
 def test_an_encoder_of_the_same_size_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
     pipe = import_module("tests.families.pipe_stable_diffusion").pipeline()
     pipe.save_pretrained(tmp_path / "teacher")

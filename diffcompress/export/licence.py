@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from diffcompress.errors import UsageError
+from diffcompress.teacher.linking import is_own
 from diffcompress.teacher.reference import DEMO_FOLDER, DENOISERS, Reference
 
 UNKNOWN = "unknown"  # which the Hub also takes for a licence
@@ -57,7 +58,8 @@ def stated_by_user(id: str) -> Licence:
 
 def licence_files(reference: Reference) -> list[Path]:
     """Licence texts of the teacher's folder, to be copied as they are."""
-    return [file for name in _TEXTS for file in sorted(_folder(reference).glob(name)) if file.is_file()]
+    folder = _folder(reference)
+    return [file for name in _TEXTS for file in sorted(folder.glob(name)) if is_own(file, folder)]
 
 
 def is_demo(reference: Reference) -> bool:

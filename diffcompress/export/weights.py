@@ -12,13 +12,14 @@ import diffusers
 import torch
 from torch import nn
 
+from diffcompress.data.prompts import OWN_FILE
 from diffcompress.errors import DiffCompressError
 from diffcompress.export import facts, model_card
 from diffcompress.export import provenance as provenances
-from diffcompress.export.licence import licence_files, licence_of
+from diffcompress.export.licence import is_demo, licence_files, licence_of
 from diffcompress.run_folder import RunFolder, write_atomically, write_json
 from diffcompress.runtime import dtype_name
-from diffcompress.teacher.linking import check_space, link_part
+from diffcompress.teacher.linking import check_space, is_own, link_part
 from diffcompress.teacher.load import LoadedPipeline
 
 
@@ -103,9 +104,11 @@ def _write_rest(folder: Path, teacher: LoadedPipeline) -> str:
     subfolder = reference.denoiser_part
     others = [part for part in reference.parts if part != subfolder]
     check_space(folder, reference.other_bytes() or 0)
-    for name in ("model_index.json", "prompts.txt"):
-        if (reference.pipeline / name).is_file():
-            shutil.copyfile(reference.pipeline / name, folder / name)
+    shutil.copyfile(reference.pipeline / "model_index.json", folder / "model_index.json")
+    # Of a demo, or of a student of one; elsewhere a file of that name is the user's own.
+    prompts, ours = reference.pipeline / OWN_FILE, (reference.pipeline / provenances.FILE).is_file()
+    if (ours or is_demo(reference)) and is_own(prompts, reference.pipeline):
+        shutil.copyfile(prompts, folder / OWN_FILE)
     for part in others:
         link_part(reference.pipeline / part, folder / part)
     return subfolder

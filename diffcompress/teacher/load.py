@@ -20,6 +20,7 @@ from diffcompress.noise import NoiseProcess, from_scheduler
 from diffcompress.teacher.assembly import assembled
 from diffcompress.teacher.codec import Codec, load_codec
 from diffcompress.teacher.conditioning import Conditions, as_dtype, without_text
+from diffcompress.teacher.linking import is_own
 from diffcompress.teacher.reference import Reference, read_json
 from diffcompress.teacher.weights import check_state, fingerprint, open_state
 
@@ -103,7 +104,12 @@ def _check_pipeline(reference: Reference) -> None:
     """Raise UsageError for a pipeline that diffusers alone does not load: its student could not be used."""
     if reference.pipeline is None:
         return
-    name = read_json(reference.pipeline / "model_index.json").get("_class_name")
+    file = reference.pipeline / "model_index.json"
+    if not is_own(file, reference.pipeline):
+        raise UsageError(
+            f"{file} leads out of the teacher's folder, and would be copied into the student's", "copy it there"
+        )
+    name = read_json(file).get("_class_name")
     if name not in dir(diffusers):  # a look at the attribute itself would import it
         raise UsageError(
             f"'{reference.id}' is a pipeline of class {name}, which diffusers {diffusers.__version__} does not have",

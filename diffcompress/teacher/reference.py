@@ -106,7 +106,9 @@ def demo_names() -> list[str]:
 
 def parts_of(index: Mapping[str, Any]) -> list[str]:
     """The parts that a model_index.json names, the denoiser and the scheduler too."""
-    return [k for k, v in index.items() if isinstance(v, list) and len(v) == 2 and v[1] is not None]
+    return [
+        k for k, v in index.items() if k.isidentifier() and isinstance(v, list) and len(v) == 2 and v[1] is not None
+    ]
 
 
 def left_out_of(index: Mapping[str, Any]) -> list[str]:

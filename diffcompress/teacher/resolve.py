@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from diffcompress.errors import AccessError, UsageError
 from diffcompress.families.registry import up_to_date
 from diffcompress.teacher import hub
 from diffcompress.teacher.reference import DEMO_FOLDER, DENOISERS, Reference, demo_names, parts_of, read_json
-from diffcompress.teacher.variants import PICKLES, choose
+from diffcompress.teacher.remarks import remarks
+from diffcompress.teacher.variants import PICKLES
 
 # Names that people use for what lies elsewhere on the Hub, or was never there under that name.
 SHORT_NAMES = {
@@ -24,8 +24,6 @@ SHORT_NAMES = {
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
 }
 _FILES = (".safetensors", ".json", *PICKLES)
-# Nothing in their configs tells them from the models that they were distilled from.
-FEW_STEPS = re.compile(r"turbo|lightning|schnell|hyper-?sd|(?<![a-z])(lcm|dmd)(?![a-z])", re.IGNORECASE)
 
 
 def resolve(text: str, scheduler: str | None = None) -> Reference:
@@ -36,28 +34,10 @@ def resolve(text: str, scheduler: str | None = None) -> Reference:
     configs cannot be read; AccessError when the Hub refuses.
     """
     found = _resolve(text, scheduler)
-    if pickle := next((name for name in _weights(found) if name.endswith(PICKLES)), None):
-        note = f"{pickle} is a pickled state dict, read with weights_only=True"
-        found = replace(found, notes=(*found.notes, note))
+    notes = remarks(found)
     if scheduler is not None and found.pipeline is not None:
-        note = f"--scheduler {scheduler} is not used: the pipeline of '{text}' has its own"
-        found = replace(found, notes=(*found.notes, note))
-    names = (text, str(found.config.get("_name_or_path", "")))
-    if few := next((match[0] for name in names if (match := FEW_STEPS.search(name))), None):
-        note = (
-            f"'{few}' in its name: a teacher that was distilled to a few steps is not made for the many steps and the "
-            "guidance of its bank (bank.sampler_steps, bank.guidance); take the model that it was distilled from"
-        )
-        found = replace(found, notes=(*found.notes, note))
-    return found
-
-
-def _weights(reference: Reference) -> list[str]:
-    """Names of the denoiser's weight files; what a single checkpoint is was told when it was recognised."""
-    if reference.repository is not None:
-        return reference.repository.weights(reference.denoiser_part)
-    folder = reference.denoiser
-    return choose((file.name for file in folder.iterdir()), str(folder)) if folder.is_dir() else []
+        notes.append(f"--scheduler {scheduler} is not used: the pipeline of '{text}' has its own")
+    return replace(found, notes=(*found.notes, *notes))
 
 
 def _resolve(text: str, scheduler: str | None) -> Reference:

@@ -24,6 +24,16 @@ _WEIGHTS = (
     ".tflite",
     ".ot",
 )
+# What else parts are made of, as diffusers and transformers call it. Whatever has another name is the user's own.
+VOCABULARIES = {
+    "tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "spm.model", "tokenizer.model", "sentencepiece.model",
+    "sentencepiece.bpe.model",
+}  # fmt: skip
+_SMALL = VOCABULARIES | {
+    "config.json", "generation_config.json", "scheduler_config.json", "preprocessor_config.json",
+    "image_processor_config.json", "video_preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.json", "chat_template.jinja", "merges.txt",
+}  # fmt: skip
 _NAME = re.compile(
     r"(?P<stem>[^.]+?)(?:\.(?P<variant>[\w-]+?))?(?:-(?P<number>\d{5})-of-(?P<total>\d{5}))?(?:\.(?P<late>\w+))?"
     r"\.(?P<kind>safetensors|bin)"
@@ -71,7 +81,7 @@ def choose(names: Iterable[str], where: str) -> list[str]:
 
 
 def choose_files(names: Iterable[str], where: str) -> list[str]:
-    """All that a model folder needs: the chosen weights, their index, and whatever else is no weights."""
+    """All that a part of a pipeline is made of: the chosen weights, their index, configs and vocabularies."""
     names = sorted(names)
     chosen = choose(names, where)
     variants = {_variant(name) for name in chosen}
@@ -81,9 +91,14 @@ def choose_files(names: Iterable[str], where: str) -> list[str]:
         if index is not None:
             is_theirs = (index["variant"] or "") in variants and chosen[0].endswith(index["kind"])
             return is_theirs and len(chosen) > 1
-        return name in chosen or not name.endswith(_WEIGHTS)
+        return name in chosen or name in _SMALL
 
     return [name for name in names if is_wanted(name)]
+
+
+def is_known(name: str) -> bool:
+    """Whether a part may hold a file of that name: what it is made of, or weights in whatever format and variant."""
+    return name in _SMALL or name.endswith(_WEIGHTS) or _INDEX.fullmatch(name) is not None
 
 
 def plain_name(name: str) -> str:

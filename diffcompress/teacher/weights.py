@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from diffcompress.errors import UsageError
 from diffcompress.runtime import dtype_name
 from diffcompress.teacher import single_file
+from diffcompress.teacher.linking import links_away, part_files
 from diffcompress.teacher.reference import Reference
 from diffcompress.teacher.state import SAFETENSORS_DTYPES, StoredState
-from diffcompress.teacher.variants import choose
-
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece*.model")
+from diffcompress.teacher.variants import VOCABULARIES, choose
 
 _ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _FORMER_ATTENTION = re.compile(r"(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
@@ -151,20 +150,25 @@ def require_parts(reference: Reference, names: Iterable[str]) -> None:
     if lacking:
         raise UsageError(
             f"the pipeline of '{reference.id}' is incomplete: {_listed(lacking)}",
-            "download the missing files; of a part left out on purpose model_index.json says [null, null]",
+            "bring the missing files into it; of a part left out on purpose model_index.json says [null, null]",
         )
 
 
 def _lack(folder: Path) -> str | None:
     if not folder.is_dir() or not any(folder.iterdir()):
         return "no such folder"
+    if away := links_away(folder):
+        return f"{away[0]} is no regular file inside the pipeline's folder, and is not followed elsewhere"
+    names = [file.name for file in part_files(folder)]
     if folder.name.startswith("tokenizer"):
-        return None if any(any(folder.glob(name)) for name in _VOCABULARIES) else "no vocabulary"
-    if folder.name.startswith(("scheduler", "feature_extractor", "image_processor", "processor")):
+        return None if VOCABULARIES & set(names) else "no vocabulary"
+    if folder.name.startswith("scheduler"):
+        return None if "scheduler_config.json" in names else "no scheduler_config.json"
+    if folder.name.startswith(("feature_extractor", "image_processor", "processor")):
         return None
-    if not (folder / "config.json").is_file():
+    if "config.json" not in names:
         return "no config.json"
-    return None if choose((f.name for f in folder.iterdir()), str(folder)) else "no weights"
+    return None if choose(names, str(folder)) else "no weights"
 
 
 def _listed(names: Sequence[str]) -> str:

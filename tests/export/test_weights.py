@@ -40,6 +40,21 @@ def test_the_folder_is_the_teachers_pipeline_with_the_students_denoiser(
     assert not [p for p in folder.rglob("*") if p.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
 
 
+def test_the_users_own_files_stay_behind(
+    tmp_path: Path, teacher_folder: Path, teacher: LoadedPipeline, student: diffusers.UNet2DModel
+) -> None:
+    (tmp_path / "secret").write_text("mine")
+    (teacher_folder / "scheduler" / "notes.txt").write_text("mine")
+    (teacher_folder / "scheduler" / "loop").symlink_to(teacher_folder)
+    (teacher_folder / "LICENSE").symlink_to(tmp_path / "secret")
+    (teacher_folder / "NOTICE").write_text("a notice")
+    (teacher_folder / "prompts.txt").write_text("mine")
+    folder = export_pipeline(student, teacher, write_run(tmp_path / "run"), dtype=torch.float32)
+    found = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    own = ["NOTICE", "README.md", "diffcompress.json", "model_index.json", "scheduler/scheduler_config.json"]
+    assert found == [*own, "unet/config.json", WEIGHTS]
+
+
 def test_weights_of_one_variant_are_exported_under_plain_names(tmp_path: Path) -> None:
     pipeline = pipe_stable_diffusion.pipeline()
     pipeline.to(torch.float16).save_pretrained(tmp_path / "teacher", variant="fp16")

@@ -141,7 +141,7 @@ def _find(text: str, scheduler: str | None) -> _Teacher:
     family, _ = describe(reference)
     notes, licence = reference.notes, licence_of(reference)
     if not licence.is_known:
-        notes = (*notes, f"the licence is unknown ({licence.source}), so a push to the Hub will need --license")
+        notes = (*notes, f"the licence is unknown ({licence.source}); before a push to the Hub, {licence.advice}")
     return _Teacher(text, family, reference.config, stored_dtype(reference), reference.other_bytes(), notes)
 
 

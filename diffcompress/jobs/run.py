@@ -109,6 +109,7 @@ def _check(request: Request, runtime: Runtime, progress: Progress) -> None:
         )
     licence = licence_of(request.reference, request.license)
     if request.license not in (None, licence.id):
-        progress.warn(f"--license {request.license} is not used: {licence.source} says {licence.id}")
+        told = f"{licence.source} says {licence.id}" if licence.is_known else licence.source
+        progress.warn(f"--license {request.license} is not used: {told}")
     if request.push_to_hub is not None and runtime.is_main:
         hub.check(request.push_to_hub, public=request.public, licence=licence)

@@ -43,7 +43,7 @@ def export_pipeline(
 
     def write(folder: Path) -> None:
         folder.mkdir(parents=True)
-        subfolder = _write_rest(folder, teacher)
+        subfolder = write_rest(folder, teacher)
         shipped.save_pretrained(folder / subfolder, safe_serialization=True)
         for file in licence_files(teacher.reference):
             shutil.copyfile(file, folder / file.name)
@@ -83,10 +83,11 @@ def rounded(student: nn.Module, dtype: torch.dtype, device: torch.device | str =
     return made
 
 
-def _write_rest(folder: Path, teacher: LoadedPipeline) -> str:
+def write_rest(folder: Path, teacher: LoadedPipeline, *, borrow: bool = False) -> str:
     """Everything of the pipeline but the denoiser, weights under plain names; returns the denoiser's subfolder.
 
-    Of a denoiser alone its scheduler, and a pipeline index where one can be made of the two.
+    Of a denoiser alone its scheduler, and a pipeline index where one can be made of the two. borrow: see `link_part`.
+    Raises RunStopped when the disk is too small.
     """
     reference, family = teacher.reference, teacher.family
     if reference.pipeline is None:
@@ -103,12 +104,13 @@ def _write_rest(folder: Path, teacher: LoadedPipeline) -> str:
         return family.subfolder
     subfolder = reference.denoiser_part
     others = [part for part in reference.parts if part != subfolder]
-    check_space(folder, reference.other_bytes() or 0)
+    if not borrow:
+        check_space(folder, reference.other_bytes() or 0)
     shutil.copyfile(reference.pipeline / "model_index.json", folder / "model_index.json")
     # Of a demo, or of a student of one; elsewhere a file of that name is the user's own.
     prompts, ours = reference.pipeline / OWN_FILE, (reference.pipeline / provenances.FILE).is_file()
     if (ours or is_demo(reference)) and is_own(prompts, reference.pipeline):
         shutil.copyfile(prompts, folder / OWN_FILE)
     for part in others:
-        link_part(reference.pipeline / part, folder / part)
+        link_part(reference.pipeline / part, folder / part, borrow=borrow)
     return subfolder

@@ -12,6 +12,7 @@ from diffcompress.data import hub_images, images
 from diffcompress.errors import UsageError
 from diffcompress.export import formats, hub
 from diffcompress.export.licence import licence_of
+from diffcompress.export.rehearsal import rehearse
 from diffcompress.jobs.request import Request
 from diffcompress.jobs.setting import texts_for
 from diffcompress.run_folder import RunFolder, read_json, write_json
@@ -72,6 +73,8 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
     teacher = load(reference, runtime.device, sample_size=recipe.bank.sample_size)
     texts = texts_for(teacher, recipe, request.data, request.prompts, progress)
     identity = request.identity(teacher.fingerprint)
+    if runtime.is_main and not folder.bank.exists():
+        rehearse(teacher, progress)
     runtime.stop.install()
     try:
         own = _own_images(request, teacher, texts, runtime, progress)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from diffcompress.errors import RunStopped
@@ -18,11 +19,12 @@ from diffcompress.teacher.variants import choose_files, is_known, plain_name
 LINKED_FROM = 10 << 20
 
 
-def link_part(source: Path, target: Path) -> None:
+def link_part(source: Path, target: Path, *, borrow: bool = False) -> None:
     """A part of a pipeline into the new folder `target`: one variant of its weights, under their plain names, as
     safetensors.
 
-    Raises UsageError when a shard is missing, or pickled beyond a state dict.
+    borrow: weights as symbolic links, on whatever disk, for a folder that is soon thrown away. Raises UsageError when
+    a shard is missing, or pickled beyond a state dict.
     """
     target.mkdir(parents=True)
     for file in part_files(source):
@@ -34,7 +36,7 @@ def link_part(source: Path, target: Path) -> None:
             index["weight_map"] = {tensor: plain_name(shard) for tensor, shard in index["weight_map"].items()}
             (target / plain_name(name)).write_text(json.dumps(index, indent=2), encoding="utf-8")
         else:
-            _link_or_copy(file, target / plain_name(name))
+            _link_or_copy(file, target / plain_name(name), os.symlink if borrow else os.link)
 
 
 def part_files(source: Path) -> list[Path]:
@@ -53,8 +55,9 @@ def left_behind(source: Path) -> list[str]:
 
 
 def links_away(source: Path) -> list[str]:
-    """Of `left_behind` what has the name of a part's file, and would be missed."""
-    return [name for name in left_behind(source) if is_known(name)]
+    """Names of what would go along if it were a regular file in the right place, and will be missed."""
+    names = [entry.name for entry in _entries(source)]
+    return [name for name in choose_files(names, str(source)) if not is_own(source / name, source.parent)]
 
 
 def is_own(file: Path, pipeline: Path) -> bool:
@@ -97,14 +100,13 @@ def _unpickle(source: Path, target: Path) -> None:
     save_file(tensors, target, {"format": "pt"})
 
 
-def _link_or_copy(source: str | Path, target: str | Path) -> str:
+def _link_or_copy(source: Path, target: Path, link: Callable[[str, Path], None]) -> None:
     """Weights, which nobody edits, are linked where that is possible: they can be many times the student."""
     real = os.path.realpath(source)
     if real.endswith(".safetensors") or os.path.getsize(real) > LINKED_FROM:
         try:
-            os.link(real, target)
-            return str(target)
+            link(real, target)
+            return
         except OSError:  # another file system, or one without links
             pass
     shutil.copyfile(real, target)
-    return str(target)

@@ -17,11 +17,11 @@ from diffcompress.errors import UsageError
 from diffcompress.families import registry
 from diffcompress.families.base import Family
 from diffcompress.noise import NoiseProcess, from_scheduler
+from diffcompress.teacher import checks
 from diffcompress.teacher.assembly import assembled
 from diffcompress.teacher.codec import Codec, load_codec
 from diffcompress.teacher.conditioning import Conditions, as_dtype, without_text
-from diffcompress.teacher.linking import is_own
-from diffcompress.teacher.reference import Reference, read_json
+from diffcompress.teacher.reference import Reference
 from diffcompress.teacher.weights import check_state, fingerprint, open_state
 
 # Denoisers of more parameters stay in their stored precision on an accelerator, where float32 would not fit.
@@ -82,14 +82,7 @@ class LoadedPipeline:
 def describe(reference: Reference) -> tuple[Family, NoiseProcess]:
     """Family and noise process from configs alone; raises UsageError for what cannot be distilled."""
     family = registry.find(reference.class_name)
-    second = [part for part in reference.parts if part.startswith(family.subfolder + "_")]
-    if second:
-        raise UsageError(
-            f"'{reference.id}' cannot be distilled: its pipeline has a second denoiser, {second[0]}; each of the two "
-            "knows a part of the noise levels alone, so neither draws samples to learn from without the other",
-            "take a teacher with one denoiser, for example Wan 2.1 for Wan 2.2",
-        )
-    _check_pipeline(reference)
+    checks.check_pipeline(reference, family)
     try:
         tokens = family.num_tokens(reference.config, family.sample_shape(reference.config))
         return family, from_scheduler(reference.scheduler, tokens)
@@ -98,23 +91,6 @@ def describe(reference: Reference) -> tuple[Family, NoiseProcess]:
             f"'{reference.id}' cannot be distilled: {error}",
             "DDPM-type teachers (epsilon, sample or v prediction) and flow-matching teachers can",
         ) from error
-
-
-def _check_pipeline(reference: Reference) -> None:
-    """Raise UsageError for a pipeline that diffusers alone does not load: its student could not be used."""
-    if reference.pipeline is None:
-        return
-    file = reference.pipeline / "model_index.json"
-    if not is_own(file, reference.pipeline):
-        raise UsageError(
-            f"{file} leads out of the teacher's folder, and would be copied into the student's", "copy it there"
-        )
-    name = read_json(file).get("_class_name")
-    if name not in dir(diffusers):  # a look at the attribute itself would import it
-        raise UsageError(
-            f"'{reference.id}' is a pipeline of class {name}, which diffusers {diffusers.__version__} does not have",
-            f"name its denoiser alone ({reference.denoiser_part}), or a pipeline without code of its own",
-        )
 
 
 def load(reference: Reference, device: torch.device | str = "cpu", *, sample_size: int | None = None) -> LoadedPipeline:

@@ -1,4 +1,8 @@
-"""Which of the weight files in a model folder to use: one variant, all its shards, safetensors before pickles."""
+"""Which of the weight files in a model folder to use: one variant, all its shards, safetensors before pickles.
+
+Only names that diffusers and transformers give a model's weights count: a LoRA, an adapter or another model's weights
+beside them is never taken for the model.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +46,7 @@ _INDEX = re.compile(r".+\.(?P<kind>\w+)\.index(?:\.(?P<variant>\w+))?\.json")
 # Full precision first; then what keeps the range of float32. A "non_ema" and its like come last.
 _VARIANTS = ("", "bf16", "fp16")
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_OTHER_STEMS = ("flax_model", "diffusion_flax_model", "tf_model", "openvino_model", "rust_model")
 
 
 def choose(names: Iterable[str], where: str) -> list[str]:
@@ -53,15 +58,14 @@ def choose(names: Iterable[str], where: str) -> list[str]:
     totals: dict[tuple[Any, ...], int] = {}
     for name in sorted(names):
         match = _NAME.fullmatch(name)
-        if match is None:
+        if match is None or match["stem"] not in _STEMS:
             continue
         variant = _variant(name)
         key = (
             match["kind"] != "safetensors",
             _rank(variant, _VARIANTS),
             variant,
-            _rank(match["stem"], _STEMS),
-            match["stem"],
+            _STEMS.index(match["stem"]),
             match["total"] is None,  # diffusers reads shards, too, where both lie
             match["total"] or "",
         )
@@ -98,7 +102,9 @@ def choose_files(names: Iterable[str], where: str) -> list[str]:
 
 def is_known(name: str) -> bool:
     """Whether a part may hold a file of that name: what it is made of, or weights in whatever format and variant."""
-    return name in _SMALL or name.endswith(_WEIGHTS) or _INDEX.fullmatch(name) is not None
+    if name in _SMALL or _INDEX.fullmatch(name):
+        return True
+    return name.endswith(_WEIGHTS) and re.split(r"[.-]", name, maxsplit=1)[0] in (*_STEMS, *_OTHER_STEMS)
 
 
 def plain_name(name: str) -> str:

@@ -19,7 +19,7 @@ from diffcompress.export import provenance as provenances
 from diffcompress.export.licence import is_demo, licence_files, licence_of
 from diffcompress.run_folder import RunFolder, write_atomically, write_json
 from diffcompress.runtime import dtype_name
-from diffcompress.teacher.linking import check_space, is_own, link_part
+from diffcompress.teacher.linking import check_space, is_own, link_pipeline
 from diffcompress.teacher.load import LoadedPipeline
 
 
@@ -106,11 +106,9 @@ def write_rest(folder: Path, teacher: LoadedPipeline, *, borrow: bool = False) -
     others = [part for part in reference.parts if part != subfolder]
     if not borrow:
         check_space(folder, reference.other_bytes() or 0)
-    shutil.copyfile(reference.pipeline / "model_index.json", folder / "model_index.json")
     # Of a demo, or of a student of one; elsewhere a file of that name is the user's own.
     prompts, ours = reference.pipeline / OWN_FILE, (reference.pipeline / provenances.FILE).is_file()
     if (ours or is_demo(reference)) and is_own(prompts, reference.pipeline):
         shutil.copyfile(prompts, folder / OWN_FILE)
-    for part in others:
-        link_part(reference.pipeline / part, folder / part, borrow=borrow)
+    link_pipeline(reference.pipeline, others, folder, borrow=borrow)
     return subfolder

@@ -20,9 +20,8 @@ from diffcompress.student import costs
 from diffcompress.student import plan as planning
 from diffcompress.student.costs import TRAINING_BYTES_PER_PARAMETER
 from diffcompress.student.plan import StudentPlan
-from diffcompress.teacher.load import describe
+from diffcompress.teacher.load import check_teacher, describe
 from diffcompress.teacher.resolve import denoiser_config, resolve
-from diffcompress.teacher.weights import stored_dtype
 
 
 @dataclass(frozen=True)
@@ -138,11 +137,11 @@ def _find(text: str, scheduler: str | None) -> _Teacher:
     if path.suffix == ".json" and path.is_file():
         return _from_config(text, path)
     reference = resolve(text, scheduler)
-    family, _ = describe(reference)
+    dtype, (family, _) = check_teacher(reference), describe(reference)
     notes, licence = reference.notes, licence_of(reference)
     if not licence.is_known:
         notes = (*notes, f"the licence is unknown ({licence.source}); before a push to the Hub, {licence.advice}")
-    return _Teacher(text, family, reference.config, stored_dtype(reference), reference.other_bytes(), notes)
+    return _Teacher(text, family, reference.config, dtype, reference.other_bytes(), notes)
 
 
 def _from_config(text: str, path: Path) -> _Teacher:

@@ -19,8 +19,8 @@ from diffcompress.run_folder import RunFolder, read_json, write_json
 from diffcompress.runtime import Progress, Runtime
 from diffcompress.student.plan import StudentPlan, plan
 from diffcompress.teacher.encoding import with_prompts
-from diffcompress.teacher.load import LoadedPipeline, describe, load
-from diffcompress.teacher.weights import require_parts, stored_dtype
+from diffcompress.teacher.load import LoadedPipeline, check_teacher, describe, load
+from diffcompress.teacher.weights import require_parts
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,10 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
     the folder is touched."""
     reference, recipe = request.reference, request.recipe
     family, _ = describe(reference)
-    dtype = request.dtype or stored_dtype(reference)
-    student_plan = plan(family, reference.config, **request.target, dtype=dtype, section=recipe.student)
+    stored = check_teacher(reference)
+    student_plan = plan(
+        family, reference.config, **request.target, dtype=request.dtype or stored, section=recipe.student
+    )
     folder = request.folder(student_plan.requested_ratio)
     runtime = runtimes.start(request.device)
     _check(request, runtime, progress)

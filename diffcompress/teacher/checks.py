@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import diffusers
 
 from diffcompress.errors import UsageError
@@ -9,10 +11,23 @@ from diffcompress.families.base import Family
 from diffcompress.teacher.linking import is_own
 from diffcompress.teacher.reference import Reference, read_json
 
+# Pipelines that begin from images, or look at some, and their siblings without: what the word is left out of.
+_FROM_IMAGES = re.compile(
+    "Img2Img|ImageToImage|ImageToVideo|Inpaint|ControlNet|Upscale|Depth2Img|InstructPix2Pix|Adapter|Edit|Fill|Redux"
+)
+_MOST_LAYERS = 10_000
+_MOST = 10**9
+# The usual pipeline of a class that is not called after it.
+_PIPELINES = {
+    "UNet2DConditionModel": "StableDiffusionPipeline or StableDiffusionXLPipeline",
+    "SD3Transformer2DModel": "StableDiffusion3Pipeline",
+    "PixArtTransformer2DModel": "PixArtAlphaPipeline or PixArtSigmaPipeline",
+}
+
 
 def check_pipeline(reference: Reference, family: Family) -> None:
     """Raise UsageError for a teacher whose student could not be trained or used."""
-    second = [part for part in reference.parts if part.startswith(family.subfolder + "_")]
+    second = [p for p in reference.parts if p.startswith(family.subfolder + "_") and not p.endswith("_ema")]
     if second:
         raise UsageError(
             f"'{reference.id}' cannot be distilled: its pipeline has a second denoiser, {second[0]}; each of the two "
@@ -21,7 +36,7 @@ def check_pipeline(reference: Reference, family: Family) -> None:
         )
     _check_variance(reference, family)
     if reference.pipeline is not None:
-        _check_index(reference)
+        _check_index(reference, family)
 
 
 def _check_variance(reference: Reference, family: Family) -> None:
@@ -37,17 +52,54 @@ def _check_variance(reference: Reference, family: Family) -> None:
     )
 
 
-def _check_index(reference: Reference) -> None:
-    """Raise UsageError for a pipeline that diffusers alone does not load: its student could not be used."""
+def check_config(reference: Reference) -> None:
+    """Raise UsageError for numbers that no denoiser has, with which building one would not end."""
+    for key, value in reference.config.items():
+        largest = _MOST_LAYERS if re.search("layer|block_depth|heads", key) else _MOST
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, (int, float)) and not abs(number) <= largest:
+                raise UsageError(
+                    f"the config of '{reference.id}' has {key} {number!r}, and no denoiser has more than {largest:,}",
+                    "compare it with the config.json that save_pretrained made",
+                )
+
+
+def check_text(reference: Reference, family: Family) -> None:
+    """Raise UsageError for a text-conditional denoiser without the encoders that a run would ask it with."""
+    if family.text_conditioning(reference.config) and reference.pipeline is None and reference.surroundings is None:
+        raise UsageError(
+            f"'{reference.id}' is a text-conditional denoiser without text encoders",
+            "name the pipeline folder that it belongs to, or put it into one beside a model_index.json",
+        )
+
+
+def _check_index(reference: Reference, family: Family) -> None:
+    """Raise UsageError for a pipeline that diffusers alone does not load, or that draws from images."""
     assert reference.pipeline is not None
     file = reference.pipeline / "model_index.json"
     if not is_own(file, reference.pipeline):
         raise UsageError(
             f"{file} leads out of the teacher's folder, and would be copied into the student's", "copy it there"
         )
-    name = read_json(file).get("_class_name")
+    index = read_json(file)
+    name = index.get("_class_name")
+    takes_text = bool(family.text_conditioning(reference.config))
     if name not in dir(diffusers):  # a look at the attribute itself would import it
+        usual = _PIPELINES.get(family.class_name, f"{re.split('Transformer|[23]D', family.class_name)[0]}Pipeline")
         raise UsageError(
             f"'{reference.id}' is a pipeline of class {name}, which diffusers {diffusers.__version__} does not have",
-            f"name its denoiser alone ({reference.denoiser_part}), or a pipeline without code of its own",
+            f"if its parts do without that code, set _class_name in its model_index.json to {usual}"
+            if takes_text
+            else f"name its denoiser alone ({reference.denoiser_part}), or a pipeline without code of its own",
         )
+    if index.get("requires_aesthetics_score"):
+        raise UsageError(
+            f"'{reference.id}' refines images that another model drew (requires_aesthetics_score)",
+            "take the base model as teacher",
+        )
+    sibling = _FROM_IMAGES.sub("", str(name))
+    if takes_text and sibling != name:
+        hint = "take a teacher that draws from text alone"
+        if sibling in dir(diffusers):
+            hint = f"set _class_name in its model_index.json to {sibling}, which draws from text with the same parts"
+        raise UsageError(f"'{reference.id}' is a {name}, which draws from images, and a run has none to give it", hint)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from diffcompress.errors import RunStopped
@@ -37,6 +37,13 @@ def link_part(source: Path, target: Path, *, borrow: bool = False) -> None:
             (target / plain_name(name)).write_text(json.dumps(index, indent=2), encoding="utf-8")
         else:
             _link_or_copy(file, target / plain_name(name), os.symlink if borrow else os.link)
+
+
+def link_pipeline(pipeline: Path, parts: Iterable[str], target: Path, *, borrow: bool = False) -> None:
+    """`parts` of a pipeline and its index into the folder `target`, which exists; see `link_part`."""
+    shutil.copyfile(pipeline / "model_index.json", target / "model_index.json")
+    for part in parts:
+        link_part(pipeline / part, target / part, borrow=borrow)
 
 
 def part_files(source: Path) -> list[Path]:

@@ -17,12 +17,13 @@ from diffcompress.errors import UsageError
 from diffcompress.families import registry
 from diffcompress.families.base import Family
 from diffcompress.noise import NoiseProcess, from_scheduler
+from diffcompress.runtime import dtype_name
 from diffcompress.teacher import checks
 from diffcompress.teacher.assembly import assembled
 from diffcompress.teacher.codec import Codec, load_codec
 from diffcompress.teacher.conditioning import Conditions, as_dtype, without_text
 from diffcompress.teacher.reference import Reference
-from diffcompress.teacher.weights import check_state, fingerprint, open_state
+from diffcompress.teacher.weights import check_state, fingerprint, open_headers, open_state, require_parts
 
 # Denoisers of more parameters stay in their stored precision on an accelerator, where float32 would not fit.
 LARGE = 1_000_000_000
@@ -82,11 +83,18 @@ class LoadedPipeline:
 def describe(reference: Reference) -> tuple[Family, NoiseProcess]:
     """Family and noise process from configs alone; raises UsageError for what cannot be distilled."""
     family = registry.find(reference.class_name)
+    checks.check_config(reference)
     checks.check_pipeline(reference, family)
     try:
         tokens = family.num_tokens(reference.config, family.sample_shape(reference.config))
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        raise UsageError(
+            f"the config of '{reference.id}' makes no sense to {family.class_name}: {type(error).__name__} {error}",
+            "compare it with the config.json that save_pretrained made",
+        ) from error
+    try:
         return family, from_scheduler(reference.scheduler, tokens)
-    except ValueError as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(
             f"'{reference.id}' cannot be distilled: {error}",
             "DDPM-type teachers (epsilon, sample or v prediction) and flow-matching teachers can",
@@ -103,15 +111,7 @@ def load(reference: Reference, device: torch.device | str = "cpu", *, sample_siz
     reference = assembled(reference)
     family, noise = describe(reference)
     state = open_state(reference)
-    config = {k: v for k, v in reference.config.items() if not k.startswith("_") and k != "quantization_config"}
-    try:
-        # Parameters without memory, but real buffers: some are computed when a model is built, and never stored.
-        with init_empty_weights(include_buffers=False):
-            denoiser = getattr(diffusers, family.class_name).from_config(config)
-    except Exception as error:
-        raise UsageError(
-            f"{reference.denoiser / 'config.json'} does not build a {family.class_name}: {error}", "check the config"
-        ) from error
+    denoiser = _hollow(reference, family)
     check_state(state, denoiser)
     halved = torch.device(device).type != "cpu" and sum(p.numel() for p in denoiser.parameters()) > LARGE
     # One precision for all of it: some classes are stored with a few tensors in another.
@@ -132,6 +132,36 @@ def load(reference: Reference, device: torch.device | str = "cpu", *, sample_siz
         shape,
         without_text(family, reference.config),
     )
+
+
+def check_teacher(reference: Reference) -> str | None:
+    """All that `plan` and `shrink` refuse before weights are read or downloaded, from configs, names and headers.
+
+    Returns the dtype of most of the denoiser's tensors, None where headers do not tell. Raises UsageError where a run
+    would, AccessError when the Hub refuses.
+    """
+    family, _ = describe(reference)
+    checks.check_text(reference, family)
+    if reference.pipeline is not None and reference.repository is None:
+        require_parts(reference, (part for part in reference.parts if part != reference.denoiser_part))
+    state = open_headers(reference)
+    if state is None:
+        return None
+    check_state(state, _hollow(reference, family))
+    return dtype_name(state.dtype)
+
+
+def _hollow(reference: Reference, family: Family) -> nn.Module:
+    """The denoiser that the config builds: parameters without memory, but real buffers, as some are never stored."""
+    config = {k: v for k, v in reference.config.items() if not k.startswith("_") and k != "quantization_config"}
+    try:
+        with init_empty_weights(include_buffers=False):
+            built: nn.Module = getattr(diffusers, family.class_name).from_config(config)
+    except Exception as error:
+        raise UsageError(
+            f"{reference.denoiser / 'config.json'} does not build a {family.class_name}: {error}", "check the config"
+        ) from error
+    return built
 
 
 def state_fingerprint(denoiser: nn.Module) -> str:

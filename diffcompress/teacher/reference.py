@@ -12,7 +12,6 @@ from diffcompress.errors import UsageError
 from diffcompress.runtime import Progress
 from diffcompress.teacher.hub import Repository
 from diffcompress.teacher.linking import part_bytes
-from diffcompress.teacher.variants import variant_of
 
 if TYPE_CHECKING:
     from diffcompress.teacher.single_file import Surroundings
@@ -69,13 +68,6 @@ class Reference:
         """Text parts that the pipeline is without, as its index says (SD3 without T5): diffusers wants to be told."""
         index = {} if self.pipeline is None else read_json(self.pipeline / "model_index.json")
         return left_out_of(index)
-
-    @property
-    def variant(self) -> str | None:
-        """Of the weights beside the denoiser, where they have no plain names ("fp16"): diffusers wants to be told."""
-        folders = [] if self.pipeline is None else [self.pipeline / p for p in self.parts if p != self.denoiser_part]
-        found = (variant_of((f.name for f in p.iterdir()), str(p)) for p in folders if p.is_dir())
-        return next((variant for variant in found if variant is not None), None)
 
     def fetch(self, *parts: str, progress: Progress | None = None) -> None:
         """Download whole parts of a model on the Hub, all of them if none is named; what lies here stays as it is.

@@ -9,10 +9,10 @@ from typing import Any
 
 from diffcompress.errors import AccessError, UsageError
 from diffcompress.families.registry import up_to_date
-from diffcompress.teacher import hub
+from diffcompress.teacher import hub, hub_names
 from diffcompress.teacher.reference import DEMO_FOLDER, DENOISERS, Reference, demo_names, parts_of, read_json
 from diffcompress.teacher.remarks import remarks
-from diffcompress.teacher.variants import PICKLES
+from diffcompress.teacher.variants import FORMATS, PICKLES
 
 # Names that people use for what lies elsewhere on the Hub, or was never there under that name.
 SHORT_NAMES = {
@@ -23,6 +23,8 @@ SHORT_NAMES = {
     "stabilityai/sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
 }
+# How classes begin that other libraries run.
+_FRAMEWORKS = {"Onnx": "ONNX Runtime", "Flax": "Flax", "OV": "OpenVINO", "Neuron": "AWS Neuron"}
 _FILES = (".safetensors", ".json", *PICKLES)
 
 
@@ -52,9 +54,15 @@ def _resolve(text: str, scheduler: str | None) -> Reference:
     if path.is_file():
         return _from_file(text, path, scheduler)
     if path.is_dir():
-        return _from_folder(text, path, path.resolve().name, scheduler)
+        place = hub_names.snapshot_in(path)
+        found = _from_folder(text, place, hub_names.cached_name(place) or place.resolve().name, scheduler)
+        taken = (f"'{text}' is a folder of the Hub's cache: its snapshot {place.name} is taken",)
+        return found if place == path else replace(found, notes=(*taken, *found.notes))
+    if (meant := hub_names.from_address(text)) is not None:
+        found = _resolve(meant, scheduler)
+        return replace(found, notes=(f"'{text}' is taken as '{meant}'", *found.notes))
     wanted, _, revision = text.partition("@")
-    if not _looks_like_a_path(wanted) and hub.REPOSITORY_ID.fullmatch(wanted):
+    if not _looks_like_a_path(wanted) and hub_names.REPOSITORY_ID.fullmatch(wanted):
         return _from_hub(text, wanted, revision or None, scheduler)
     raise UsageError(
         f"no model at '{text}': neither file nor folder of that name exists",
@@ -121,6 +129,11 @@ def _from_pipeline(text: str, path: Path, name: str) -> Reference:
             f"the pipeline in '{text}' has no unet or transformer",
             f"its parts are {parts}" if parts else "its model_index.json names no parts: make it with save_pretrained",
         )
+    made = index[subfolder][1] if subfolder in parts_of(index) else ""
+    if framework := next((told for start, told in _FRAMEWORKS.items() if str(made).startswith(start)), None):
+        raise UsageError(
+            f"the pipeline in '{text}' is for {framework} ({made})", "take the PyTorch pipeline that it was made from"
+        )
     config = denoiser_config(path / subfolder / "config.json")
     stated = index["scheduler"][1] if "scheduler" in parts_of(index) else None
     scheduler = _scheduler_config(path / "scheduler" / "scheduler_config.json", stated)
@@ -131,7 +144,8 @@ def _from_file(text: str, path: Path, scheduler: str | None) -> Reference:
     from diffcompress.teacher import single_file
 
     if path.suffix not in (".safetensors", *PICKLES):
-        told = "a config is enough for plan alone" if path.suffix == ".json" else "it is no .safetensors file"
+        told = f"it is {FORMATS[path.suffix]}" if path.suffix in FORMATS else "it is no .safetensors file"
+        told = "a config is enough for plan alone" if path.suffix == ".json" else told
         raise UsageError(f"'{text}' holds no model: {told}", "name a diffusers folder or a .safetensors checkpoint")
     folder = path.parent
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else None

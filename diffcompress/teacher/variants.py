@@ -14,20 +14,6 @@ from typing import Any
 from diffcompress.errors import UsageError
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-# Weights in whatever format, of which a folder on the Hub may hold many; all else in it is small.
-_WEIGHTS = (
-    ".safetensors",
-    *PICKLES,
-    ".msgpack",
-    ".h5",
-    ".onnx",
-    ".onnx_data",
-    ".pb",
-    ".gguf",
-    ".xml",
-    ".tflite",
-    ".ot",
-)
 # What else parts are made of, as diffusers and transformers call it. Whatever has another name is the user's own.
 VOCABULARIES = {
     "tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "spm.model", "tokenizer.model", "sentencepiece.model",
@@ -38,6 +24,13 @@ _SMALL = VOCABULARIES | {
     "image_processor_config.json", "video_preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "chat_template.json", "chat_template.jinja", "merges.txt",
 }  # fmt: skip
+# What else weights may be called, and what they are then.
+FORMATS = {
+    ".msgpack": "Flax", ".h5": "TensorFlow", ".pb": "TensorFlow", ".onnx": "ONNX", ".onnx_data": "ONNX",
+    ".xml": "OpenVINO", ".gguf": "GGUF, which is quantised",
+}  # fmt: skip
+# Weights in whatever format, of which a folder on the Hub may hold many.
+_WEIGHTS = (".safetensors", *PICKLES, *FORMATS, ".tflite", ".ot")
 _NAME = re.compile(
     r"(?P<stem>[^.]+?)(?:\.(?P<variant>[\w-]+?))?(?:-(?P<number>\d{5})-of-(?P<total>\d{5}))?(?:\.(?P<late>\w+))?"
     r"\.(?P<kind>safetensors|bin)"

@@ -79,13 +79,11 @@ def test_a_teacher_of_one_variant_encodes_and_decodes(tmp_path):
     pipeline = pipe_stable_diffusion.pipeline()
     pipeline.to(torch.float16).save_pretrained(tmp_path / "half", variant="fp16")
     reference = resolve(str(tmp_path / "half"))
-    assert reference.variant == "fp16"
     teacher = load(reference)
     assert teacher.codec is not None
     told = with_prompts(teacher, ["a kite"], tmp_path / "prompts", start("cpu"), Progress())
     assert told.conditions.count == 1
     pipeline.save_pretrained(tmp_path / "plain")
-    assert resolve(str(tmp_path / "plain")).variant is None
     assert DiffusionPipeline.from_pretrained(tmp_path / "plain").vae is not None
 
 

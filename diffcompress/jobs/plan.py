@@ -20,7 +20,8 @@ from diffcompress.student import costs
 from diffcompress.student import plan as planning
 from diffcompress.student.costs import TRAINING_BYTES_PER_PARAMETER
 from diffcompress.student.plan import StudentPlan
-from diffcompress.teacher.load import check_teacher, describe
+from diffcompress.teacher.checks import check_config
+from diffcompress.teacher.load import check_teacher, describe, hollow
 from diffcompress.teacher.resolve import denoiser_config, resolve
 
 
@@ -149,6 +150,7 @@ def _from_config(text: str, path: Path) -> _Teacher:
     config = denoiser_config(path)
     if "_class_name" not in config:
         raise UsageError(f"{path} is not a denoiser config: it has no _class_name", "name a denoiser's config.json")
-    return _Teacher(
-        text, registry.find(config["_class_name"]), config, None, None, ("sizes in float32: a config alone",)
-    )
+    family = registry.find(config["_class_name"])
+    check_config(config, text)
+    hollow(family, config, text)
+    return _Teacher(text, family, config, None, None, ("sizes in float32: a config alone",))

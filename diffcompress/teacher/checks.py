@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import diffusers
 
@@ -15,8 +17,8 @@ from diffcompress.teacher.reference import Reference, read_json
 _FROM_IMAGES = re.compile(
     "Img2Img|ImageToImage|ImageToVideo|Inpaint|ControlNet|Upscale|Depth2Img|InstructPix2Pix|Adapter|Edit|Fill|Redux"
 )
-_MOST_LAYERS = 10_000
-_MOST = 10**9
+# The most of what the values of a config count, by their key.
+_MOST = {"layer|heads": 1_000, "sample_size|frames": 10_000, "": 10**9}
 # The usual pipeline of a class that is not called after it.
 _PIPELINES = {
     "UNet2DConditionModel": "StableDiffusionPipeline or StableDiffusionXLPipeline",
@@ -52,16 +54,24 @@ def _check_variance(reference: Reference, family: Family) -> None:
     )
 
 
-def check_config(reference: Reference) -> None:
+def check_config(config: Mapping[str, Any], where: object) -> None:
     """Raise UsageError for numbers that no denoiser has, with which building one would not end."""
-    for key, value in reference.config.items():
-        largest = _MOST_LAYERS if re.search("layer|block_depth|heads", key) else _MOST
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, (int, float)) and not abs(number) <= largest:
+    for key, value in config.items():
+        largest = next(most for part, most in _MOST.items() if re.search(part, key))
+        for number in _numbers(value):
+            if not abs(number) <= largest:
                 raise UsageError(
-                    f"the config of '{reference.id}' has {key} {number!r}, and no denoiser has more than {largest:,}",
+                    f"the config of '{where}' has {number!r} in {key}, where no denoiser has more than {largest:,}",
                     "compare it with the config.json that save_pretrained made",
                 )
+
+
+def _numbers(value: object) -> Iterator[float]:
+    """Of a value in a config and the lists in it."""
+    if isinstance(value, (int, float)):
+        yield value
+    for inner in value if isinstance(value, list) else ():
+        yield from _numbers(inner)
 
 
 def check_text(reference: Reference, family: Family) -> None:

@@ -83,7 +83,7 @@ class LoadedPipeline:
 def describe(reference: Reference) -> tuple[Family, NoiseProcess]:
     """Family and noise process from configs alone; raises UsageError for what cannot be distilled."""
     family = registry.find(reference.class_name)
-    checks.check_config(reference)
+    checks.check_config(reference.config, reference.id)
     checks.check_pipeline(reference, family)
     try:
         tokens = family.num_tokens(reference.config, family.sample_shape(reference.config))
@@ -111,7 +111,7 @@ def load(reference: Reference, device: torch.device | str = "cpu", *, sample_siz
     reference = assembled(reference)
     family, noise = describe(reference)
     state = open_state(reference)
-    denoiser = _hollow(reference, family)
+    denoiser = hollow(family, reference.config, reference.id)
     check_state(state, denoiser)
     halved = torch.device(device).type != "cpu" and sum(p.numel() for p in denoiser.parameters()) > LARGE
     # One precision for all of it: some classes are stored with a few tensors in another.
@@ -144,22 +144,26 @@ def check_teacher(reference: Reference) -> str | None:
     checks.check_text(reference, family)
     if reference.pipeline is not None and reference.repository is None:
         require_parts(reference, (part for part in reference.parts if part != reference.denoiser_part))
-    state = open_headers(reference)
+    denoiser, state = hollow(family, reference.config, reference.id), open_headers(reference)
     if state is None:
         return None
-    check_state(state, _hollow(reference, family))
+    check_state(state, denoiser)
     return dtype_name(state.dtype)
 
 
-def _hollow(reference: Reference, family: Family) -> nn.Module:
-    """The denoiser that the config builds: parameters without memory, but real buffers, as some are never stored."""
-    config = {k: v for k, v in reference.config.items() if not k.startswith("_") and k != "quantization_config"}
+def hollow(family: Family, config: Mapping[str, Any], where: object) -> nn.Module:
+    """The denoiser that `config` builds: parameters without memory, but real buffers, as some are never stored.
+
+    Raises UsageError, with `where` it is from, for a config that builds none.
+    """
+    own = {k: v for k, v in config.items() if not k.startswith("_") and k != "quantization_config"}
     try:
         with init_empty_weights(include_buffers=False):
-            built: nn.Module = getattr(diffusers, family.class_name).from_config(config)
+            built: nn.Module = getattr(diffusers, family.class_name).from_config(own)
     except Exception as error:
         raise UsageError(
-            f"{reference.denoiser / 'config.json'} does not build a {family.class_name}: {error}", "check the config"
+            f"the config of '{where}' does not build a {family.class_name}: {type(error).__name__} {error}",
+            "compare it with the config.json that save_pretrained made",
         ) from error
     return built
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from diffcompress.teacher.single_file import Surroundings
 
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
+_LARGEST_CONFIG = 1 << 24
 DENOISERS = ("unet", "transformer")
 
 
@@ -109,13 +111,20 @@ def left_out_of(index: Mapping[str, Any]) -> list[str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One of a teacher's configs; raises UsageError when it is missing or no JSON object."""
+    """One of a teacher's configs; raises UsageError when it is missing, no regular file, large or no JSON object."""
+    advice = "check that the download is complete"
     try:
+        kind = path.stat()
+        if not stat.S_ISREG(kind.st_mode):  # a named pipe would be waited for
+            raise UsageError(f"{path} is no regular file", "name the folder that save_pretrained made")
+        if kind.st_size > _LARGEST_CONFIG:
+            raise UsageError(f"{path} has {kind.st_size:,} bytes, and no config is as large", advice)
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "check that the download is complete") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is not valid JSON ({error})", "check that the download is complete") from error
+        raise UsageError(f"cannot read {path}: {error.strerror}", advice) from error
+    except (ValueError, RecursionError) as error:
+        why = "too deeply nested" if isinstance(error, RecursionError) else error
+        raise UsageError(f"{path} is not valid JSON ({why})", advice) from error
     if not isinstance(value, dict):
-        raise UsageError(f"{path} holds no JSON object", "check that the download is complete")
+        raise UsageError(f"{path} holds no JSON object", advice)
     return value

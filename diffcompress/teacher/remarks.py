@@ -23,6 +23,9 @@ def remarks(reference: Reference) -> list[str]:
         more = f" and {len(behind) - MOST_NAMED} more" if len(behind) > MOST_NAMED else ""
         named = ", ".join(behind[:MOST_NAMED])
         found.append(f"left out of the student's pipeline, as no part is made of such files: {named}{more}")
+    if reference.pipeline is not None and (reference.pipeline / f"{reference.denoiser_part}_ema").is_dir():
+        part = reference.denoiser_part
+        found.append(f"{part}_ema beside {part} is not used: to compress the averaged weights, put them in {part}")
     names = (reference.id, str(reference.config.get("_name_or_path", "")))
     if few := next((match[0] for name in names if (match := FEW_STEPS.search(name))), None):
         found.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ from diffcompress.errors import UsageError
 from diffcompress.teacher import hub_names
 from diffcompress.teacher.load import check_teacher
 from diffcompress.teacher.resolve import resolve
+from tests.cli.command import run
 from tests.families import pipe_stable_diffusion
 
 
@@ -217,3 +219,43 @@ def test_a_file_in_another_format_is_named(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(UsageError, match="it is GGUF, which is quantised"):
         resolve(str(tmp_path / "model.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layers_per_block": 10**6}, "1000000 in layers_per_block"),
+        ({"sample_size": [[8, 8]]}, "is no height and width"),
+        ({"sample_size": 1e308}, "in sample_size"),
+        ({"block_out_channels": [[16, 32]]}, "config"),
+        ({"norm_num_groups": "four"}, "does not build"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_told_as_such(pipeline, changes, said):
+    file = pipeline / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(UsageError, match=said) as caught:
+        check_teacher(resolve(str(pipeline)))
+    assert caught.value.hint
+    outcome = run("plan", file, "--ratio", "0.4")
+    assert (outcome.code, "unexpected" in outcome.stderr) == (2, False)
+
+
+def test_configs_that_cannot_be_read_are_not_waited_for(pipeline):
+    file = pipeline / "unet" / "config.json"
+    for damage, said in (
+        (lambda: file.write_text("[" * 10**5), "too deeply nested"),
+        (lambda: file.write_text(json.dumps({"_class_name": "x" * 10**4})), "cannot shrink"),
+        (lambda: (file.unlink(), os.mkfifo(file)), "is no regular file"),
+        (lambda: (file.unlink(), file.write_text("{}"), os.truncate(file, 10**9)), "no config is as large"),
+    ):
+        damage()
+        with pytest.raises(UsageError, match=said) as caught:
+            check_teacher(resolve(str(pipeline)))
+        assert len(caught.value.message) < 1000
+
+
+def test_averaged_weights_beside_the_denoiser_are_mentioned(pipeline):
+    assert not resolve(str(pipeline)).notes
+    shutil.copytree(pipeline / "unet", pipeline / "unet_ema")
+    assert any("unet_ema beside unet is not used" in note for note in resolve(str(pipeline)).notes)

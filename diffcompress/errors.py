@@ -1,6 +1,11 @@
 """What can go wrong, and the exit code each kind of failure ends with. The codes are an API (docs/cli.md)."""
 
+import re
 from enum import IntEnum
+
+_LONGEST_WORD = 300
+_ENDLESS = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}")
+_LONGEST = 4000
 
 
 class ExitStatus(IntEnum):
@@ -22,6 +27,9 @@ class DiffCompressError(Exception):
     exit_status = ExitStatus.RUN_FAILED
 
     def __init__(self, message: str, hint: str = "") -> None:
+        # Values of the user's are quoted in it, and some are endless.
+        message = _ENDLESS.sub(lambda word: f"{word[0][:_LONGEST_WORD]}...", message)
+        message = message if len(message) <= _LONGEST else f"{message[:_LONGEST]}..."
         super().__init__(message)
         self.message = message
         self.hint = hint

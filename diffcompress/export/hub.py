@@ -36,7 +36,7 @@ def check(repo: str, *, public: bool, licence: Licence) -> None:
     if not licence.is_known:
         raise AccessError(
             f"the licence of the student is unknown ({licence.source}), so it is not pushed to '{repo}'",
-            "find out what the teacher's licence allows and say it with --license, or leave out --push-to-hub",
+            f"{licence.advice}, or leave out --push-to-hub",
         )
     later = "or leave out --push-to-hub now: the same command with it pushes the finished run later"
     if hub.is_offline():

@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from diffcompress.errors import UsageError
+from diffcompress.export import teacher_card
+from diffcompress.teacher.linking import is_own
 from diffcompress.teacher.reference import DEMO_FOLDER, DENOISERS, Reference
 
 UNKNOWN = "unknown"  # which the Hub also takes for a licence
 STATED = "whoever made the student (--license)"
+NOBODY = "nobody: the teacher's folder has no model card with a licence"
 _ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _TEXTS = ("LICEN[CS]E*", "NOTICE*")
 
@@ -31,21 +32,31 @@ class Licence:
     def is_known(self) -> bool:
         return self.id != UNKNOWN
 
+    @property
+    def advice(self) -> str:
+        """What makes an unknown licence known."""
+        if self.source == NOBODY:
+            return "find out what the teacher's licence allows and say it with --license"
+        return "name one licence at the head of the teacher's README.md ('license: ID' between two lines of ---)"
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def licence_of(reference: Reference, stated: str | None = None) -> Licence:
-    """From the teacher's model card; `stated` (--license) counts only where the teacher's is unknown."""
-    folder = _folder(reference)
-    front = front_matter(folder / "README.md")
-    if (id := _stated_in(front)) is not None:
-        return Licence(id, "the teacher's model card", front.get("license_name"), front.get("license_link"))
+    """From the teacher's model card; `stated` (--license) counts only where that says nothing about a licence.
+
+    A card that says something which cannot be taken over, such as two licences, makes the licence unknown, and stands.
+    """
+    said = teacher_card.read(_folder(reference) / "README.md")
+    # A licence of that name is nobody's statement: the cards of our own students say so.
+    if said is not None and UNKNOWN not in (said.id, said.name if said.id == "other" else None):
+        if said.id is None:
+            return Licence(UNKNOWN, f"the teacher's model card: {said.why}")
+        return Licence(said.id, "the teacher's model card", said.name, said.link)
     if is_demo(reference):
         return Licence("apache-2.0", "diffcompress, whose demo teacher this is")
-    if stated:
-        return stated_by_user(stated)
-    return Licence(UNKNOWN, "nobody: the teacher's folder has no model card with a licence")
+    return stated_by_user(stated) if stated else Licence(UNKNOWN, NOBODY)
 
 
 def stated_by_user(id: str) -> Licence:
@@ -57,34 +68,12 @@ def stated_by_user(id: str) -> Licence:
 
 def licence_files(reference: Reference) -> list[Path]:
     """Licence texts of the teacher's folder, to be copied as they are."""
-    return [file for name in _TEXTS for file in sorted(_folder(reference).glob(name)) if file.is_file()]
+    folder = _folder(reference)
+    return [file for name in _TEXTS for file in sorted(folder.glob(name)) if is_own(file, folder)]
 
 
 def is_demo(reference: Reference) -> bool:
     return reference.pipeline is not None and DEMO_FOLDER in reference.pipeline.parents
-
-
-def front_matter(file: Path) -> dict[str, Any]:
-    """The YAML block at the head of a model card; empty when there is no card, no block or no valid YAML in it."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return {}
-    block = re.match(r"\s*---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
-    try:
-        value = yaml.safe_load(block.group(1)) if block else None
-    except yaml.YAMLError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _stated_in(front: dict[str, Any]) -> str | None:
-    """A card's licence; None also where it says that nobody stated one, as the cards of our students do."""
-    stated = front.get("license")
-    if isinstance(stated, list) and len(stated) == 1:
-        stated = stated[0]
-    unsaid = stated in ("", UNKNOWN) or (stated == "other" and front.get("license_name") == UNKNOWN)
-    return stated if isinstance(stated, str) and not unsaid else None
 
 
 def _folder(reference: Reference) -> Path:

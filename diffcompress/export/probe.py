@@ -62,8 +62,8 @@ def predict(denoiser: Any, call: dict[str, Any]) -> Tensor:
 
 
 @torch.no_grad()
-def draw(pipeline: Any, subfolder: str, options: dict[str, Any]) -> tuple[Tensor, str]:
-    """One image (or video) of NUM_STEPS steps, and how it was sampled.
+def draw(pipeline: Any, subfolder: str, options: dict[str, Any], num_steps: int = NUM_STEPS) -> tuple[Tensor, str]:
+    """One image (or video) of `num_steps` steps, and how it was sampled.
 
     By the pipeline's own `__call__` with those of `options` that it takes. A class-conditional denoiser of a pipeline
     that takes no labels (DDPM, DDIM) is sampled with the pipeline's scheduler instead.
@@ -73,9 +73,9 @@ def draw(pipeline: Any, subfolder: str, options: dict[str, Any]) -> tuple[Tensor
     pipeline.set_progress_bar_config(disable=True)
     if "class_labels" in options and "class_labels" not in accepted:
         denoiser, scheduler = getattr(pipeline, subfolder), pipeline.scheduler
-        scheduler.set_timesteps(NUM_STEPS)
-        labels = torch.tensor(options["class_labels"])
-        noisy = torch.randn((1, *options["shape"]), generator=generator)
+        scheduler.set_timesteps(num_steps)
+        labels = torch.tensor(options["class_labels"], device=denoiser.device)
+        noisy = torch.randn((1, *options["shape"]), generator=generator).to(denoiser.device, denoiser.dtype)
         for timestep in scheduler.timesteps:
             step = denoiser(noisy, timestep, class_labels=labels, return_dict=False)[0]
             noisy = scheduler.step(step, timestep, noisy, generator=generator).prev_sample
@@ -85,7 +85,7 @@ def draw(pipeline: Any, subfolder: str, options: dict[str, Any]) -> tuple[Tensor
         spatial, temporal = pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal
         options = options | {"height": height * spatial, "width": width * spatial}
         options["num_frames"] = (frames - 1) * temporal + 1
-    given = {"num_inference_steps": NUM_STEPS, "generator": generator, "output_type": "np", "prompt": PROMPT, **options}
+    given = {"num_inference_steps": num_steps, "generator": generator, "output_type": "np", "prompt": PROMPT, **options}
     made = pipeline(**{name: value for name, value in given.items() if name in accepted}, return_dict=False)[0]
     image = made[0] if isinstance(made, (list, tuple)) else made
     return torch.as_tensor(image).float(), f"{type(pipeline).__name__}.__call__"

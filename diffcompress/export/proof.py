@@ -50,8 +50,8 @@ def prove(
     started = time.monotonic()
     denoiser = rounded(student, dtype)
     call, prediction = _recorded(denoiser, teacher)
-    why_not = _why_no_image(run, teacher)
-    options = None if why_not else _options(run, teacher)
+    why_not = why_no_image(run.pipeline, teacher)
+    options = None if why_not else drawing(teacher)
     asked = {
         "subfolder": teacher.family.subfolder,
         "class_name": teacher.family.class_name,
@@ -113,19 +113,20 @@ def _recorded(denoiser: nn.Module, teacher: LoadedPipeline) -> tuple[dict[str, A
     return call, probe.predict(denoiser, call)
 
 
-def _why_no_image(run: RunFolder, teacher: LoadedPipeline) -> str | None:
-    if not (run.pipeline / "model_index.json").is_file():
+def why_no_image(folder: Path, teacher: LoadedPipeline, room: int = ROOM) -> str | None:
+    """Why nothing can be drawn here with the pipeline in `folder`; None where it can. room: as ROOM."""
+    if not (folder / "model_index.json").is_file():
         return "no image: a denoiser alone is no pipeline"
     if len(teacher.sample_shape) > 3 and torch.Size(teacher.sample_shape).numel() > LARGEST_VIDEO:
         return "no video: one of the teacher's length takes too long on a CPU"
-    needed = ROOM * (teacher.reference.other_bytes() or 0)
+    needed = room * (teacher.reference.other_bytes() or 0)
     if needed > psutil.virtual_memory().available:
         return f"no image: the pipeline's other parts need {needed / 2**30:.0f} GB of memory here"
     return None
 
 
-def _options(run: RunFolder, teacher: LoadedPipeline) -> dict[str, Any]:
-    """How the pipeline is called for one image; what it does not take is left out later."""
+def drawing(teacher: LoadedPipeline) -> dict[str, Any]:
+    """How the pipeline is called for one image (`probe.draw`); what it does not take is left out later."""
     options: dict[str, Any] = {"shape": list(teacher.sample_shape)}
     if teacher.family.num_classes(teacher.config) is not None:
         # Guidance of 1: DiTPipeline's null label fits ImageNet's classes alone.

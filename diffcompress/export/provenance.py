@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from diffcompress.export.hashes import PROVENANCE, weight_hashes
-from diffcompress.export.licence import STATED, Licence, is_demo, stated_by_user
+from diffcompress.export.licence import NOBODY, STATED, Licence, is_demo, stated_by_user
 from diffcompress.run_folder import read_json, write_json
 from diffcompress.runtime import dtype_name
 from diffcompress.teacher.hub import REPOSITORY_ID
@@ -66,9 +66,9 @@ def record(
 
 
 def relicense(folder: Path, stated: str) -> None:
-    """Write the licence that the user states into diffcompress.json, unless the teacher's own is there."""
+    """Write the licence that the user states into diffcompress.json, unless the teacher's card said one."""
     found = read_json(folder / FILE)
-    if found["license"]["id"] == "unknown" or found["license"]["source"] == STATED:
+    if found["license"]["source"] in (NOBODY, STATED):
         write_json(folder / FILE, found | {"license": stated_by_user(stated).as_json()})
 
 

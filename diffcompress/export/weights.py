@@ -12,13 +12,14 @@ import diffusers
 import torch
 from torch import nn
 
+from diffcompress.data.prompts import OWN_FILE
 from diffcompress.errors import DiffCompressError
 from diffcompress.export import facts, model_card
 from diffcompress.export import provenance as provenances
-from diffcompress.export.licence import licence_files, licence_of
+from diffcompress.export.licence import is_demo, licence_files, licence_of
 from diffcompress.run_folder import RunFolder, write_atomically, write_json
 from diffcompress.runtime import dtype_name
-from diffcompress.teacher.linking import check_space, link_part
+from diffcompress.teacher.linking import check_space, is_own, link_pipeline
 from diffcompress.teacher.load import LoadedPipeline
 
 
@@ -42,7 +43,7 @@ def export_pipeline(
 
     def write(folder: Path) -> None:
         folder.mkdir(parents=True)
-        subfolder = _write_rest(folder, teacher)
+        subfolder = write_rest(folder, teacher)
         shipped.save_pretrained(folder / subfolder, safe_serialization=True)
         for file in licence_files(teacher.reference):
             shutil.copyfile(file, folder / file.name)
@@ -82,10 +83,11 @@ def rounded(student: nn.Module, dtype: torch.dtype, device: torch.device | str =
     return made
 
 
-def _write_rest(folder: Path, teacher: LoadedPipeline) -> str:
+def write_rest(folder: Path, teacher: LoadedPipeline, *, borrow: bool = False) -> str:
     """Everything of the pipeline but the denoiser, weights under plain names; returns the denoiser's subfolder.
 
-    Of a denoiser alone its scheduler, and a pipeline index where one can be made of the two.
+    Of a denoiser alone its scheduler, and a pipeline index where one can be made of the two. borrow: see `link_part`.
+    Raises RunStopped when the disk is too small.
     """
     reference, family = teacher.reference, teacher.family
     if reference.pipeline is None:
@@ -102,10 +104,11 @@ def _write_rest(folder: Path, teacher: LoadedPipeline) -> str:
         return family.subfolder
     subfolder = reference.denoiser_part
     others = [part for part in reference.parts if part != subfolder]
-    check_space(folder, reference.other_bytes() or 0)
-    for name in ("model_index.json", "prompts.txt"):
-        if (reference.pipeline / name).is_file():
-            shutil.copyfile(reference.pipeline / name, folder / name)
-    for part in others:
-        link_part(reference.pipeline / part, folder / part)
+    if not borrow:
+        check_space(folder, reference.other_bytes() or 0)
+    # Of a demo, or of a student of one; elsewhere a file of that name is the user's own.
+    prompts, ours = reference.pipeline / OWN_FILE, (reference.pipeline / provenances.FILE).is_file()
+    if (ours or is_demo(reference)) and is_own(prompts, reference.pipeline):
+        shutil.copyfile(prompts, folder / OWN_FILE)
+    link_pipeline(reference.pipeline, others, folder, borrow=borrow)
     return subfolder

@@ -21,9 +21,9 @@ from diffcompress.student import costs
 from diffcompress.student import plan as planning
 from diffcompress.student.costs import TRAINING_BYTES_PER_PARAMETER
 from diffcompress.student.plan import StudentPlan
-from diffcompress.teacher.load import describe
+from diffcompress.teacher.checks import check_config
+from diffcompress.teacher.load import check_teacher, describe, hollow
 from diffcompress.teacher.resolve import denoiser_config, resolve
-from diffcompress.teacher.weights import stored_dtype
 
 
 @dataclass(frozen=True)
@@ -146,11 +146,11 @@ def _find(text: str, scheduler: str | None) -> _Teacher:
     if path.suffix == ".json" and path.is_file():
         return _from_config(text, path)
     reference = resolve(text, scheduler)
-    family, _ = describe(reference)
+    dtype, (family, _) = check_teacher(reference), describe(reference)
     notes, licence = reference.notes, licence_of(reference)
     if not licence.is_known:
-        notes = (*notes, f"the licence is unknown ({licence.source}), so a push to the Hub will need --license")
-    return _Teacher(text, family, reference.config, stored_dtype(reference), reference.other_bytes(), notes)
+        notes = (*notes, f"the licence is unknown ({licence.source}); before a push to the Hub, {licence.advice}")
+    return _Teacher(text, family, reference.config, dtype, reference.other_bytes(), notes)
 
 
 def _from_config(text: str, path: Path) -> _Teacher:
@@ -158,6 +158,7 @@ def _from_config(text: str, path: Path) -> _Teacher:
     config = denoiser_config(path)
     if "_class_name" not in config:
         raise UsageError(f"{path} is not a denoiser config: it has no _class_name", "name a denoiser's config.json")
-    return _Teacher(
-        text, registry.find(config["_class_name"]), config, None, None, ("sizes in float32: a config alone",)
-    )
+    family = registry.find(config["_class_name"])
+    check_config(config, text)
+    hollow(family, config, text)
+    return _Teacher(text, family, config, None, None, ("sizes in float32: a config alone",))

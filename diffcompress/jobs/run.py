@@ -13,14 +13,15 @@ from diffcompress.data import hub_images, images
 from diffcompress.errors import UsageError
 from diffcompress.export import formats, hub
 from diffcompress.export.licence import licence_of
+from diffcompress.export.rehearsal import rehearse
 from diffcompress.jobs.request import Request
 from diffcompress.jobs.setting import texts_for
 from diffcompress.run_folder import RunFolder, read_json, write_json
 from diffcompress.runtime import Progress, Runtime
 from diffcompress.student.plan import StudentPlan, plan
 from diffcompress.teacher.encoding import with_prompts
-from diffcompress.teacher.load import LoadedPipeline, describe, load
-from diffcompress.teacher.weights import require_parts, stored_dtype
+from diffcompress.teacher.load import LoadedPipeline, check_teacher, describe, load
+from diffcompress.teacher.weights import require_parts
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,10 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
     the folder is touched."""
     reference, recipe = request.reference, request.recipe
     family, _ = describe(reference)
-    dtype = request.dtype or stored_dtype(reference)
-    student_plan = plan(family, reference.config, **request.target, dtype=dtype, section=recipe.student)
+    stored = check_teacher(reference)
+    student_plan = plan(
+        family, reference.config, **request.target, dtype=request.dtype or stored, section=recipe.student
+    )
     folder = request.folder(student_plan.requested_ratio)
     runtime = runtimes.start(request.device)
     _check(request, runtime, progress)
@@ -73,6 +76,8 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
     teacher = load(reference, runtime.device, sample_size=recipe.bank.sample_size)
     texts = texts_for(teacher, recipe, request.data, request.prompts, progress)
     identity = request.identity(teacher.fingerprint)
+    if runtime.is_main and not folder.bank.exists():
+        rehearse(teacher, progress)
     runtime.stop.install()
     try:
         own = _own_images(request, teacher, texts, runtime, progress)
@@ -120,6 +125,7 @@ def _check(request: Request, runtime: Runtime, progress: Progress) -> None:
         )
     licence = licence_of(request.reference, request.license)
     if request.license not in (None, licence.id):
-        progress.warn(f"--license {request.license} is not used: {licence.source} says {licence.id}")
+        told = f"{licence.source} says {licence.id}" if licence.is_known else licence.source
+        progress.warn(f"--license {request.license} is not used: {told}")
     if request.push_to_hub is not None and runtime.is_main:
         hub.check(request.push_to_hub, public=request.public, licence=licence)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .process import NoiseProcess, as_factor
+from .process import LARGEST, NoiseProcess, as_factor, check_steps, is_number
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
@@ -34,6 +34,8 @@ class Diffusion(NoiseProcess):
             raise ValueError(f"prediction_type '{prediction_type}' is not one of {', '.join(PREDICTION_TYPES)}")
         if config.get("timestep_type") == "continuous" and prediction_type == "v_prediction":
             raise ValueError("timestep_type 'continuous' tells the logarithm of the noise level, as EDM does")
+        if config.get("predict_epsilon") is False and "prediction_type" not in config:
+            raise ValueError("predict_epsilon False is read by no diffusers of today: write prediction_type 'sample'")
         if config.get("thresholding"):
             raise ValueError("dynamic thresholding is not supported")
         schedule = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
@@ -43,6 +45,9 @@ class Diffusion(NoiseProcess):
         given = {key: own[key].default for key in schedule if key in own} | dict(config)
         kept = {key: given[key] for key in (*schedule, "rescale_betas_zero_snr") if given.get(key) is not None}
         _check_numbers(kept)
+        clip_range = config.get("clip_sample_range", 1.0)
+        if not is_number(clip_range) or not 0 < clip_range <= LARGEST:
+            raise ValueError(f"clip_sample_range {clip_range!r} is no range of a sample")
         try:
             scheduler = diffusers.DDPMScheduler(**kept)
         except NotImplementedError as error:
@@ -60,7 +65,7 @@ class Diffusion(NoiseProcess):
             scheduler.alphas_cumprod.double().clamp(2.0**-24, 1 - 2.0**-24),
             prediction_type,
             clips and bool(config.get("clip_sample", True)),
-            float(config.get("clip_sample_range", 1.0)),
+            float(clip_range),
         )
 
     def same_as(self, other: NoiseProcess) -> bool:
@@ -131,9 +136,10 @@ class Diffusion(NoiseProcess):
 
 
 def _check_numbers(schedule: Mapping[str, Any]) -> None:
-    steps = schedule["num_train_timesteps"]
-    if not isinstance(steps, int) or steps < 2:
-        raise ValueError(f"num_train_timesteps {steps!r} is not a number of timesteps")
+    check_steps(schedule["num_train_timesteps"])
     for key in ("beta_start", "beta_end"):
-        if not isinstance(schedule[key], (int, float)):
+        if not is_number(schedule[key]):
             raise ValueError(f"{key} {schedule[key]!r} is not a number")
+    betas = schedule.get("trained_betas")
+    if betas is not None and not (isinstance(betas, (list, tuple)) and all(map(is_number, betas))):
+        raise ValueError("trained_betas are no list of numbers")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .process import NoiseProcess, as_factor
+from .process import LARGEST, NoiseProcess, as_factor, check_steps, is_number
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,14 @@ class Flow(NoiseProcess):
     def from_config(cls, config: Mapping[str, Any], num_tokens: int | None = None) -> Flow:
         if config.get("invert_sigmas"):
             raise ValueError("a flow whose noise levels run backwards (invert_sigmas) is not supported")
-        shift = float(config.get("flow_shift") or config.get("shift") or 1.0)
+        steps = config.get("num_train_timesteps", 1000)
+        check_steps(steps)
+        shift = config.get("flow_shift") or config.get("shift") or 1.0
         if config.get("use_dynamic_shifting") and num_tokens is not None:
             shift = _dynamic_shift(config, num_tokens)
-        return cls(shift, int(config.get("num_train_timesteps", 1000)))
+        if not is_number(shift) or not 0 < shift <= LARGEST:
+            raise ValueError(f"a shift of {shift!r} is no shift of noise levels")
+        return cls(float(shift), steps)
 
     def same_as(self, other: NoiseProcess) -> bool:
         return isinstance(other, Flow) and self.num_timesteps == other.num_timesteps

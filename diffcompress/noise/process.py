@@ -8,6 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+# Of what a scheduler's config counts or scales.
+LARGEST = 1_000_000
+
 
 class NoiseProcess(ABC):
     """Timesteps, noisy inputs and conversions; see the package's first lines. Timestep tensors are `[B]`.
@@ -70,3 +73,14 @@ def generator(*integers: int) -> torch.Generator:
     # The length comes first: a seed sequence takes (1,) and (1, 0) for the same.
     state = np.random.SeedSequence((len(integers), *integers)).generate_state(2, dtype=np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
+
+
+def is_number(value: object) -> bool:
+    """Of a config: a finite one, and no truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def check_steps(steps: object) -> None:
+    """Raise ValueError for a num_train_timesteps that is none."""
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 2 <= steps <= LARGEST:
+        raise ValueError(f"num_train_timesteps {steps!r} is not a number of timesteps from 2 to {LARGEST:,}")

@@ -23,7 +23,7 @@ from diffcompress.errors import AccessError, UsageError
 from diffcompress.run_folder import read_json, write_atomically, write_json
 from diffcompress.runtime import Progress
 from diffcompress.teacher import hub
-from diffcompress.teacher.linking import check_space, link_part
+from diffcompress.teacher.linking import check_space, is_own, link_part
 from diffcompress.teacher.reference import Reference, parts_of
 from diffcompress.teacher.single_file import Surroundings
 from diffcompress.teacher.state import StoredState, sha256
@@ -111,7 +111,7 @@ def _source(reference: Reference, around: Surroundings, progress: Progress) -> t
 
 
 def _without_config(source: Path, around: Surroundings) -> str:
-    return " and ".join(part for part in around.held if not (source / part / "config.json").is_file())
+    return " and ".join(part for part in around.held if not is_own(source / part / "config.json", source))
 
 
 def _convert(file: Path, held: Mapping[str, tuple[str, ...]], folder: Path) -> None:

@@ -6,6 +6,7 @@ import functools
 import gc
 import hashlib
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffcompress.errors import UsageError
+from diffcompress.errors import DiffCompressError, UsageError
 from diffcompress.run_folder import write_atomically
 from diffcompress.runtime import Progress, Runtime
 from diffcompress.teacher import cut_prompts
 from diffcompress.teacher.conditioning import Conditions, trace
+from diffcompress.teacher.linking import link_pipeline, part_files
 from diffcompress.teacher.load import LoadedPipeline
 from diffcompress.teacher.stored_rows import stored_table
 from diffcompress.teacher.weights import require_parts
@@ -82,14 +84,16 @@ def _encode(
     reference, family = pipeline.reference, pipeline.family
     assert reference.pipeline is not None
     text_parts = [part for part in reference.parts if part.startswith(("text_encoder", "tokenizer"))]
-    reference.fetch(*(part for part in reference.parts if part != reference.denoiser_part))
+    others = [part for part in reference.parts if part != reference.denoiser_part]
+    reference.fetch(*others)
     require_parts(reference, text_parts)
     part = {reference.denoiser_part: pipeline.denoiser} | dict.fromkeys(reference.left_out)
     try:
-        whole = DiffusionPipeline.from_pretrained(
-            reference.pipeline, **part, variant=reference.variant, torch_dtype=_dtype(pipeline)
-        )
-    except (MemoryError, torch.OutOfMemoryError):
+        # With the very files that the student will come with, whatever variant each part has.
+        with tempfile.TemporaryDirectory(prefix="diffcompress-parts-") as scratch:
+            link_pipeline(reference.pipeline, others, Path(scratch), borrow=True)
+            whole = DiffusionPipeline.from_pretrained(scratch, **part, torch_dtype=_dtype(pipeline))
+    except (MemoryError, torch.OutOfMemoryError, DiffCompressError):
         raise
     except Exception as error:  # of many kinds, by what is broken
         raise UsageError(
@@ -136,7 +140,7 @@ def _key(pipeline: LoadedPipeline, prompts: Sequence[str], text_length: int | No
     stamp: object = reference.revision
     if stamp is None:
         parts = [part for part in reference.parts if part.startswith(("text_encoder", "tokenizer"))]
-        files = sorted(f for part in parts for f in (reference.pipeline / part).rglob("*") if f.is_file())
+        files = sorted(file for part in parts for file in part_files(reference.pipeline / part))
         known = [(str(f.relative_to(reference.pipeline)), f.stat()) for f in files]
         stamp = [[name, of.st_size, of.st_mtime_ns] for name, of in known]
     shape, dtype = list(pipeline.sample_shape), str(_dtype(pipeline))

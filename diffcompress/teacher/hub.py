@@ -10,9 +10,7 @@ import functools
 import glob
 import hashlib
 import os
-import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +19,10 @@ from typing import Any, TypeVar
 from diffcompress.errors import AccessError, UsageError
 from diffcompress.runtime import Progress
 from diffcompress.teacher import hub_errors
+from diffcompress.teacher.hub_names import REPOSITORY_ID as REPOSITORY_ID
 from diffcompress.teacher.variants import choose, choose_files
 
 T = TypeVar("T")
-REPOSITORY_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Everything that a plan reads; a card and a licence are small and follow the student.
 _CONFIGS = [
     "model_index.json", "config.json", "*/config.json", "scheduler/*", "scheduler_config.json", "README.md",
@@ -42,6 +40,25 @@ class RemoteFile:
 
     size: int
     sha256: str | None
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a safetensors file there, asked for tensors as the file itself is once it is here."""
+
+    tensors: Mapping[str, Any]
+
+    def keys(self) -> Iterable[str]:
+        return self.tensors.keys()
+
+    def get_slice(self, name: str) -> Header:
+        return Header({"": self.tensors[name]})
+
+    def get_shape(self) -> list[int]:
+        return list(self.tensors[""].shape)
+
+    def get_dtype(self) -> str:
+        return str(self.tensors[""].dtype)
 
 
 @dataclass(frozen=True)
@@ -67,7 +84,7 @@ class Repository:
     def weights(self, part: str) -> list[str]:
         """Names of the weight files of a part; those in the cache, if they are whole, when the Hub cannot be asked."""
         try:
-            return choose(self._names(part), f"{self.id}/{part}")
+            return choose(self.names(part), f"{self.id}/{part}")
         except UsageError:
             if self.files is None:
                 return []
@@ -79,21 +96,17 @@ class Repository:
             return None
         return sum(self.files[path].size for path in self._paths(parts))
 
-    def dtypes(self, part: str) -> Counter[str]:
-        """How many tensors of each safetensors dtype the weights of a part hold, from their headers alone.
+    def headers(self, part: str) -> dict[str, Header]:
+        """Of the safetensors files with the weights of a part, by path; nothing else of them is downloaded.
 
         Raises UsageError for a file that is damaged there already.
         """
-        found: Counter[str] = Counter()
-        if self.files is None:
-            return found
-        for name in self.weights(part):
+        found: dict[str, Header] = {}
+        for name in self.weights(part) if self.files is not None else ():
             path = f"{part}/{name}".lstrip("/")
-            if not name.endswith(".safetensors"):
-                continue
-            with hub_errors.told(self.id, self.commit):
-                header = patiently(functools.partial(self._header, path))
-            found.update(tensor.dtype for tensor in header.tensors.values())
+            if name.endswith(".safetensors"):
+                with hub_errors.told(self.id, self.commit):
+                    found[path] = Header(patiently(functools.partial(self._header, path)).tensors)
         return found
 
     def fetch(self, parts: Iterable[str], progress: Progress | None = None) -> None:
@@ -129,7 +142,7 @@ class Repository:
                 "take another revision, with @, or another teacher",
             ) from error
 
-    def _names(self, part: str) -> list[str]:
+    def names(self, part: str) -> list[str]:
         """The files that lie directly in a part; in the cache when the Hub cannot be asked."""
         if self.files is None:
             folder = self.folder / part
@@ -139,10 +152,10 @@ class Repository:
         return [name for name in inside if "/" not in name]
 
     def _paths(self, parts: Iterable[str]) -> list[str]:
-        return [f"{p}/{name}".lstrip("/") for p in parts for name in choose_files(self._names(p), f"{self.id}/{p}")]
+        return [f"{p}/{name}".lstrip("/") for p in parts for name in choose_files(self.names(p), f"{self.id}/{p}")]
 
     def _require_cached(self, part: str) -> None:
-        names = self._names(part)
+        names = self.names(part)
         # A model has a config.json and needs weights; a tokenizer or a scheduler comes whole.
         if not names or ("config.json" in names and not self.weights(part)):
             raise AccessError(

@@ -17,11 +17,13 @@ from diffcompress.errors import UsageError
 from diffcompress.families import registry
 from diffcompress.families.base import Family
 from diffcompress.noise import NoiseProcess, from_scheduler
+from diffcompress.runtime import dtype_name
+from diffcompress.teacher import checks
 from diffcompress.teacher.assembly import assembled
 from diffcompress.teacher.codec import Codec, load_codec
 from diffcompress.teacher.conditioning import Conditions, as_dtype, without_text
-from diffcompress.teacher.reference import Reference, read_json
-from diffcompress.teacher.weights import check_state, fingerprint, open_state
+from diffcompress.teacher.reference import Reference
+from diffcompress.teacher.weights import check_state, fingerprint, open_headers, open_state, require_parts
 
 # Denoisers of more parameters stay in their stored precision on an accelerator, where float32 would not fit.
 LARGE = 1_000_000_000
@@ -81,34 +83,22 @@ class LoadedPipeline:
 def describe(reference: Reference) -> tuple[Family, NoiseProcess]:
     """Family and noise process from configs alone; raises UsageError for what cannot be distilled."""
     family = registry.find(reference.class_name)
-    second = [part for part in reference.parts if part.startswith(family.subfolder + "_")]
-    if second:
-        raise UsageError(
-            f"'{reference.id}' cannot be distilled: its pipeline has a second denoiser, {second[0]}; each of the two "
-            "knows a part of the noise levels alone, so neither draws samples to learn from without the other",
-            "take a teacher with one denoiser, for example Wan 2.1 for Wan 2.2",
-        )
-    _check_pipeline(reference)
+    checks.check_config(reference.config, reference.id)
+    checks.check_pipeline(reference, family)
     try:
         tokens = family.num_tokens(reference.config, family.sample_shape(reference.config))
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        raise UsageError(
+            f"the config of '{reference.id}' makes no sense to {family.class_name}: {type(error).__name__} {error}",
+            "compare it with the config.json that save_pretrained made",
+        ) from error
+    try:
         return family, from_scheduler(reference.scheduler, tokens)
-    except ValueError as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(
             f"'{reference.id}' cannot be distilled: {error}",
             "DDPM-type teachers (epsilon, sample or v prediction) and flow-matching teachers can",
         ) from error
-
-
-def _check_pipeline(reference: Reference) -> None:
-    """Raise UsageError for a pipeline that diffusers alone does not load: its student could not be used."""
-    if reference.pipeline is None:
-        return
-    name = read_json(reference.pipeline / "model_index.json").get("_class_name")
-    if name not in dir(diffusers):  # a look at the attribute itself would import it
-        raise UsageError(
-            f"'{reference.id}' is a pipeline of class {name}, which diffusers {diffusers.__version__} does not have",
-            f"name its denoiser alone ({reference.denoiser_part}), or a pipeline without code of its own",
-        )
 
 
 def load(reference: Reference, device: torch.device | str = "cpu", *, sample_size: int | None = None) -> LoadedPipeline:
@@ -121,15 +111,7 @@ def load(reference: Reference, device: torch.device | str = "cpu", *, sample_siz
     reference = assembled(reference)
     family, noise = describe(reference)
     state = open_state(reference)
-    config = {k: v for k, v in reference.config.items() if not k.startswith("_") and k != "quantization_config"}
-    try:
-        # Parameters without memory, but real buffers: some are computed when a model is built, and never stored.
-        with init_empty_weights(include_buffers=False):
-            denoiser = getattr(diffusers, family.class_name).from_config(config)
-    except Exception as error:
-        raise UsageError(
-            f"{reference.denoiser / 'config.json'} does not build a {family.class_name}: {error}", "check the config"
-        ) from error
+    denoiser = hollow(family, reference.config, reference.id)
     check_state(state, denoiser)
     halved = torch.device(device).type != "cpu" and sum(p.numel() for p in denoiser.parameters()) > LARGE
     # One precision for all of it: some classes are stored with a few tensors in another.
@@ -150,6 +132,40 @@ def load(reference: Reference, device: torch.device | str = "cpu", *, sample_siz
         shape,
         without_text(family, reference.config),
     )
+
+
+def check_teacher(reference: Reference) -> str | None:
+    """All that `plan` and `shrink` refuse before weights are read or downloaded, from configs, names and headers.
+
+    Returns the dtype of most of the denoiser's tensors, None where headers do not tell. Raises UsageError where a run
+    would, AccessError when the Hub refuses.
+    """
+    family, _ = describe(reference)
+    checks.check_text(reference, family)
+    if reference.pipeline is not None and reference.repository is None:
+        require_parts(reference, (part for part in reference.parts if part != reference.denoiser_part))
+    denoiser, state = hollow(family, reference.config, reference.id), open_headers(reference)
+    if state is None:
+        return None
+    check_state(state, denoiser)
+    return dtype_name(state.dtype)
+
+
+def hollow(family: Family, config: Mapping[str, Any], where: object) -> nn.Module:
+    """The denoiser that `config` builds: parameters without memory, but real buffers, as some are never stored.
+
+    Raises UsageError, with `where` it is from, for a config that builds none.
+    """
+    own = {k: v for k, v in config.items() if not k.startswith("_") and k != "quantization_config"}
+    try:
+        with init_empty_weights(include_buffers=False):
+            built: nn.Module = getattr(diffusers, family.class_name).from_config(own)
+    except Exception as error:
+        raise UsageError(
+            f"the config of '{where}' does not build a {family.class_name}: {type(error).__name__} {error}",
+            "compare it with the config.json that save_pretrained made",
+        ) from error
+    return built
 
 
 def state_fingerprint(denoiser: nn.Module) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +13,12 @@ from diffcompress.errors import UsageError
 from diffcompress.runtime import Progress
 from diffcompress.teacher.hub import Repository
 from diffcompress.teacher.linking import part_bytes
-from diffcompress.teacher.variants import variant_of
 
 if TYPE_CHECKING:
     from diffcompress.teacher.single_file import Surroundings
 
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
+_LARGEST_CONFIG = 1 << 24
 DENOISERS = ("unet", "transformer")
 
 
@@ -70,13 +71,6 @@ class Reference:
         index = {} if self.pipeline is None else read_json(self.pipeline / "model_index.json")
         return left_out_of(index)
 
-    @property
-    def variant(self) -> str | None:
-        """Of the weights beside the denoiser, where they have no plain names ("fp16"): diffusers wants to be told."""
-        folders = [] if self.pipeline is None else [self.pipeline / p for p in self.parts if p != self.denoiser_part]
-        found = (variant_of((f.name for f in p.iterdir()), str(p)) for p in folders if p.is_dir())
-        return next((variant for variant in found if variant is not None), None)
-
     def fetch(self, *parts: str, progress: Progress | None = None) -> None:
         """Download whole parts of a model on the Hub, all of them if none is named; what lies here stays as it is.
 
@@ -106,7 +100,9 @@ def demo_names() -> list[str]:
 
 def parts_of(index: Mapping[str, Any]) -> list[str]:
     """The parts that a model_index.json names, the denoiser and the scheduler too."""
-    return [k for k, v in index.items() if isinstance(v, list) and len(v) == 2 and v[1] is not None]
+    return [
+        k for k, v in index.items() if k.isidentifier() and isinstance(v, list) and len(v) == 2 and v[1] is not None
+    ]
 
 
 def left_out_of(index: Mapping[str, Any]) -> list[str]:
@@ -115,13 +111,20 @@ def left_out_of(index: Mapping[str, Any]) -> list[str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One of a teacher's configs; raises UsageError when it is missing or no JSON object."""
+    """One of a teacher's configs; raises UsageError when it is missing, no regular file, large or no JSON object."""
+    advice = "check that the download is complete"
     try:
+        kind = path.stat()
+        if not stat.S_ISREG(kind.st_mode):  # a named pipe would be waited for
+            raise UsageError(f"{path} is no regular file", "name the folder that save_pretrained made")
+        if kind.st_size > _LARGEST_CONFIG:
+            raise UsageError(f"{path} has {kind.st_size:,} bytes, and no config is as large", advice)
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "check that the download is complete") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is not valid JSON ({error})", "check that the download is complete") from error
+        raise UsageError(f"cannot read {path}: {error.strerror}", advice) from error
+    except (ValueError, RecursionError) as error:
+        why = "too deeply nested" if isinstance(error, RecursionError) else error
+        raise UsageError(f"{path} is not valid JSON ({why})", advice) from error
     if not isinstance(value, dict):
-        raise UsageError(f"{path} holds no JSON object", "check that the download is complete")
+        raise UsageError(f"{path} holds no JSON object", advice)
     return value

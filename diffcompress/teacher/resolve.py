@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from diffcompress.errors import AccessError, UsageError
 from diffcompress.families.registry import up_to_date
-from diffcompress.teacher import hub
+from diffcompress.teacher import hub, hub_names
 from diffcompress.teacher.reference import DEMO_FOLDER, DENOISERS, Reference, demo_names, parts_of, read_json
-from diffcompress.teacher.variants import PICKLES, choose
+from diffcompress.teacher.remarks import remarks
+from diffcompress.teacher.variants import FORMATS, PICKLES
 
 # Names that people use for what lies elsewhere on the Hub, or was never there under that name.
 SHORT_NAMES = {
@@ -23,9 +23,9 @@ SHORT_NAMES = {
     "stabilityai/sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
 }
+# How classes begin that other libraries run.
+_FRAMEWORKS = {"Onnx": "ONNX Runtime", "Flax": "Flax", "OV": "OpenVINO", "Neuron": "AWS Neuron"}
 _FILES = (".safetensors", ".json", *PICKLES)
-# Nothing in their configs tells them from the models that they were distilled from.
-FEW_STEPS = re.compile(r"turbo|lightning|schnell|hyper-?sd|(?<![a-z])(lcm|dmd)(?![a-z])", re.IGNORECASE)
 
 
 def resolve(text: str, scheduler: str | None = None) -> Reference:
@@ -36,28 +36,10 @@ def resolve(text: str, scheduler: str | None = None) -> Reference:
     configs cannot be read; AccessError when the Hub refuses.
     """
     found = _resolve(text, scheduler)
-    if pickle := next((name for name in _weights(found) if name.endswith(PICKLES)), None):
-        note = f"{pickle} is a pickled state dict, read with weights_only=True"
-        found = replace(found, notes=(*found.notes, note))
+    notes = remarks(found)
     if scheduler is not None and found.pipeline is not None:
-        note = f"--scheduler {scheduler} is not used: the pipeline of '{text}' has its own"
-        found = replace(found, notes=(*found.notes, note))
-    names = (text, str(found.config.get("_name_or_path", "")))
-    if few := next((match[0] for name in names if (match := FEW_STEPS.search(name))), None):
-        note = (
-            f"'{few}' in its name: a teacher that was distilled to a few steps is not made for the many steps and the "
-            "guidance of its bank (bank.sampler_steps, bank.guidance); take the model that it was distilled from"
-        )
-        found = replace(found, notes=(*found.notes, note))
-    return found
-
-
-def _weights(reference: Reference) -> list[str]:
-    """Names of the denoiser's weight files; what a single checkpoint is was told when it was recognised."""
-    if reference.repository is not None:
-        return reference.repository.weights(reference.denoiser_part)
-    folder = reference.denoiser
-    return choose((file.name for file in folder.iterdir()), str(folder)) if folder.is_dir() else []
+        notes.append(f"--scheduler {scheduler} is not used: the pipeline of '{text}' has its own")
+    return replace(found, notes=(*found.notes, *notes))
 
 
 def _resolve(text: str, scheduler: str | None) -> Reference:
@@ -72,9 +54,15 @@ def _resolve(text: str, scheduler: str | None) -> Reference:
     if path.is_file():
         return _from_file(text, path, scheduler)
     if path.is_dir():
-        return _from_folder(text, path, path.resolve().name, scheduler)
+        place = hub_names.snapshot_in(path)
+        found = _from_folder(text, place, hub_names.cached_name(place) or place.resolve().name, scheduler)
+        taken = (f"'{text}' is a folder of the Hub's cache: its snapshot {place.name} is taken",)
+        return found if place == path else replace(found, notes=(*taken, *found.notes))
+    if (meant := hub_names.from_address(text)) is not None:
+        found = _resolve(meant, scheduler)
+        return replace(found, notes=(f"'{text}' is taken as '{meant}'", *found.notes))
     wanted, _, revision = text.partition("@")
-    if not _looks_like_a_path(wanted) and hub.REPOSITORY_ID.fullmatch(wanted):
+    if not _looks_like_a_path(wanted) and hub_names.REPOSITORY_ID.fullmatch(wanted):
         return _from_hub(text, wanted, revision or None, scheduler)
     raise UsageError(
         f"no model at '{text}': neither file nor folder of that name exists",
@@ -141,6 +129,11 @@ def _from_pipeline(text: str, path: Path, name: str) -> Reference:
             f"the pipeline in '{text}' has no unet or transformer",
             f"its parts are {parts}" if parts else "its model_index.json names no parts: make it with save_pretrained",
         )
+    made = index[subfolder][1] if subfolder in parts_of(index) else ""
+    if framework := next((told for start, told in _FRAMEWORKS.items() if str(made).startswith(start)), None):
+        raise UsageError(
+            f"the pipeline in '{text}' is for {framework} ({made})", "take the PyTorch pipeline that it was made from"
+        )
     config = denoiser_config(path / subfolder / "config.json")
     stated = index["scheduler"][1] if "scheduler" in parts_of(index) else None
     scheduler = _scheduler_config(path / "scheduler" / "scheduler_config.json", stated)
@@ -151,7 +144,8 @@ def _from_file(text: str, path: Path, scheduler: str | None) -> Reference:
     from diffcompress.teacher import single_file
 
     if path.suffix not in (".safetensors", *PICKLES):
-        told = "a config is enough for plan alone" if path.suffix == ".json" else "it is no .safetensors file"
+        told = f"it is {FORMATS[path.suffix]}" if path.suffix in FORMATS else "it is no .safetensors file"
+        told = "a config is enough for plan alone" if path.suffix == ".json" else told
         raise UsageError(f"'{text}' holds no model: {told}", "name a diffusers folder or a .safetensors checkpoint")
     folder = path.parent
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else None

@@ -14,9 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from diffcompress.errors import UsageError
+from diffcompress.teacher.names import check_plain
 from diffcompress.teacher.reference import DENOISERS, parts_of
 from diffcompress.teacher.state import StoredState
 
@@ -28,6 +30,8 @@ _TELLING = (
     "joint_blocks.0.x_block.attn.qkv.weight",
     "double_blocks.0.img_attn.qkv.weight",
 )
+# Classes whose converters hand on every value of a checkpoint that is theirs.
+_WHOLE = ("UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel")
 _TEXT_WIDTH = "input_blocks.{}.1.transformer_blocks.0.attn2.to_k.weight"
 # Where whole checkpoints keep what is no denoiser: by part of the pipeline, T5 being the second encoder or the third.
 _PARTS = {
@@ -86,6 +90,7 @@ def recognise(path: Path, config: dict[str, Any] | None, index: dict[str, Any] |
             f"the denoiser in '{path}' is stored in 8 bits ({coarse})", "name a checkpoint in half or full precision"
         )
     notes = [f"{path.name} is a pickled state dict, read with weights_only=True"] * (path.suffix != ".safetensors")
+    check_plain(stored, path)
     scheduler, place = None, None
     if config is None:
         model = _known(path, stored)
@@ -148,8 +153,42 @@ def is_original(names: Iterable[str]) -> bool:
     return any(name.startswith(_PREFIX) or name in _TELLING for name in names)
 
 
+def stand_ins(stored: StoredState, config: dict[str, Any]) -> dict[str, Tensor]:
+    """What `convert` will make, in names and shapes alone, on the meta device.
+
+    Raises UsageError also for a tensor that the converter would drop: without it the model is another function.
+    """
+    hollow = {name: torch.empty(stored.shape(name), device="meta") for name in _inside(stored)}
+    rest = dict(hollow)
+    converted = _converted(rest, config, stored.files[0])
+    if config["_class_name"] in _WHOLE and _size(converted) < _size(hollow):
+        # What a converter takes, it takes out of its input or hands on as it is.
+        handed_on = {id(value) for value in converted.values()}
+        lost = [name for name, value in rest.items() if id(value) not in handed_on and value.numel()]
+        raise UsageError(
+            f"{stored.files[0]} is no plain {config['_class_name']}: {len(lost)} tensor(s) have no place in it, "
+            f"first {next(iter(lost), '')}",
+            "take the checkpoint that it was made from; one that was distilled or conditioned otherwise is not known",
+        )
+    return converted
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() for value in tensors.values())
+
+
+def _inside(stored: StoredState) -> list[str]:
+    """The denoiser's tensors of a checkpoint."""
+    return [name for name in stored if name.startswith(_PREFIX)] or list(stored)
+
+
 def convert(stored: StoredState, config: dict[str, Any]) -> dict[str, Tensor]:
     """The denoiser's tensors by their diffusers names; raises UsageError when the converter cannot follow."""
+    return _converted({name: stored[name] for name in _inside(stored)}, config, stored.files[0])
+
+
+def _converted(tensors: dict[str, Tensor], config: dict[str, Any], file: object) -> dict[str, Tensor]:
+    """What is handed on no further stays in `tensors`, as diffusers' converters leave it; names lose the prefix."""
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
     class_name = config.get("_class_name")
@@ -158,17 +197,17 @@ def convert(stored: StoredState, config: dict[str, Any]) -> dict[str, Tensor]:
             f"diffusers does not convert original checkpoints of {class_name}",
             "convert it with the script of its authors, and name the folder",
         )
-    inside = [name for name in stored if name.startswith(_PREFIX)] or list(stored)
     # The U-Net converter insists on the prefix, the others do without.
     prefix = _PREFIX if class_name == "UNet2DConditionModel" else ""
-    tensors = {prefix + name.removeprefix(_PREFIX): stored[name] for name in inside}
+    for name in list(tensors):
+        tensors[prefix + name.removeprefix(_PREFIX)] = tensors.pop(name)
     try:
         converted: dict[str, Tensor] = SINGLE_FILE_LOADABLE_CLASSES[class_name]["checkpoint_mapping_fn"](
             checkpoint=tensors, config=config
         )
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
         raise UsageError(
-            f"{stored.files[0]} does not convert to a {class_name}: {type(error).__name__} {error}",
+            f"{file} does not convert to a {class_name}: {type(error).__name__} {error}",
             "the file must be a whole checkpoint of that model",
         ) from error
     return converted

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,17 @@ class StoredState(Mapping[str, Tensor]):
     state dicts. Raises UsageError for files that are damaged, empty, or pickled beyond a state dict.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], headers: Iterable[Any] | None = None) -> None:
+        """headers: in place of the files, asked as safetensors' own handles are, for names, shapes and dtypes."""
         self.files = tuple(files)
         self._places: dict[str, tuple[Path, Any]] = {}
-        for file in self.files:
-            _refuse_pointer(file)
-            source = read_pickle(file) if file.suffix in PICKLES else _open(file)
+        for file, source in zip(self.files, map(_source, self.files) if headers is None else headers, strict=True):
             self._places |= {name: (file, source) for name in source.keys()}  # noqa: SIM118 (a handle is no mapping)
         if self.dtype is None:
+            coarse = next(filter(self.is_eight_bits, self), None)
             raise UsageError(
-                f"{self.files[0]} holds no floating-point tensors of 16 bits or more", "check that this is a denoiser"
+                f"{self.files[0]} holds no floating-point tensors of 16 bits or more",
+                f"{coarse} is of 8 bits: take half or full precision" if coarse else "check that this is a denoiser",
             )
 
     def __getitem__(self, name: str) -> Tensor:
@@ -98,6 +99,11 @@ class StoredState(Mapping[str, Tensor]):
         return str(source[name].dtype if isinstance(source, dict) else source.get_slice(name).get_dtype()).startswith(
             ("F8", "torch.float8")
         )
+
+
+def _source(file: Path) -> Any:
+    _refuse_pointer(file)
+    return read_pickle(file) if file.suffix in PICKLES else _open(file)
 
 
 def _refuse_pointer(file: Path) -> None:

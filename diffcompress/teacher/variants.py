@@ -1,4 +1,8 @@
-"""Which of the weight files in a model folder to use: one variant, all its shards, safetensors before pickles."""
+"""Which of the weight files in a model folder to use: one variant, all its shards, safetensors before pickles.
+
+Only names that diffusers and transformers give a model's weights count: a LoRA, an adapter or another model's weights
+beside them is never taken for the model.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +14,23 @@ from typing import Any
 from diffcompress.errors import UsageError
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-# Weights in whatever format, of which a folder on the Hub may hold many; all else in it is small.
-_WEIGHTS = (
-    ".safetensors",
-    *PICKLES,
-    ".msgpack",
-    ".h5",
-    ".onnx",
-    ".onnx_data",
-    ".pb",
-    ".gguf",
-    ".xml",
-    ".tflite",
-    ".ot",
-)
+# What else parts are made of, as diffusers and transformers call it. Whatever has another name is the user's own.
+VOCABULARIES = {
+    "tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "spm.model", "tokenizer.model", "sentencepiece.model",
+    "sentencepiece.bpe.model",
+}  # fmt: skip
+_SMALL = VOCABULARIES | {
+    "config.json", "generation_config.json", "scheduler_config.json", "preprocessor_config.json",
+    "image_processor_config.json", "video_preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.json", "chat_template.jinja", "merges.txt",
+}  # fmt: skip
+# What else weights may be called, and what they are then.
+FORMATS = {
+    ".msgpack": "Flax", ".h5": "TensorFlow", ".pb": "TensorFlow", ".onnx": "ONNX", ".onnx_data": "ONNX",
+    ".xml": "OpenVINO", ".gguf": "GGUF, which is quantised",
+}  # fmt: skip
+# Weights in whatever format, of which a folder on the Hub may hold many.
+_WEIGHTS = (".safetensors", *PICKLES, *FORMATS, ".tflite", ".ot")
 _NAME = re.compile(
     r"(?P<stem>[^.]+?)(?:\.(?P<variant>[\w-]+?))?(?:-(?P<number>\d{5})-of-(?P<total>\d{5}))?(?:\.(?P<late>\w+))?"
     r"\.(?P<kind>safetensors|bin)"
@@ -32,6 +39,7 @@ _INDEX = re.compile(r".+\.(?P<kind>\w+)\.index(?:\.(?P<variant>\w+))?\.json")
 # Full precision first; then what keeps the range of float32. A "non_ema" and its like come last.
 _VARIANTS = ("", "bf16", "fp16")
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_OTHER_STEMS = ("flax_model", "diffusion_flax_model", "tf_model", "openvino_model", "rust_model")
 
 
 def choose(names: Iterable[str], where: str) -> list[str]:
@@ -43,15 +51,14 @@ def choose(names: Iterable[str], where: str) -> list[str]:
     totals: dict[tuple[Any, ...], int] = {}
     for name in sorted(names):
         match = _NAME.fullmatch(name)
-        if match is None:
+        if match is None or match["stem"] not in _STEMS:
             continue
         variant = _variant(name)
         key = (
             match["kind"] != "safetensors",
             _rank(variant, _VARIANTS),
             variant,
-            _rank(match["stem"], _STEMS),
-            match["stem"],
+            _STEMS.index(match["stem"]),
             match["total"] is None,  # diffusers reads shards, too, where both lie
             match["total"] or "",
         )
@@ -71,7 +78,7 @@ def choose(names: Iterable[str], where: str) -> list[str]:
 
 
 def choose_files(names: Iterable[str], where: str) -> list[str]:
-    """All that a model folder needs: the chosen weights, their index, and whatever else is no weights."""
+    """All that a part of a pipeline is made of: the chosen weights, their index, configs and vocabularies."""
     names = sorted(names)
     chosen = choose(names, where)
     variants = {_variant(name) for name in chosen}
@@ -81,9 +88,16 @@ def choose_files(names: Iterable[str], where: str) -> list[str]:
         if index is not None:
             is_theirs = (index["variant"] or "") in variants and chosen[0].endswith(index["kind"])
             return is_theirs and len(chosen) > 1
-        return name in chosen or not name.endswith(_WEIGHTS)
+        return name in chosen or name in _SMALL
 
     return [name for name in names if is_wanted(name)]
+
+
+def is_known(name: str) -> bool:
+    """Whether a part may hold a file of that name: what it is made of, or weights in whatever format and variant."""
+    if name in _SMALL or _INDEX.fullmatch(name):
+        return True
+    return name.endswith(_WEIGHTS) and re.split(r"[.-]", name, maxsplit=1)[0] in (*_STEMS, *_OTHER_STEMS)
 
 
 def plain_name(name: str) -> str:

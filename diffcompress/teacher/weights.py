@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,30 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from diffcompress.errors import UsageError
-from diffcompress.runtime import dtype_name
 from diffcompress.teacher import single_file
+from diffcompress.teacher.linking import links_away, part_files
+from diffcompress.teacher.names import check_plain, plain_names
 from diffcompress.teacher.reference import Reference
-from diffcompress.teacher.state import SAFETENSORS_DTYPES, StoredState
-from diffcompress.teacher.variants import choose
-
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece*.model")
-
-_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_FORMER_ATTENTION = re.compile(r"(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
+from diffcompress.teacher.state import StoredState
+from diffcompress.teacher.variants import FORMATS, VOCABULARIES, choose
 
 
 class TeacherState(Mapping[str, Tensor]):
     """The denoiser's state dict as diffusers names it, read tensor by tensor from `files`.
 
     A checkpoint in its original layout is converted in memory; everything else stays on disk until it is asked for.
-    Attention of the first diffusers versions gets the names that it has now. dtype: of most tensors as stored.
+    Names are those of diffusers today, whatever wrapped or wrote the model. dtype: of most tensors as stored.
     """
 
     def __init__(self, stored: StoredState, converted: Mapping[str, Tensor] | None = None) -> None:
         self.files = stored.files
         self.dtype = stored.dtype or torch.float32
         self._tensors: Mapping[str, Tensor] = stored if converted is None else converted
-        self._stored_names = {_name_now(name): name for name in self._tensors}
+        self._stored_names = plain_names(self._tensors)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[self._stored_names[name]]
@@ -56,11 +51,6 @@ class TeacherState(Mapping[str, Tensor]):
         return isinstance(tensors, StoredState) and tensors.dtype_of(name) is None
 
 
-def _name_now(name: str) -> str:
-    former = _FORMER_ATTENTION.fullmatch(name)
-    return f"{former[1]}.{_ATTENTION[former[2]]}.{former[3]}" if former else name
-
-
 def open_state(reference: Reference) -> TeacherState:
     """The denoiser's weights, downloaded first when they lie on the Hub.
 
@@ -69,39 +59,57 @@ def open_state(reference: Reference) -> TeacherState:
     reference.fetch(reference.denoiser_part)
     stored = StoredState(weight_files(reference.denoiser))
     if reference.denoiser.is_file() and single_file.is_original(stored):
+        single_file.stand_ins(stored, reference.config)
         return TeacherState(stored, single_file.convert(stored, reference.config))
     return TeacherState(stored)
+
+
+def open_headers(reference: Reference) -> TeacherState | None:
+    """Names, shapes and dtypes of the denoiser's tensors, from safetensors headers alone, on the Hub too.
+
+    None for pickles, which have no headers, and when nothing can be read offline. A checkpoint in its original layout
+    has the names and shapes that its conversion will have. Raises UsageError as `open_state`.
+    """
+    repository, part = reference.repository, reference.denoiser_part
+    if repository is not None and not repository.has_weights(part):
+        if repository.files is not None and not repository.weights(part):
+            raise _no_weights(f"{repository.id}/{part}", repository.names(part))
+        headers = repository.headers(part)
+        return TeacherState(StoredState([Path(name) for name in headers], headers.values())) if headers else None
+    files = weight_files(reference.denoiser)
+    if any(file.suffix != ".safetensors" for file in files):
+        return None
+    stored = StoredState(files)
+    original = reference.denoiser.is_file() and single_file.is_original(stored)
+    return TeacherState(stored, single_file.stand_ins(stored, reference.config) if original else None)
 
 
 def weight_files(place: Path) -> list[Path]:
     """The weight files of a diffusers model folder, one variant of them, or the single file itself."""
     if place.is_file():
         return [place]
-    found = choose((f.name for f in place.iterdir()) if place.is_dir() else (), str(place))
+    names = [file.name for file in place.iterdir() if file.is_file()] if place.is_dir() else []
+    found = choose(names, str(place))
     if not found:
-        raise UsageError(
-            f"{place} holds no weights (diffusion_pytorch_model.safetensors)", "check that the download is complete"
-        )
+        raise _no_weights(str(place), names)
     return [place / name for name in found]
 
 
-def stored_dtype(reference: Reference) -> str | None:
-    """The dtype of most tensors, from safetensors headers, on the Hub too; None for pickles, whose headers cannot be
-    read alone, and when nothing can be read offline."""
-    if reference.repository is not None and not reference.repository.has_weights(reference.denoiser_part):
-        found = reference.repository.dtypes(reference.denoiser_part)
-        names = [SAFETENSORS_DTYPES[d] for d, _ in found.most_common() if d in SAFETENSORS_DTYPES]
-        return names[0] if names else None
-    files = weight_files(reference.denoiser)
-    if any(file.suffix != ".safetensors" for file in files):
-        return None
-    return dtype_name(StoredState(files).dtype)
+def _no_weights(where: str, names: Sequence[str]) -> UsageError:
+    message = f"{where} holds no weights (diffusion_pytorch_model.safetensors)"
+    for name in sorted(names):
+        if kind := FORMATS.get(Path(name).suffix):
+            return UsageError(f"{message}, but {name}, which is {kind}", "take the teacher's weights for PyTorch")
+        if name.endswith(".safetensors"):
+            return UsageError(f"{message}, but {name}", "if that is the whole denoiser, name it so")
+    return UsageError(message, "check that the download is complete")
 
 
 def check_state(state: TeacherState, denoiser: nn.Module) -> None:
     """Raise UsageError unless names, shapes and kinds of numbers are those of `denoiser`; reads no tensors."""
     expected = denoiser.state_dict()
     file, advice = state.files[0], "weights and config.json must come from the same model"
+    check_plain(state, file)
     missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     if missing or extra:
         what = (
@@ -151,20 +159,25 @@ def require_parts(reference: Reference, names: Iterable[str]) -> None:
     if lacking:
         raise UsageError(
             f"the pipeline of '{reference.id}' is incomplete: {_listed(lacking)}",
-            "download the missing files; of a part left out on purpose model_index.json says [null, null]",
+            "bring the missing files into it; of a part left out on purpose model_index.json says [null, null]",
         )
 
 
 def _lack(folder: Path) -> str | None:
     if not folder.is_dir() or not any(folder.iterdir()):
         return "no such folder"
+    if away := links_away(folder):
+        return f"{away[0]} is no regular file inside the pipeline's folder, and is not followed elsewhere"
+    names = [file.name for file in part_files(folder)]
     if folder.name.startswith("tokenizer"):
-        return None if any(any(folder.glob(name)) for name in _VOCABULARIES) else "no vocabulary"
-    if folder.name.startswith(("scheduler", "feature_extractor", "image_processor", "processor")):
+        return None if VOCABULARIES & set(names) else "no vocabulary"
+    if folder.name.startswith("scheduler"):
+        return None if "scheduler_config.json" in names else "no scheduler_config.json"
+    if folder.name.startswith(("feature_extractor", "image_processor", "processor")):
         return None
-    if not (folder / "config.json").is_file():
+    if "config.json" not in names:
         return "no config.json"
-    return None if choose((f.name for f in folder.iterdir()), str(folder)) else "no weights"
+    return None if choose(names, str(folder)) else "no weights"
 
 
 def _listed(names: Sequence[str]) -> str:

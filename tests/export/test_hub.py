@@ -216,5 +216,9 @@ def test_a_licence_can_be_stated_later_but_the_teachers_stays(run: RunFolder) ->
     file.write_text(json.dumps(read_json(file) | {"license": MIT.as_json()}))
     relicense(run.pipeline, "apache-2.0")
     assert read_json(file)["license"]["id"] == "mit"
+    unclear = Licence("unknown", "the teacher's model card: it says two").as_json()
+    file.write_text(json.dumps(read_json(file) | {"license": unclear}))
+    relicense(run.pipeline, "apache-2.0")
+    assert read_json(file)["license"] == unclear
     with pytest.raises(UsageError, match="not a licence id"):
         stated_by_user("My Licence")

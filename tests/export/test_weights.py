@@ -40,6 +40,21 @@ def test_the_folder_is_the_teachers_pipeline_with_the_students_denoiser(
     assert not [p for p in folder.rglob("*") if p.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
 
 
+def test_the_users_own_files_stay_behind(
+    tmp_path: Path, teacher_folder: Path, teacher: LoadedPipeline, student: diffusers.UNet2DModel
+) -> None:
+    (tmp_path / "secret").write_text("mine")
+    (teacher_folder / "scheduler" / "notes.txt").write_text("mine")
+    (teacher_folder / "scheduler" / "loop").symlink_to(teacher_folder)
+    (teacher_folder / "LICENSE").symlink_to(tmp_path / "secret")
+    (teacher_folder / "NOTICE").write_text("a notice")
+    (teacher_folder / "prompts.txt").write_text("mine")
+    folder = export_pipeline(student, teacher, write_run(tmp_path / "run"), dtype=torch.float32)
+    found = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    own = ["NOTICE", "README.md", "diffcompress.json", "model_index.json", "scheduler/scheduler_config.json"]
+    assert found == [*own, "unet/config.json", WEIGHTS]
+
+
 def test_weights_of_one_variant_are_exported_under_plain_names(tmp_path: Path) -> None:
     pipeline = pipe_stable_diffusion.pipeline()
     pipeline.to(torch.float16).save_pretrained(tmp_path / "teacher", variant="fp16")
@@ -96,6 +111,17 @@ def test_a_denoiser_folder_gets_a_pipeline(
         (None, None, "unknown"),
         (None, "apache-2.0", "apache-2.0"),
         ("license: [broken\n", None, "unknown"),
+        ("title: a: b\nlicense: cc-by-nc-4.0\n", "apache-2.0", "cc-by-nc-4.0"),
+        ("title: \xe9\nlicense: 'mit'\n", "apache-2.0", "mit"),
+        ("license: [mit, openrail]\n", "apache-2.0", "unknown"),
+        ("license: mit\nlicense: openrail\n", "apache-2.0", "unknown"),
+        ("a: &a {b: c}\nd: {<<: *a}\nlicense: mit\n", "apache-2.0", "mit"),
+        ("a: " + "[" * 5000 + "\nlicense: mit\n", "apache-2.0", "mit"),
+        ("license: {a: b}\n", "apache-2.0", "unknown"),
+        ("license:\n- mit\n", "apache-2.0", "mit"),
+        ("title: a: b\nlicense: mit and openrail\n", "apache-2.0", "unknown"),
+        ("tags: [a]\n---\nLicence: see below\n", "apache-2.0", "unknown"),
+        ("license: other\nlicense_name: unknown\n", "apache-2.0", "apache-2.0"),
     ],
 )
 def test_the_licence_is_the_teachers_and_never_a_guess(
@@ -108,7 +134,7 @@ def test_the_licence_is_the_teachers_and_never_a_guess(
     expected: str,
 ) -> None:
     if front is not None:
-        (teacher_folder / "README.md").write_text(f"---\n{front}---\n# Teacher\n")
+        (teacher_folder / "README.md").write_bytes(f"\ufeff---\n{front}---\n# Andr".encode() + b"\xe9\n")
     (teacher_folder / "LICENSE-MODEL.md").write_text("the licence text")
     provenance = {"license": stated} if stated else {}
     folder = export_pipeline(student, teacher, write_run(tmp_path / "run"), dtype=torch.float32, provenance=provenance)

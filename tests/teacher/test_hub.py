@@ -14,9 +14,8 @@ from huggingface_hub import snapshot_download
 
 from diffcompress.errors import AccessError, ExitStatus, UsageError
 from diffcompress.export.licence import licence_of
-from diffcompress.teacher.load import load
+from diffcompress.teacher.load import check_teacher, load
 from diffcompress.teacher.resolve import SHORT_NAMES, resolve
-from diffcompress.teacher.weights import stored_dtype
 from tests import tiny
 from tests.hub_server import TOKEN, HubServer
 
@@ -91,7 +90,7 @@ def test_configs_come_first_and_weights_when_they_are_needed(hub, saved):
     assert (found.id, found.name, found.class_name) == (NAME, "ddpm", "UNet2DModel")
     assert found.revision == hub.repositories[NAME].refs["main"]
     assert any(found.revision in note for note in found.notes)
-    assert stored_dtype(found) == "float32"
+    assert check_teacher(found) == "float32"
     assert _all_weights(found.pipeline) == []
     assert (found.pipeline / "README.md").is_file()
     loaded = load(found)
@@ -107,7 +106,7 @@ def test_a_header_costs_few_bytes(hub, tmp_path):
     hub.add("someone/larger", tiny.save_pipeline(tmp_path / "larger", dtype=torch.float16, **tiny.DEMO))
     found = resolve("someone/larger")
     hub.bytes_sent.clear()
-    assert stored_dtype(found) == "float16"
+    assert check_teacher(found) == "float16"
     whole = sum(len(content) for name, content in hub.files("someone/larger").items() if name.endswith(".safetensors"))
     assert hub.bytes_sent.total() < 110_000 < whole / 10
 
@@ -143,7 +142,7 @@ def test_a_denoiser_in_a_subfolder_without_a_pipeline_index(hub, saved, tmp_path
     found = resolve("someone/part")
     assert (found.pipeline, found.name, found.denoiser_part) == (None, "part", "unet")
     assert licence_of(found).id == "mit"
-    assert stored_dtype(found) == "float32"
+    assert check_teacher(found) == "float32"
     assert load(found).fingerprint == load(resolve(str(folder))).fingerprint
     offline()
     assert load(resolve("someone/part")).dtype == torch.float32
@@ -247,7 +246,7 @@ def test_weights_that_are_damaged_on_the_hub(hub, saved, tmp_path, content):
     hub.add("someone/damaged", folder)
     found = resolve("someone/damaged")
     with pytest.raises(UsageError, match=f"'{WEIGHTS}' of 'someone/damaged' .* damaged on the Hub"):
-        stored_dtype(found)
+        check_teacher(found)
 
 
 def test_too_many_requests_are_waited_for(hub, waits):
@@ -301,7 +300,7 @@ def test_offline_from_the_cache(hub, offline, saved):
     hub.requests.clear()
     offline()
     found = resolve(NAME)
-    assert (found.revision, found.other_bytes(), stored_dtype(found)) == (commit, None, None)
+    assert (found.revision, found.other_bytes(), check_teacher(found)) == (commit, None, None)
     _refused(lambda: load(found), "unet of 'someone/ddpm' is not in the local cache", "without --offline")
     _refused(lambda: resolve("someone/nothing"), "'someone/nothing' is not in the local cache", "without --offline")
     _refused(lambda: resolve(f"{NAME}@v9"), "revision 'v9' of", "without --offline")
@@ -315,7 +314,7 @@ def test_offline_with_the_weights_in_the_cache(hub, offline, saved):
     found = resolve(NAME)
     found.fetch()
     assert load(found).fingerprint == load(resolve(str(saved))).fingerprint
-    assert stored_dtype(found) == "float32"
+    assert check_teacher(found) == "float32"
     assert hub.requests == []
 
 
@@ -330,7 +329,7 @@ def test_offline_with_a_part_of_it_in_the_cache(hub, offline, saved, tmp_path):
     offline()
     _refused(lambda: resolve(NAME), "not whole in the local cache.*unet/config.json", "without --offline")
     found = resolve("someone/sharded")
-    assert stored_dtype(found) is None
+    assert check_teacher(found) is None
     _refused(lambda: load(found), "unet of 'someone/sharded' is not in the local cache", "without --offline")
 
 

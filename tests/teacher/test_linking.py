@@ -9,11 +9,13 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from transformers import CLIPTextModel
 
+from diffcompress.errors import UsageError
 from diffcompress.runtime import Progress, start
 from diffcompress.teacher.encoding import with_prompts
 from diffcompress.teacher.linking import link_part, part_bytes
 from diffcompress.teacher.load import load
 from diffcompress.teacher.resolve import resolve
+from diffcompress.teacher.weights import require_parts
 from tests.families import pipe_stable_diffusion
 from tests.families.tiny_text import clip_text
 
@@ -77,11 +79,55 @@ def test_a_teacher_of_one_variant_encodes_and_decodes(tmp_path):
     pipeline = pipe_stable_diffusion.pipeline()
     pipeline.to(torch.float16).save_pretrained(tmp_path / "half", variant="fp16")
     reference = resolve(str(tmp_path / "half"))
-    assert reference.variant == "fp16"
     teacher = load(reference)
     assert teacher.codec is not None
     told = with_prompts(teacher, ["a kite"], tmp_path / "prompts", start("cpu"), Progress())
     assert told.conditions.count == 1
     pipeline.save_pretrained(tmp_path / "plain")
-    assert resolve(str(tmp_path / "plain")).variant is None
     assert DiffusionPipeline.from_pretrained(tmp_path / "plain").vae is not None
+
+
+def test_only_what_a_part_is_made_of_goes_along(pipeline, tmp_path):
+    """An export may be published: the user's own files, folders and links stay behind, and the run says so."""
+    part, secret = pipeline / "scheduler", tmp_path / "secret.json"
+    secret.write_text("{}")
+    (part / "notes.txt").write_text("mine")
+    (part / "private").mkdir()
+    (part / "private" / "config.json").write_text("{}")
+    (part / "loop").symlink_to(part)
+    (part / "vocab.json").symlink_to(secret)
+    (part / "vocab.txt").symlink_to(part / "vocab.txt")
+    (part / "merges.txt").symlink_to("scheduler_config.json")
+    link_part(part, tmp_path / "linked")
+    assert sorted(file.name for file in (tmp_path / "linked").iterdir()) == ["merges.txt", "scheduler_config.json"]
+    told = " ".join(resolve(str(pipeline)).notes)
+    assert all(f"scheduler/{name}" in told for name in ("notes.txt", "private", "loop", "vocab.json", "vocab.txt"))
+    assert "merges.txt" not in told
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["folder", "file"])
+def test_a_part_that_lies_elsewhere_is_missed(pipeline, tmp_path, whole):
+    link = pipeline / "scheduler" if whole else pipeline / "scheduler" / "scheduler_config.json"
+    link.symlink_to(link.rename(tmp_path / "elsewhere"))
+    with pytest.raises(UsageError, match="is no regular file inside the pipeline's folder"):
+        require_parts(resolve(str(pipeline)), ["scheduler"])
+
+
+def test_a_snapshot_of_a_cache_links_to_its_blobs(pipeline, tmp_path):
+    snapshot = tmp_path / "models--someone--ddpm" / "snapshots" / "0a"
+    blobs = snapshot.parent.parent / "blobs"
+    blobs.mkdir(parents=True)
+    snapshot.parent.mkdir()
+    pipeline.rename(snapshot)
+    config = snapshot / "scheduler" / "scheduler_config.json"
+    config.symlink_to(config.rename(blobs / "1b"))
+    require_parts(resolve(str(snapshot)), ["scheduler"])
+    link_part(config.parent, tmp_path / "linked")
+    assert (tmp_path / "linked" / config.name).read_bytes() == config.read_bytes()
+
+
+def test_a_part_has_the_name_of_one(pipeline):
+    """A path in place of a name would be written to beside the student."""
+    index = json.loads((pipeline / "model_index.json").read_text())
+    (pipeline / "model_index.json").write_text(json.dumps(index | {"../elsewhere": ["diffusers", "AutoencoderKL"]}))
+    assert sorted(resolve(str(pipeline)).parts) == ["scheduler", "unet"]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
 
 from diffcompress.errors import UsageError
+from diffcompress.teacher import hub_names
+from diffcompress.teacher.load import check_teacher
 from diffcompress.teacher.resolve import resolve
+from tests.cli.command import run
+from tests.families import pipe_stable_diffusion
 
 
 def test_a_pipeline_folder(pipeline):
@@ -143,3 +148,114 @@ def test_an_unknown_class_and_an_unknown_noise_process(pipeline):
         with pytest.raises(UsageError, match=said):
             describe(resolve(str(pipeline)))
         path.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "hint"),
+    [
+        ({"_class_name": "StableDiffusionImg2ImgPipeline"}, "draws from images", "to StableDiffusionPipeline"),
+        ({"_class_name": "StableDiffusionInpaintPipeline"}, "draws from images", "to StableDiffusionPipeline"),
+        ({"_class_name": "StableDiffusionControlNetPipeline"}, "draws from images", "to StableDiffusionPipeline"),
+        ({"requires_aesthetics_score": True}, "refines images", "base model"),
+        ({"_class_name": ["my", "MyPipeline"]}, "MyPipeline", "set _class_name"),
+        ({"unet": ["diffusers", "OnnxRuntimeModel"]}, "for ONNX Runtime", "PyTorch"),
+        ({"unet": ["diffusers", "FlaxUNet2DConditionModel"]}, "for Flax", "PyTorch"),
+    ],
+)
+def test_a_pipeline_that_no_run_could_use_is_refused_with_the_one_thing_to_do(tmp_path, changes, said, hint):
+    pipe_stable_diffusion.pipeline().save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps(index | changes))
+    with pytest.raises(UsageError, match=said) as caught:
+        check_teacher(resolve(str(tmp_path)))
+    assert hint in caught.value.hint
+
+
+def test_a_text_conditional_denoiser_alone_is_refused_by_plan_too(tmp_path):
+    pipe_stable_diffusion.pipeline().save_pretrained(tmp_path)
+    assert check_teacher(resolve(str(tmp_path))) == "float32"
+    with pytest.raises(UsageError, match="without text encoders"):
+        check_teacher(resolve(str(tmp_path / "unet")))
+    (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"vae \(no weights\)"):
+        check_teacher(resolve(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("https://huggingface.co/google/ddpm-cat-256", "google/ddpm-cat-256"),
+        ("https://huggingface.co/google/ddpm-cat-256/tree/main", "google/ddpm-cat-256"),
+        ("hf.co/google/ddpm-cat-256/tree/v1?x=y#z", "google/ddpm-cat-256@v1"),
+        ("google/ddpm-cat-256", None),
+        ("huggingface/co", None),
+    ],
+)
+def test_the_address_of_a_page_names_its_model(text, meant):
+    assert hub_names.from_address(text) == meant
+
+
+@pytest.mark.parametrize("page", ["datasets/a/b", "a/b/blob/main/x.safetensors", "a", "a/b/tree/main/unet"])
+def test_other_pages_of_the_hub_are_told_as_such(page):
+    with pytest.raises(UsageError, match="the address"):
+        resolve(f"https://huggingface.co/{page}")
+
+
+def test_a_folder_of_the_hubs_cache_is_its_snapshot(pipeline, tmp_path):
+    cached = tmp_path / "models--someone--ddpm"
+    for commit in ("0a", "1b"):
+        shutil.copytree(pipeline, cached / "snapshots" / commit)
+    with pytest.raises(UsageError, match="holds 2 snapshots"):
+        resolve(str(cached))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("1b")
+    found = resolve(str(cached))
+    assert (found.name, found.denoiser) == ("ddpm", cached / "snapshots" / "1b" / "unet")
+    assert any("snapshot 1b is taken" in note for note in found.notes)
+    assert resolve(str(cached / "snapshots" / "0a")).name == "ddpm"
+
+
+def test_a_file_in_another_format_is_named(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UsageError, match="it is GGUF, which is quantised"):
+        resolve(str(tmp_path / "model.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layers_per_block": 10**6}, "1000000 in layers_per_block"),
+        ({"sample_size": [[8, 8]]}, "is no height and width"),
+        ({"sample_size": 1e308}, "in sample_size"),
+        ({"block_out_channels": [[16, 32]]}, "config"),
+        ({"norm_num_groups": "four"}, "does not build"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_told_as_such(pipeline, changes, said):
+    file = pipeline / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(UsageError, match=said) as caught:
+        check_teacher(resolve(str(pipeline)))
+    assert caught.value.hint
+    outcome = run("plan", file, "--ratio", "0.4")
+    assert (outcome.code, "unexpected" in outcome.stderr) == (2, False)
+
+
+def test_configs_that_cannot_be_read_are_not_waited_for(pipeline):
+    file = pipeline / "unet" / "config.json"
+    for damage, said in (
+        (lambda: file.write_text("[" * 10**5), "too deeply nested"),
+        (lambda: file.write_text(json.dumps({"_class_name": "x" * 10**4})), "cannot shrink"),
+        (lambda: (file.unlink(), os.mkfifo(file)), "is no regular file"),
+        (lambda: (file.unlink(), file.write_text("{}"), os.truncate(file, 10**9)), "no config is as large"),
+    ):
+        damage()
+        with pytest.raises(UsageError, match=said) as caught:
+            check_teacher(resolve(str(pipeline)))
+        assert len(caught.value.message) < 1000
+
+
+def test_averaged_weights_beside_the_denoiser_are_mentioned(pipeline):
+    assert not resolve(str(pipeline)).notes
+    shutil.copytree(pipeline / "unet", pipeline / "unet_ema")
+    assert any("unet_ema beside unet is not used" in note for note in resolve(str(pipeline)).notes)

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 
 from diffcompress.errors import UsageError
 from diffcompress.teacher import single_file
+from diffcompress.teacher.load import check_teacher
 from diffcompress.teacher.resolve import resolve
 from diffcompress.teacher.state import StoredState
-from diffcompress.teacher.weights import check_state, open_state, stored_dtype
+from diffcompress.teacher.weights import check_state, open_state
 from tests import tiny
 from tests.teacher import originals
 
@@ -91,7 +92,7 @@ def test_published_checkpoints_are_recognised_without_reading_them(tmp_path, kin
     assert list(around.held) == ["vae"]
     assert set(around.others) >= {"text_encoder", "tokenizer"}
     assert any(f"'{KNOWN[kind]['repository']}' on the Hub" in note for note in found.notes)
-    assert stored_dtype(found) == "float16"
+    assert check_teacher(found) == "float16"
     # What the converter makes of such names and shapes is exactly the model of the config.
     stored = {name: value.half() for name, value in named.items()}
     converted = single_file.convert(_Meta(stored), config)
@@ -172,3 +173,18 @@ def test_half_a_checkpoint_is_refused(tmp_path):
     save_file(checkpoint, tmp_path / "model.safetensors")
     with pytest.raises(UsageError, match="does not convert"):
         single_file.convert(StoredState([tmp_path / "model.safetensors"]), SD3)
+
+
+def test_a_checkpoint_of_more_or_less_than_the_model_is_refused_from_its_header(tmp_path):
+    """A merged LCM has a tensor that the converter drops: without it the model is another function."""
+    config, prefix = KNOWN["v1"]["config"], "model.diffusion_model."
+    shapes = {n: tuple(v.shape) for n, v in _original(config, _build(config, "meta").state_dict()).items()}
+    pruned = {name: shape for name, shape in shapes.items() if "middle_block" not in name}
+    for changed, said in (
+        (shapes | {f"{prefix}time_embed.cond_proj.weight": (320, 256)}, r"1 tensor\(s\) .* first .*cond_proj.weight"),
+        (shapes | {f"{prefix}label_emb.0.0.weight": (1280, 2816)}, "first .*label_emb.0.0.weight"),
+        (pruned, "missing tensor"),
+    ):
+        _hollow(tmp_path / "model.safetensors", changed)
+        with pytest.raises(UsageError, match=said):
+            check_teacher(resolve(str(tmp_path / "model.safetensors")))

@@ -29,7 +29,10 @@ MODEL = "diffusion_pytorch_model"
         ),
         ([f"{MODEL}.non_ema.safetensors", f"{MODEL}.fp16.safetensors"], [f"{MODEL}.fp16.safetensors"]),
         ([f"{MODEL}.fp16.bin", f"{MODEL}.bin", "model.onnx"], [f"{MODEL}.bin"]),
-        (["anything.safetensors"], ["anything.safetensors"]),
+        (["anything.safetensors"], []),
+        ([f"{MODEL}.bin", "pytorch_lora_weights.safetensors"], [f"{MODEL}.bin"]),
+        (["pytorch_model.bin", "adapter_model.safetensors"], ["pytorch_model.bin"]),
+        ([f"{MODEL}.bin", "vae-ft-mse-840000-ema-pruned.safetensors"], [f"{MODEL}.bin"]),
         (["config.json", "vocab.json"], []),
         (
             ["model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors", "model.fp16.safetensors"],

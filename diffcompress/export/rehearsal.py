@@ -1,0 +1,88 @@
+"""Before any hours are spent: what will ship around the student is loaded, and draws, in diffusers alone."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import diffusers
+import torch
+
+from diffcompress.errors import DiffCompressError, UsageError
+from diffcompress.export import probe
+from diffcompress.export.proof import drawing, why_no_image
+from diffcompress.export.weights import write_rest
+from diffcompress.runtime import Progress
+from diffcompress.teacher.load import LoadedPipeline
+
+# One model's other parts, half-precision weights as float32.
+ROOM = 2
+_LONGEST_QUOTE = 200
+
+
+def rehearse(teacher: LoadedPipeline, progress: Progress) -> None:
+    """Load the pipeline that the student will get, with the teacher's own denoiser, and draw one image in one step.
+
+    Where an image cannot be drawn here (a long video, too little memory or disk) the progress is told. Raises
+    UsageError when the pipeline does not load or does not draw, which the export would find out after the training.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="diffcompress-rehearsal-") as scratch:
+            folder = Path(scratch) / "pipeline"
+            folder.mkdir()
+            write_rest(folder, teacher, borrow=True)
+            why_not = why_no_image(folder, teacher, room=ROOM)
+            if why_not is None:
+                _load_and_draw(teacher, folder)
+            elif teacher.reference.pipeline is not None:
+                progress.note(f"the teacher's own pipeline was not tried before the run: {why_not}")
+    except (MemoryError, torch.OutOfMemoryError):
+        progress.warn("the teacher's own pipeline was not tried before the run: it does not fit into memory")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        progress.warn("the teacher's own pipeline was not tried before the run: no space for temporary files")
+    finally:
+        gc.collect()
+        if teacher.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _load_and_draw(teacher: LoadedPipeline, folder: Path) -> None:
+    reference, name = teacher.reference, teacher.family.subfolder
+    given = {name: teacher.denoiser, "torch_dtype": next(teacher.denoiser.parameters()).dtype}
+    with _refused(
+        f"the pipeline of '{reference.id}' cannot be loaded by diffusers alone",
+        "the student would come with the same parts: check that they are complete and belong together",
+    ):
+        whole = diffusers.DiffusionPipeline.from_pretrained(folder, **given, **dict.fromkeys(reference.left_out))
+        whole.to(teacher.device)
+    with _refused(
+        f"the pipeline of '{reference.id}' loads but does not draw, by {type(whole).__name__} of diffusers alone",
+        "the student's would fail alike: check that scheduler, autoencoder and encoders belong to this denoiser",
+    ):
+        options = drawing(teacher)
+        try:
+            probe.draw(whole, name, options, num_steps=1)
+        except (ValueError, IndexError):  # some solvers take no single step
+            probe.draw(whole, name, options)
+
+
+@contextlib.contextmanager
+def _refused(message: str, hint: str) -> Iterator[None]:
+    """Turn whatever diffusers raises, of many kinds, into a UsageError."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, DiffCompressError):
+        raise
+    except Exception as error:
+        raise UsageError(f"{message}: {_told(error)}", hint) from error
+
+
+def _told(error: Exception) -> str:
+    line = next(iter(str(error).strip().splitlines()), "")
+    return f"'{line[:_LONGEST_QUOTE]}'" if line else type(error).__name__

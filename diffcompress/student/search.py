@@ -284,8 +284,8 @@ def _nearest(knob: Knob, ideal: float, number: int) -> list[int]:
 
 
 def _multiple(width: int) -> int:
-    """What kernels like a width to be a multiple of."""
-    return 64 if width >= 256 else 32 if width >= 64 else 4 if width >= 16 else 1
+    """What kernels like a width to be a multiple of: vector registers hold 8 channels, tensor cores more."""
+    return 64 if width >= 256 else 32 if width >= 64 else 8 if width >= 16 else 1
 
 
 def _imbalance(points: np.ndarray, knobs: list[Knob], ideal: np.ndarray) -> np.ndarray:
@@ -297,16 +297,18 @@ def _imbalance(points: np.ndarray, knobs: list[Knob], ideal: np.ndarray) -> np.n
     cost += 0.2 * off[:, ~is_width].sum(-1)
     # Little is left of what a fine knob stands for (the timestep's embedding) once it is far behind the widths.
     cost += 2 * np.maximum(0, np.log(SMALLEST_FINE * ideal[~is_width] / points[:, ~is_width])).sum(-1)
-    return cost + _awkward(points, is_width)
+    return cost + _awkward(points, knobs)
 
 
-def _awkward(points: np.ndarray, is_width: np.ndarray) -> np.ndarray:
-    """Amends `[N]` for numbers that kernels do not like."""
+def _awkward(points: np.ndarray, knobs: list[Knob]) -> np.ndarray:
+    """Amends `[N]` for numbers that kernels do not like, other than the teacher's own."""
+    is_width = np.array([knob.kind == "width" for knob in knobs])
     multiple = np.vectorize(_multiple)(points.astype(int))
-    odd = points % multiple != 0
+    odd = (points % multiple != 0) & (points != [knob.teacher for knob in knobs])
     # Of the fine knob too, but nothing is computed with it at every pixel.
-    wide = odd & (points >= 64) & is_width
-    return 0.02 * odd.sum(-1) + 0.3 * wide.sum(-1) + 0.1 * (wide & (points % 16 != 0)).sum(-1)
+    wide, narrow = odd & is_width & (points >= 64), odd & is_width & (points < 64)
+    cost = 0.02 * odd.sum(-1) + 0.08 * narrow.sum(-1) + 0.3 * wide.sum(-1)
+    return np.asarray(cost + 0.1 * (wide & (points % 16 != 0)).sum(-1))
 
 
 def _lost_shortcuts(points: np.ndarray, knobs: list[Knob]) -> np.ndarray:

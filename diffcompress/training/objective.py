@@ -18,6 +18,9 @@ from diffcompress.runtime import computes_bfloat16
 from diffcompress.teacher.conditioning import as_dtype
 from diffcompress.teacher.load import LoadedPipeline
 
+# A U-Net of no more channels at full resolution gains nothing from having them last.
+FEW_CHANNELS = 16
+
 
 class Trainee(nn.Module):
     """The student, and the adapters of feature KD when a stage asks for them, in one module for the process group.
@@ -29,8 +32,7 @@ class Trainee(nn.Module):
         self, student: nn.Module, family: Family, adapters: nn.Module | None = None, *, precision: str = "float32"
     ) -> None:
         super().__init__()
-        # Convolutions compute fastest with channels last in memory.
-        self.student = student.to(memory_format=torch.channels_last) if family.kind == "unet" else student
+        self.student = _laid_out(student)
         self.family, self.adapters, self.precision = family, adapters, precision
 
     def forward(
@@ -48,6 +50,13 @@ class Trainee(nn.Module):
             with FeatureTap(self.student, self.family) as tap:
                 prediction = self.family.predict(self.student, noisy, timestep, conditioning)
             return prediction.float(), [feature.float() for feature in self.adapters(tap.features)]
+
+
+def _laid_out(student: nn.Module) -> nn.Module:
+    """Channels last in memory where convolutions compute faster so: not with few channels (docs/benchmarks.md)."""
+    widths = getattr(student, "config", {}).get("block_out_channels")
+    pays = widths is not None and widths[0] > FEW_CHANNELS
+    return student.to(memory_format=torch.channels_last) if pays else student
 
 
 class FeatureTap:

@@ -79,7 +79,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path, *keys: str, kind: Any = dict) -> Any:
+def read_json(path: Path, *keys: str, kind: Any = (dict, list)) -> Any:
     """What `write_json` left in `path`; raises DamagedError for what is no `kind` with these keys."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -87,7 +87,7 @@ def read_json(path: Path, *keys: str, kind: Any = dict) -> Any:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, str(error)) from error
-    if not isinstance(value, kind):
+    if not isinstance(value, dict if keys else kind):
         raise damaged(path, f"it holds a {type(value).__name__}")
     if lacking := [key for key in keys if key not in value]:
         raise damaged(path, f"it has no '{lacking[0]}'")

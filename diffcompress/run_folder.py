@@ -84,7 +84,7 @@ class RunFolder:
     @property
     def trained_seconds(self) -> float:
         """What all stages have taken so far."""
-        timings = read_json(self.timings) if self.timings.exists() else {}
+        timings = read_json(self.timings, kind=dict) if self.timings.exists() else {}
         return sum(seconds for name, seconds in timings.items() if name.startswith("stage-"))
 
     @property
@@ -114,7 +114,7 @@ class RunFolder:
 
     def _marked(self) -> dict[str, Any] | None:
         try:
-            found = read_json(self.marker)
+            found = read_json(self.marker, kind=dict)
         except (OSError, DamagedError):
             return None
         return dict(found)

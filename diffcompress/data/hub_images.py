@@ -144,7 +144,7 @@ def _download(name: str, commit: str, limit: int, progress: Progress, stop: Stop
 def _kept(folder: Path) -> HubImages | None:
     if not (folder / _RECORD).is_file():
         return None
-    values = read_json(folder / _RECORD)
+    values = read_json(folder / _RECORD, kind=dict)
     return HubImages(**{**values, "folder": folder, "columns": Columns(**values["columns"])})
 
 

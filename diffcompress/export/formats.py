@@ -34,8 +34,8 @@ def check(section: ExportSection, family: Family, config: Mapping[str, Any]) -> 
 def written(run: RunFolder, section: ExportSection) -> dict[str, Any] | None:
     """exports.json's content, where all that `section` asks for is there and of the weights in `run.pipeline`."""
     record = run.exports / RECORD
-    found = dict(read_json(record)) if record.exists() else {}
-    shipped = read_json(run.pipeline / provenance.FILE)["files"]
+    found = dict(read_json(record, kind=dict)) if record.exists() else {}
+    shipped = read_json(run.pipeline / provenance.FILE, kind=dict)["files"]
     return found if (found.get("asked"), found.get("pipeline_files")) == (section.model_dump(), shipped) else None
 
 
@@ -51,7 +51,7 @@ def write_formats(
         return None
     if (found := written(run, section)) is not None:
         return found
-    shipped = read_json(run.pipeline / provenance.FILE)["files"]
+    shipped = read_json(run.pipeline / provenance.FILE, kind=dict)["files"]
     rounded = as_shipped(student, dtype)
     config = dict(student.config)  # type: ignore[arg-type]
     record: dict[str, Any] = {"asked": asked, "pipeline_files": shipped, "files": {}}
@@ -74,7 +74,7 @@ def write_formats(
 
 def _header(run: RunFolder, teacher: LoadedPipeline, config: dict[str, Any]) -> dict[str, str]:
     """What makes one file enough: the class to build and its config, and what it was made from."""
-    record = read_json(run.pipeline / provenance.FILE)
+    record = read_json(run.pipeline / provenance.FILE, kind=dict)
     plain = {key: value for key, value in config.items() if not key.startswith("_")}
     return {
         "format": "pt",

@@ -69,7 +69,7 @@ def push(run: RunFolder, repo: str, *, public: bool, progress: Progress | None =
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    provenance = read_json(run.pipeline / provenances.FILE)
+    provenance = read_json(run.pipeline / provenances.FILE, kind=dict)
     collected = facts.collect(run) | {"pushed": {"repo": repo}}
     model_card.write(run.pipeline, provenance, collected)
     files = [CommitOperationAdd(path, str(run.pipeline / path)) for path in _files(run.pipeline)]

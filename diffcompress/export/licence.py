@@ -14,6 +14,7 @@ from diffcompress.teacher.reference import DEMO_FOLDER, DENOISERS, Reference
 
 UNKNOWN = "unknown"  # which the Hub also takes for a licence
 STATED = "whoever made the student (--license)"
+CARD = "the teacher's model card"
 NOBODY = "nobody: the teacher's folder has no model card with a licence"
 _ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _TEXTS = ("LICEN[CS]E*", "NOTICE*")
@@ -35,7 +36,7 @@ class Licence:
     @property
     def advice(self) -> str:
         """What makes an unknown licence known."""
-        if self.source == NOBODY:
+        if not self.source.startswith(CARD):
             return "find out what the teacher's licence allows and say it with --license"
         return "name one licence at the head of the teacher's README.md ('license: ID' between two lines of ---)"
 
@@ -52,7 +53,7 @@ def licence_of(reference: Reference, stated: str | None = None) -> Licence:
     # A licence of that name is nobody's statement: the cards of our own students say so.
     if said is not None and UNKNOWN not in (said.id, said.name if said.id == "other" else None):
         if said.id is None:
-            return Licence(UNKNOWN, f"the teacher's model card: {said.why}")
+            return Licence(UNKNOWN, f"{CARD}: {said.why}")
         return Licence(said.id, "the teacher's model card", said.name, said.link)
     if is_demo(reference):
         return Licence("apache-2.0", "diffcompress, whose demo teacher this is")

@@ -16,7 +16,7 @@ FILE, FRONTIER = "overview.html", "frontier.svg"
 
 def write_overview(folder: Path, runs: Sequence[RunFolder]) -> Path:
     """Write `folder`/overview.html about finished `runs`, with links to their reports; returns its path."""
-    reports = [read_json(run.report_json) for run in runs]
+    reports = [read_json(run.report_json, kind=dict) for run in runs]
     rows = [
         {"report": report, "link": run.report_html.relative_to(folder).as_posix()}
         for run, report in zip(runs, reports, strict=True)

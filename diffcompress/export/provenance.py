@@ -42,7 +42,7 @@ def record(
     asked = collected["asked"]
     # A denoiser alone, of a class that makes no pipeline by itself, has none.
     file = folder / "model_index.json"
-    index = read_json(file) if file.is_file() else {}
+    index = read_json(file, kind=dict) if file.is_file() else {}
     family = teacher.family.class_name
     return {
         "format": FORMAT,
@@ -67,7 +67,7 @@ def record(
 
 def relicense(folder: Path, stated: str) -> None:
     """Write the licence that the user states into diffcompress.json, unless the teacher's card said one."""
-    found = read_json(folder / FILE)
+    found = read_json(folder / FILE, kind=dict)
     if found["license"]["source"] in (NOBODY, STATED):
         write_json(folder / FILE, found | {"license": stated_by_user(stated).as_json()})
 

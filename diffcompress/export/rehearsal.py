@@ -17,6 +17,7 @@ from diffcompress.export import probe
 from diffcompress.export.proof import drawing, why_no_image
 from diffcompress.export.weights import write_rest
 from diffcompress.runtime import Progress
+from diffcompress.teacher.linking import unlist
 from diffcompress.teacher.load import LoadedPipeline
 
 # One model's other parts, half-precision weights as float32.
@@ -55,6 +56,7 @@ def rehearse(teacher: LoadedPipeline, progress: Progress) -> None:
 def _load_and_draw(teacher: LoadedPipeline, folder: Path) -> None:
     reference, name = teacher.reference, teacher.family.subfolder
     given = {name: teacher.denoiser, "torch_dtype": next(teacher.denoiser.parameters()).dtype}
+    unlist(folder, name)
     with _refused(
         f"the pipeline of '{reference.id}' cannot be loaded by diffusers alone",
         "the student would come with the same parts: check that they are complete and belong together",

@@ -67,7 +67,7 @@ def evaluate(
     runtime = runtimes.start(device)
     if not runtime.is_main:  # one process does it all
         runtime.wait()
-        return read_json(folder / EVALUATION)
+        return read_json(folder / EVALUATION, kind=dict)
     loaded = fetched(reference, runtime, progress)
     loaded_teacher = fetched(resolve(teacher, scheduler), runtime, progress) if teacher is not None else None
     wanted = any(gate.model == "untrained" for gate in parsed)

@@ -52,7 +52,7 @@ class Run:
             write_json(self.folder.timings, self._timings() | {name: round(seconds, 2)})
 
     def _timings(self) -> dict[str, float]:
-        return read_json(self.folder.timings) if self.folder.timings.exists() else {}
+        return read_json(self.folder.timings, kind=dict) if self.folder.timings.exists() else {}
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from diffcompress.run_folder import write_atomically
 from diffcompress.runtime import Progress, Runtime
 from diffcompress.teacher import cut_prompts
 from diffcompress.teacher.conditioning import Conditions, trace
-from diffcompress.teacher.linking import link_pipeline, part_files
+from diffcompress.teacher.linking import link_pipeline, part_files, unlist
 from diffcompress.teacher.load import LoadedPipeline
 from diffcompress.teacher.stored_rows import stored_table
 from diffcompress.teacher.weights import require_parts
@@ -92,6 +92,7 @@ def _encode(
         # With the very files that the student will come with, whatever variant each part has.
         with tempfile.TemporaryDirectory(prefix="diffcompress-parts-") as scratch:
             link_pipeline(reference.pipeline, others, Path(scratch), borrow=True)
+            unlist(Path(scratch), reference.denoiser_part)
             whole = DiffusionPipeline.from_pretrained(scratch, **part, torch_dtype=_dtype(pipeline))
     except (MemoryError, torch.OutOfMemoryError, DiffCompressError):
         raise

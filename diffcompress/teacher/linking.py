@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from diffcompress.errors import RunStopped
+from diffcompress.run_folder import write_json
 from diffcompress.teacher.variants import choose_files, is_known, plain_name
 
 # Files larger than this are linked rather than copied.
@@ -117,3 +118,12 @@ def _link_or_copy(source: Path, target: Path, link: Callable[[str, Path], None])
         except OSError:  # another file system, or one without links
             pass
     shutil.copyfile(real, target)
+
+
+def unlist(folder: Path, part: str) -> None:
+    """Take `part` out of a pipeline's index, for one that is handed over: diffusers looks for parts that a class may go
+    without in the folder all the same (WanPipeline's denoiser)."""
+    file = folder / "model_index.json"
+    index = json.loads(file.read_text(encoding="utf-8"))
+    file.unlink()  # it may be a link
+    write_json(file, {key: value for key, value in index.items() if key != part})

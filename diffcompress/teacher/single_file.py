@@ -179,7 +179,8 @@ def _size(tensors: Mapping[str, Tensor]) -> int:
 
 def _inside(stored: StoredState) -> list[str]:
     """The denoiser's tensors of a checkpoint."""
-    return [name for name in stored if name.startswith(_PREFIX)] or list(stored)
+    prefixed = [name for name in stored if name.startswith(_PREFIX)]
+    return prefixed or [name for name in stored if not name.startswith(_NO_DENOISER)]
 
 
 def convert(stored: StoredState, config: dict[str, Any]) -> dict[str, Tensor]:

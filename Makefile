@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 15
 
-demo: $(STAMP) ## compress the embedded teacher to 5 % and draw the report (five to ten minutes on two cores)
+demo: $(STAMP) ## compress the embedded teacher to 5 % and draw the report (three to ten minutes on two cores)
 	$(BIN)/diffcompress shrink demo --ratio 0.05 --output build/demo-run
 	@echo
 	@echo "Open the report:  $(CURDIR)/build/demo-run/report.html"

@@ -18,24 +18,18 @@ import numpy as np
 
 from diffcompress.families.base import Config, Family, Knob, Variant
 from diffcompress.families.shapes import shapes
+from diffcompress.student import knob_values
 from diffcompress.student.size import SizePolynomial
 
 TOLERANCE = 0.01
 # From this ratio up, students first lose layers and keep their width (exact layers are inherited); below, width goes.
 DEPTH_FIRST = 0.35
-# A width this far (in log) off its ideal counts three times.
-BALANCED = math.log(1.35)
-# A fine knob below this share of its ideal counts much more.
-SMALLEST_FINE = 0.3
 # Of shares of the parameters by resolution: a level's falls with the root of its side.
 TILT = -0.25
 # A student's multiply-accumulates are at most so many times its parameters, each in shares of the teacher's.
 MOST_WORK = 7.0
 # Rounds of the fixed point that finds the ideal widths, and how much of the way each goes.
 ROUNDS, DAMPING = 60, 0.35
-# Width settings looked at per variant.
-NUM_SETTINGS = 4000
-
 Depth = tuple[tuple[str, int], ...]
 
 
@@ -214,13 +208,13 @@ class Search:
     def best(self, variant: Variant, depth: Depth) -> Candidate:
         knobs, ideal = _moving(variant), self.ideal(depth)
         polynomial = self.polynomial(depth)
-        points = _points(polynomial, knobs, ideal, self.target)
-        error = (polynomial(points) - _shortcuts(points, knobs)) / self.target - 1
-        cost = variant.cost + _imbalance(points, knobs, ideal) + 5 * np.abs(error)
+        points = knob_values.candidates(polynomial, knobs, ideal, self.target)
+        error = (polynomial(points) - knob_values.shortcuts(points, knobs)) / self.target - 1
+        cost = variant.cost + knob_values.imbalance(points, knobs, ideal) + 5 * np.abs(error)
         if self.widths == "balanced":
             cost += 5 * np.maximum(0, np.log(self._work(depth, points)))
         else:
-            cost += _lost_shortcuts(points, knobs)
+            cost += knob_values.lost_shortcuts(points, knobs)
         fits = np.abs(error) <= TOLERANCE
         chosen = np.argmin(np.where(fits, cost, np.inf)) if fits.any() else np.argmin(np.abs(error))
         choice = {**variant.fixed, **dict(depth), **_named(knobs, points[chosen])}
@@ -244,76 +238,3 @@ def _moving(variant: Variant) -> list[Knob]:
 
 def _named(knobs: list[Knob], values: Sequence[int] | np.ndarray) -> dict[str, int]:
     return {knob.name: int(value) for knob, value in zip(knobs, values, strict=True)}
-
-
-def _points(polynomial: SizePolynomial, knobs: list[Knob], ideal: np.ndarray, target: float) -> np.ndarray:
-    """Knob values `[N, knobs]` worth a look: widths near their ideal, each with fine values that hit the target."""
-    widths, fine = [knob for knob in knobs if knob.kind == "width"], [knob for knob in knobs if knob.kind == "fine"]
-    number = max(2, int(NUM_SETTINGS ** (1 / len(widths))))
-    near = [_nearest(knob, value, number) for knob, value in zip(widths, ideal[: len(widths)], strict=True)]
-    grid = np.array(list(itertools.product(*near)), dtype=float)
-    if not fine:
-        return grid
-    (knob,) = fine
-    start = np.concatenate([grid, np.zeros((len(grid), 1))], axis=1)
-    roots = polynomial.roots(start, np.eye(len(knobs))[-1:], target + _shortcuts(start, knobs))
-    wanted = np.nan_to_num(roots, nan=knob.values[0])
-    found = []
-    for value, step in ((wanted, 1), (wanted, 4), (wanted, 8), (np.full(len(grid), ideal[-1]), 8)):
-        points = start.copy()
-        points[:, -1] = np.clip(np.round(value / step) * step, knob.values[0], knob.values[-1])
-        found.append(points)
-    return np.concatenate(found)
-
-
-def _shortcuts(points: np.ndarray, knobs: list[Knob]) -> np.ndarray:
-    """Parameters `[N]` of the shortcut convolutions that are not there, because neighbouring widths are equal."""
-    widths = points[:, [knob.kind == "width" for knob in knobs]]
-    lower = widths[:, 1:]
-    return (np.equal(widths[:, :-1], lower) * (lower**2 + lower)).sum(-1)
-
-
-def _nearest(knob: Knob, ideal: float, number: int) -> list[int]:
-    """Values near `ideal`; half of them such as kernels like best, where there are any."""
-
-    def best(values: Sequence[int], count: int) -> list[int]:
-        return sorted(values, key=lambda value: abs(math.log(value / ideal)))[:count]
-
-    liked = [value for value in knob.values if value >= 64 and value % _multiple(value) == 0]
-    return list(dict.fromkeys([*best(liked, number // 2), *best(knob.values, number)]))[:number]
-
-
-def _multiple(width: int) -> int:
-    """What kernels like a width to be a multiple of: vector registers hold 8 channels, tensor cores more."""
-    return 64 if width >= 256 else 32 if width >= 64 else 8 if width >= 16 else 1
-
-
-def _imbalance(points: np.ndarray, knobs: list[Knob], ideal: np.ndarray) -> np.ndarray:
-    """How far the knobs are from their ideal `[N]`, plus small amends for awkward numbers."""
-    is_width = np.array([knob.kind == "width" for knob in knobs])
-    off = np.abs(np.log(points / ideal))
-    worst = off[:, is_width].max(-1)
-    cost = worst + 0.5 * off[:, is_width].mean(-1) + 2 * np.maximum(0, worst - BALANCED)
-    cost += 0.2 * off[:, ~is_width].sum(-1)
-    # Little is left of what a fine knob stands for (the timestep's embedding) once it is far behind the widths.
-    cost += 2 * np.maximum(0, np.log(SMALLEST_FINE * ideal[~is_width] / points[:, ~is_width])).sum(-1)
-    return cost + _awkward(points, knobs)
-
-
-def _awkward(points: np.ndarray, knobs: list[Knob]) -> np.ndarray:
-    """Amends `[N]` for numbers that kernels do not like, other than the teacher's own."""
-    is_width = np.array([knob.kind == "width" for knob in knobs])
-    multiple = np.vectorize(_multiple)(points.astype(int))
-    odd = (points % multiple != 0) & (points != [knob.teacher for knob in knobs])
-    # Of the fine knob too, but nothing is computed with it at every pixel.
-    wide, narrow = odd & is_width & (points >= 64), odd & is_width & (points < 64)
-    cost = 0.02 * odd.sum(-1) + 0.08 * narrow.sum(-1) + 0.3 * wide.sum(-1)
-    return np.asarray(cost + 0.1 * (wide & (points % 16 != 0)).sum(-1))
-
-
-def _lost_shortcuts(points: np.ndarray, knobs: list[Knob]) -> np.ndarray:
-    """Amends `[N]` for widths that differ in the teacher and not, or the other way, in the student."""
-    is_width = np.array([knob.kind == "width" for knob in knobs])
-    teacher = np.array([knob.teacher for knob in knobs])
-    order = np.sign(np.diff(teacher[is_width]))
-    return 0.5 * (np.sign(np.diff(points[:, is_width], axis=1)) != order).sum(-1)

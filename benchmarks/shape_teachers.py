@@ -1,7 +1,7 @@
-"""Two more pixel teachers for measurements of student shapes, so that no rule is derived from `demo` alone.
+"""More pixel teachers for measurements of student shapes, so that no rule is derived from `demo` alone.
 
 `grey16`: Fashion-MNIST averaged to 16x16, three levels. `colour24`: three channels at 24x24, garment and background each in a
-colour of their own, four levels, attention in two. Both are under-trained on purpose (minutes on one CPU thread): students
+colour of their own, four levels, attention in two. `grey20`: 20x20, two layers a block; made when the rule stood. All are under-trained on purpose (minutes on one CPU thread): students
 are judged by their distance to what real images have and by their teacher's own, in the features of a small classifier
 trained beside each. Writes WORK/<name>/{model_index.json, ...} and WORK/<name>-space.safetensors; seeded.
 
@@ -44,6 +44,17 @@ CONFIGS = {
         "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
         "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
         "attention_head_dim": 16,
+        "norm_num_groups": 8,
+    },
+    "grey20": {
+        "sample_size": 20,
+        "in_channels": 1,
+        "out_channels": 1,
+        "layers_per_block": 2,
+        "block_out_channels": (24, 48, 72),
+        "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        "attention_head_dim": 24,
         "norm_num_groups": 8,
     },
     "colour24": {

@@ -80,7 +80,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, *keys: str, kind: Any = (dict, list)) -> Any:
-    """What `write_json` left in `path`; raises DamagedError for what is no `kind` with these keys."""
+    """What `write_json` left in `path`: a dict with `keys`, where any are named. DamagedError for what is no `kind`."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -17,6 +17,7 @@ from diffcompress.evaluation.embedded import Extractor
 from diffcompress.evaluation.features import cached_space, find_space
 from diffcompress.evaluation.inception import Inception, _stretch
 from diffcompress.runtime import Progress
+from tests.families.tiny_text import seeded
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -62,7 +63,8 @@ def clip(tmp_path_factory):
     text = {**TINY, "vocab_size": len(words), "intermediate_size": 16, "max_position_embeddings": 8}
     text |= {"bos_token_id": 0, "eos_token_id": 1}
     vision = {**TINY, "intermediate_size": 16, "image_size": 16, "patch_size": 8}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).save_pretrained(folder)
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+    seeded(lambda: CLIPModel(config)).save_pretrained(folder)
     return folder
 
 

@@ -21,6 +21,10 @@ class Shapes:
     def num_parameters(self) -> int:
         return sum(math.prod(self.tensors[name]) for name in self.parameters)
 
+    def elements_of(self, modules: tuple[str, ...]) -> int:
+        """Of all tensors whose names begin with one of `modules`."""
+        return sum(math.prod(shape) for name, shape in self.tensors.items() if name.startswith(modules))
+
 
 def shapes(class_name: str, config: Config) -> Shapes:
     """Shapes of the diffusers class `class_name` built from `config`."""

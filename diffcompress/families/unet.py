@@ -34,10 +34,9 @@ class UNet:
         raise NotImplementedError
 
     def reasons(self, config: Config, student: Config) -> Mapping[str, str]:
-        sizes = {name: math.prod(shape) for name, shape in shapes(self.class_name, student).tensors.items()}
-        levels = range(len(student["block_out_channels"]))
-        owned = [sum(n for name, n in sizes.items() if name.startswith(level_modules(student, [i]))) for i in levels]
-        told = ", ".join(f"{100 * size / sum(sizes.values()):.0f}" for size in owned)
+        built, levels = shapes(self.class_name, student), range(len(student["block_out_channels"]))
+        owned = [built.elements_of(level_modules(student, [level])) for level in levels]
+        told = ", ".join(f"{100 * size / built.elements_of(('',)):.0f}" for size in owned)
         sides = ", ".join(str(-(-self.sample_shape(config)[-1] // 2**i)) for i in levels)
         fewest = min(student["block_out_channels"]) // student.get("norm_num_groups", 32)
         return {
@@ -88,7 +87,7 @@ def _fewest_channels(groups: int, per_group: int, finest: bool) -> int:
     """Of a level: `per_group` in each norm group, half as many again at full resolution, which every pixel passes, and
     COMFORTABLE ones in levels that are WIDE, where they cost nothing. As published, one stays one."""
     if groups == 1 or per_group == 1:
-        return max(FEWEST_CHANNELS, groups if groups > 1 else 1)
+        return max(FEWEST_CHANNELS, groups)
     most = math.ceil(1.5 * per_group) if finest else per_group
     return max(FEWEST_CHANNELS, groups * (max(most, COMFORTABLE) if groups * COMFORTABLE > WIDE else most))
 

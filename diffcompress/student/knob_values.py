@@ -59,9 +59,10 @@ def _nearest(knob: Knob, ideal: float, number: int) -> list[int]:
     return list(dict.fromkeys([*best(liked, number // 2), *best(knob.values, number)]))[:number]
 
 
-def _multiple(width: int) -> int:
+def _multiple(width: np.ndarray | int) -> np.ndarray:
     """What kernels like a width to be a multiple of: vector registers hold 8 channels, tensor cores more."""
-    return 64 if width >= 256 else 32 if width >= 64 else 8 if width >= 16 else 1
+    width = np.asarray(width)
+    return np.select([width >= 256, width >= 64, width >= 16], [64, 32, 8], 1)
 
 
 def imbalance(points: np.ndarray, knobs: list[Knob], ideal: np.ndarray) -> np.ndarray:
@@ -79,8 +80,7 @@ def imbalance(points: np.ndarray, knobs: list[Knob], ideal: np.ndarray) -> np.nd
 def _awkward(points: np.ndarray, knobs: list[Knob]) -> np.ndarray:
     """Amends `[N]` for numbers that kernels do not like, other than the teacher's own."""
     is_width = np.array([knob.kind == "width" for knob in knobs])
-    multiple = np.vectorize(_multiple)(points.astype(int))
-    odd = (points % multiple != 0) & (points != [knob.teacher for knob in knobs])
+    odd = (points % _multiple(points) != 0) & (points != [knob.teacher for knob in knobs])
     # Of the fine knob too, but nothing is computed with it at every pixel.
     wide, narrow = odd & is_width & (points >= 64), odd & is_width & (points < 64)
     cost = 0.02 * odd.sum(-1) + 0.08 * narrow.sum(-1) + 0.3 * wide.sum(-1)

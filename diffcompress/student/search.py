@@ -177,12 +177,8 @@ class Search:
     @functools.cached_property
     def _teacher_parts(self) -> list[int]:
         """The teacher's parameters at the resolutions of each width knob."""
-        tensors = shapes(self.family.class_name, self.config).tensors
-        sizes = {name: math.prod(shape) for name, shape in tensors.items()}
-        return [
-            sum(size for name, size in sizes.items() if name.startswith(knob.modules))
-            for knob in _widths(self.variants[-1])
-        ]
+        teacher = shapes(self.family.class_name, self.config)
+        return [teacher.elements_of(knob.modules) for knob in _widths(self.variants[-1])]
 
     def _balanced(self, depth: Depth, start: np.ndarray, teacher: np.ndarray, tilt: float) -> np.ndarray:
         """Widths with 4^tilt times as many parameters at each resolution as at the next finer one, none wider than the

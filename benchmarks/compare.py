@@ -27,19 +27,18 @@ import yaml
 
 from diffcompress import recipe as recipes
 from diffcompress import runtime as runtimes
-from diffcompress.data import bank as banks
-from diffcompress.data.targets import Targets
-from diffcompress.evaluation.features import find_space
-from diffcompress.evaluation.protocol import Protocol
+from diffcompress.bank import bank as banks
+from diffcompress.bank.targets import Targets
+from diffcompress.evaluation.features import find_space, protocol_for
 from diffcompress.evaluation.score import evaluate_pipeline
 from diffcompress.jobs.setting import texts_for
 from diffcompress.jobs.students import as_student, averaged_student, copy_student, initial_student
+from diffcompress.pipeline.encoding import with_prompts
+from diffcompress.pipeline.load import describe, load
 from diffcompress.runtime import Progress
+from diffcompress.sources.resolve import resolve
 from diffcompress.student import costs
 from diffcompress.student.plan import StudentPlan, plan
-from diffcompress.teacher.encoding import with_prompts
-from diffcompress.teacher.load import describe, load
-from diffcompress.teacher.resolve import resolve
 from diffcompress.training.ema import Ema
 from diffcompress.training.objective import Trainee, freeze_unused, make_adapters
 from diffcompress.training.optim import Optimizer
@@ -102,7 +101,7 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
 
     def score(num_samples: int, name: str) -> dict:
         student = as_student(teacher, student_plan, averaged_student(student_plan, start, state))
-        protocol = Protocol.make(
+        protocol = protocol_for(
             space,
             teacher,
             num_samples=num_samples,

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from diffcompress.losses import lift, place
 from diffcompress.noise import generator
-from diffcompress.teacher.load import load
-from diffcompress.teacher.resolve import resolve
+from diffcompress.pipeline.load import load
+from diffcompress.sources.resolve import resolve
 
 LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 

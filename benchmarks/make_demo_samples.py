@@ -16,12 +16,11 @@ import time
 import torch
 
 from diffcompress.evaluation.cache import SHIPPED_FOLDER, SampleCache, entry_key, weights_key
-from diffcompress.evaluation.features import demo_space
+from diffcompress.evaluation.features import demo_space, protocol_for
 from diffcompress.evaluation.frechet import frechet_distance, kernel_distance
-from diffcompress.evaluation.protocol import Protocol
+from diffcompress.pipeline.load import load
 from diffcompress.runtime import Progress, StopRequest
-from diffcompress.teacher.load import load
-from diffcompress.teacher.resolve import resolve
+from diffcompress.sources.resolve import resolve
 
 
 class Lines(Progress):
@@ -36,7 +35,7 @@ def main() -> None:
     torch.set_num_threads(1)
 
     space, teacher = demo_space(), load(resolve(options.teacher))
-    protocol = Protocol.make(space, teacher)
+    protocol = protocol_for(space, teacher)
     started = time.perf_counter()
     drawn = SampleCache(SHIPPED_FOLDER, StopRequest(), Lines(), ready=()).draw(teacher, protocol, space, "teacher")
     seconds = time.perf_counter() - started

@@ -25,14 +25,14 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from diffcompress.families.sd3 import FAMILY
+from diffcompress.pipeline.conditions import Conditions
+from diffcompress.pipeline.stored_rows import stored_table
 from diffcompress.recipe import StudentSection
+from diffcompress.sources.state import StoredState
+from diffcompress.sources.weights import weight_files
 from diffcompress.student.inherit import start_student
 from diffcompress.student.plan import plan
 from diffcompress.student.scores import taylor_scores
-from diffcompress.teacher.conditioning import Conditions
-from diffcompress.teacher.state import StoredState
-from diffcompress.teacher.stored_rows import stored_table
-from diffcompress.teacher.weights import weight_files
 
 PROMPTS, TOKENS, CHANNELS, SHARD, BATCH, BATCHES = 512, 333, 4096, 16, 32, 32
 # Stable Diffusion 3 medium with five of its blocks: 1 GB in bfloat16.

@@ -19,8 +19,8 @@ import diffusers
 import torch
 
 from diffcompress import recipe as recipes
-from diffcompress.teacher.load import describe
-from diffcompress.teacher.resolve import resolve
+from diffcompress.pipeline.load import describe
+from diffcompress.sources.resolve import resolve
 
 STEPS = {"stages.0.num_steps": 2, "stages.1.num_steps": 2}
 # Small enough for a CPU; samples of 8 noise levels fill one batch. Importance by magnitude: of random weights by their

@@ -19,13 +19,13 @@ import torch
 
 from diffcompress import recipe as recipes
 from diffcompress import runtime as runtimes
-from diffcompress.data import bank as banks
-from diffcompress.data.targets import Targets
+from diffcompress.bank import bank as banks
+from diffcompress.bank.targets import Targets
 from diffcompress.jobs.students import initial_student
+from diffcompress.pipeline.load import LoadedPipeline, load
 from diffcompress.runtime import Progress
+from diffcompress.sources.resolve import resolve
 from diffcompress.student.plan import plan
-from diffcompress.teacher.load import LoadedPipeline, load
-from diffcompress.teacher.resolve import resolve
 from diffcompress.training.objective import Trainee, step_losses
 from diffcompress.training.optim import Optimizer
 

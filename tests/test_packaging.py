@@ -57,7 +57,7 @@ def test_an_unpacked_wheel_works_on_its_own(wheel, tmp_path):
     code = (
         "import json, sys, pathlib, diffcompress\n"
         "from diffcompress.recipe import builtin_folder, builtin_names\n"
-        "from diffcompress.teacher.reference import demo_names\n"
+        "from diffcompress.sources.reference import demo_names\n"
         "print(json.dumps([diffcompress.__file__, str(builtin_folder()), builtin_names(), demo_names()]))\n"
     )
     done = spawn("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path))

@@ -1,1 +1,1 @@
-"""cli"""
+"""The command line: options, console, tables. Imports nothing heavy before it must."""

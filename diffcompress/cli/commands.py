@@ -219,7 +219,7 @@ def env(console: Output) -> None:
     """Versions and devices, for a bug report."""
     from diffcompress.recipe import builtin_names
     from diffcompress.runtime import environment
-    from diffcompress.teacher.reference import demo_names
+    from diffcompress.sources.reference import demo_names
 
     facts = environment() | {
         "offline": os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"),

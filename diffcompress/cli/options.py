@@ -52,7 +52,7 @@ def method(text: str) -> str:
 
 def data(text: str | None) -> str | None:
     """A folder of images on this machine, or a data set on the Hub."""
-    from diffcompress.data.hub_images import is_id
+    from diffcompress.images.hub_images import is_id
 
     if text is not None and not Path(text).expanduser().is_dir() and not is_id(text):
         raise UsageError(

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from rich.table import Table
 
 from diffcompress.cli.console import count, duration
-from diffcompress.export.words import in_dtype, lacking
+from diffcompress.report.numbers import in_dtype, lacking
 
 
 def number(value: Any) -> str:

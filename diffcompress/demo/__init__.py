@@ -1,1 +1,1 @@
-"""demo"""
+"""Teachers and feature space that ship with the package."""

@@ -1,1 +1,1 @@
-"""evaluation"""
+"""What a student is worth: distances, agreement, failed samples, costs, gates."""

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffcompress.evaluation.frechet import Estimate, mean_estimate
+from diffcompress.evaluation.frechet import mean_estimate
 from diffcompress.losses.fit import fit_line
 from diffcompress.noise import generator
-from diffcompress.teacher.load import LoadedPipeline
+from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.records.metrics import Estimate
 
 AGREEMENT_STREAM = 301
 

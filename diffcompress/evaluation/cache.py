@@ -15,16 +15,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffcompress.data.shards import Tensors
+from diffcompress.bank.shards import Tensors
 from diffcompress.errors import DamagedError
 from diffcompress.evaluation.failed import total_variation
 from diffcompress.evaluation.features import FeatureSpace
-from diffcompress.evaluation.protocol import Protocol
-from diffcompress.run_folder import discard, read_tensors, write_atomically
+from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.pipeline.sampling import automatic_batch_size, sample
+from diffcompress.records.protocol import Protocol
+from diffcompress.records.run_folder import discard, read_tensors, write_atomically
 from diffcompress.runtime import Progress, StopRequest
-from diffcompress.sampling import automatic_batch_size, sample
-from diffcompress.teacher.load import LoadedPipeline
-from diffcompress.teacher.reference import DEMO_FOLDER
+from diffcompress.sources.reference import DEMO_FOLDER
 
 NUM_IMAGES = 128
 SHIPPED_FOLDER = DEMO_FOLDER / "samples"

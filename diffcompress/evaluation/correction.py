@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from diffcompress.evaluation.agreement import predictions
 from diffcompress.evaluation.cache import weights_key
-from diffcompress.evaluation.metrics import full_name
 from diffcompress.losses.fit import fit_line
 from diffcompress.noise import generator
-from diffcompress.sampling import automatic_batch_size
-from diffcompress.teacher.load import LoadedPipeline
+from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.pipeline.sampling import automatic_batch_size
+from diffcompress.records.metrics import full_name
 
 CORRECTION_STREAM = 303
 NUM_IMAGES = 64

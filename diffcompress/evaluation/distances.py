@@ -10,9 +10,9 @@ from diffcompress.evaluation import neighbours
 from diffcompress.evaluation.cache import Drawn
 from diffcompress.evaluation.extractors import ADVICE
 from diffcompress.evaluation.features import FeatureSpace, RealImages
-from diffcompress.evaluation.frechet import Estimate, Moments, frechet_distance, kernel_distance, mean_estimate
-from diffcompress.evaluation.metrics import DISTANCES, NEIGHBOURS, NO_TEACHER, TO_TEACHER, Metrics
-from diffcompress.evaluation.protocol import Protocol
+from diffcompress.evaluation.frechet import Moments, frechet_distance, kernel_distance, mean_estimate
+from diffcompress.records.metrics import DISTANCES, NEIGHBOURS, NO_TEACHER, TO_TEACHER, Estimate, Metrics
+from diffcompress.records.protocol import Protocol
 
 FD_UNIT, KD_UNIT = "squared feature units", "squared kernel units"
 FEWEST_FOR_FID = 10_000

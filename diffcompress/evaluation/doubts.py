@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from diffcompress.evaluation.metrics import COSTS
+from diffcompress.records.metrics import COSTS
 
 _DISTANCES = ("fid", "fd_", "kd_")
 _NOT_TO_REAL = ("fd_teacher_", "kd_teacher_")

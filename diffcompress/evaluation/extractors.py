@@ -13,9 +13,9 @@ from diffcompress.errors import UsageError
 from diffcompress.evaluation import vision
 from diffcompress.evaluation.embedded import Extractor
 from diffcompress.evaluation.inception import Inception
-from diffcompress.teacher.state import StoredState, sha256
+from diffcompress.records.fingerprints import sha256
+from diffcompress.sources.state import StoredState
 
-KNOWN = ("demo", "inception", "dinov2", "clip")
 ADVICE = (
     "--feature-weights takes Inception-v3 (pt_inception-2015-12-05 as .pth or .safetensors), "
     "a DINOv2 folder (facebook/dinov2-large) or a CLIP folder (openai/clip-vit-base-patch32)"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffcompress.evaluation.frechet import Estimate, share_estimate
+from diffcompress.evaluation.frechet import share_estimate
+from diffcompress.records.metrics import Estimate
 
 QUANTILE = 0.999
 

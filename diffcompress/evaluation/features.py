@@ -15,12 +15,13 @@ from diffcompress.errors import UsageError
 from diffcompress.evaluation import extractors
 from diffcompress.evaluation.embedded import DIMENSION, IMAGE_SHAPE, Extractor
 from diffcompress.evaluation.frechet import Moments
+from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.records.fingerprints import sha256
+from diffcompress.records.protocol import Protocol
 from diffcompress.runtime import Progress
-from diffcompress.teacher.load import LoadedPipeline
-from diffcompress.teacher.reference import DEMO_FOLDER, demo_names
-from diffcompress.teacher.resolve import resolve
-from diffcompress.teacher.state import sha256
-from diffcompress.teacher.weights import fingerprint, weight_files
+from diffcompress.sources.reference import DEMO_FOLDER, demo_names
+from diffcompress.sources.resolve import resolve
+from diffcompress.sources.weights import fingerprint, weight_files
 
 __all__ = ["DIMENSION", "Extractor", "FeatureSpace", "RealImages", "choose_space", "demo_space", "find_space", "sha256"]
 
@@ -183,3 +184,29 @@ def _is_embedded(teacher: LoadedPipeline) -> bool:
 def _real(tensors: Mapping[str, Tensor], split: str, digest: str) -> RealImages:
     moments = Moments(tensors[f"{split}_mean"].double(), tensors[f"{split}_covariance"].double())
     return RealImages(f"fashion-mnist {split}", digest, moments, tensors[f"{split}_features"].float(), _NUM_REAL[split])
+
+
+def protocol_for(
+    space: FeatureSpace | None,
+    model: LoadedPipeline,
+    *,
+    guidance: float = 1.0,
+    reference: str | None = None,
+    **values: Any,
+) -> Protocol:
+    """The protocol of samples of `model`'s kind that are compared in `space`; `values` replace defaults.
+
+    guidance: for models that know a null conditioning; others are sampled without. reference: SHA-256 of the user's
+    images, which are inputs of agreement even without a space.
+    """
+    conditions = model.conditions
+    values |= {
+        "sampler": model.noise.sampler,
+        "sample_shape": tuple(model.sample_shape),
+        "guidance": 1.0 if conditions.null is None else guidance,
+        "conditions": conditions.digest,
+    }
+    if space is None:
+        return Protocol(reference=reference, **values)
+    values |= {"clip": space.clip.digest if space.clip else None}
+    return Protocol(space.name, space.digest, space.real.digest if space.real else reference, **values)

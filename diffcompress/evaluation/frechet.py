@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffcompress.errors import UsageError
 from diffcompress.noise import generator
+from diffcompress.records.metrics import Estimate
 
 RESAMPLES = 100
 BOOTSTRAP_STREAM = 302
 MOST_EXACT_DIMENSIONS = 256
 BLOCK = 1024
-
-
-class Estimate(NamedTuple):
-    """A value and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffcompress.evaluation.metrics import full_name
-from diffcompress.run_folder import write_atomically
+from diffcompress.records.metrics import full_name
+from diffcompress.records.run_folder import write_atomically
 
 # The first that all students have is plotted.
 QUALITIES = ("fid", "fd", "fd_teacher", "kd", "kd_teacher", "agreement", "paired_distance", "failed_samples")

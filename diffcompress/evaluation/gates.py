@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from diffcompress.errors import UsageError
-from diffcompress.evaluation.extractors import KNOWN
-from diffcompress.evaluation.metrics import PROBE, SHARES, full_name
-from diffcompress.run_folder import write_atomically
+from diffcompress.records.metrics import KNOWN, PROBE, SHARES, full_name
+from diffcompress.records.run_folder import write_atomically
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffcompress.evaluation.frechet import Estimate, mean_estimate, share_estimate
+from diffcompress.evaluation.frechet import mean_estimate, share_estimate
+from diffcompress.records.metrics import Estimate
 
 PRECISION_NEIGHBOURS = 3
 DENSITY_NEIGHBOURS = 5

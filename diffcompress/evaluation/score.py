@@ -19,12 +19,12 @@ from diffcompress.evaluation.doubts import beats_teacher
 from diffcompress.evaluation.failed import failed_share
 from diffcompress.evaluation.features import FeatureSpace
 from diffcompress.evaluation.frechet import mean_estimate
-from diffcompress.evaluation.metrics import NO_TEACHER, PROBE, ROLES, SAMPLE_CHECKS, Metrics
-from diffcompress.evaluation.protocol import Protocol
-from diffcompress.run_folder import write_atomically
+from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.pipeline.sampling import automatic_batch_size, conditioning_for
+from diffcompress.records.metrics import NO_TEACHER, PROBE, ROLES, SAMPLE_CHECKS, Metrics
+from diffcompress.records.protocol import Protocol
+from diffcompress.records.run_folder import write_atomically
 from diffcompress.runtime import Progress, StopRequest
-from diffcompress.sampling import automatic_batch_size, conditioning_for
-from diffcompress.teacher.load import LoadedPipeline
 
 NUM_SAVED = 64
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.runtime import dtype_name, synchronise
 from diffcompress.student import costs
-from diffcompress.teacher.load import LoadedPipeline
 
 BATCH_SIZES = (1, 16)
 MOST_REPEATS, FEWEST_REPEATS, SECONDS = 20, 5, 1.5

@@ -1,1 +1,1 @@
-"""export"""
+"""Shipping: weights, formats, proof, provenance, upload."""

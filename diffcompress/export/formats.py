@@ -15,10 +15,10 @@ from diffcompress.export import provenance
 from diffcompress.export.onnx import check_inputs, check_installed, export_onnx
 from diffcompress.export.weights import as_shipped
 from diffcompress.families.base import Family
+from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import ExportSection
-from diffcompress.run_folder import RunFolder, read_json, write_atomically, write_json
+from diffcompress.records.run_folder import RunFolder, read_json, write_atomically, write_json
 from diffcompress.runtime import dtype_name
-from diffcompress.teacher.load import LoadedPipeline
 
 RECORD = "exports.json"
 ONNX, SINGLE_FILE = "denoiser.onnx", "denoiser.safetensors"

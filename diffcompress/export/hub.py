@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from diffcompress.errors import AccessError, DiffCompressError, UsageError
-from diffcompress.export import facts, model_card
 from diffcompress.export import provenance as provenances
-from diffcompress.export.licence import Licence
-from diffcompress.run_folder import RunFolder, read_json, write_json
+from diffcompress.records.run_folder import RunFolder, read_json, write_json
+from diffcompress.report import card, reading
 from diffcompress.runtime import Progress
-from diffcompress.teacher import hub, hub_errors
+from diffcompress.sources import hub, hub_errors
+from diffcompress.sources.licence import Licence
 
 T = TypeVar("T")
 _WAITS = (1.0, 2.0, 4.0, 8.0)
@@ -70,8 +70,8 @@ def push(run: RunFolder, repo: str, *, public: bool, progress: Progress | None =
     from huggingface_hub import CommitOperationAdd, HfApi
 
     provenance = read_json(run.pipeline / provenances.FILE, kind=dict)
-    collected = facts.collect(run) | {"pushed": {"repo": repo}}
-    model_card.write(run.pipeline, provenance, collected)
+    collected = reading.collect(run) | {"pushed": {"repo": repo}}
+    card.write(run.pipeline, provenance, collected)
     files = [CommitOperationAdd(path, str(run.pipeline / path)) for path in _files(run.pipeline)]
     api, name = HfApi(), provenance["teacher"]["name"]
     later = f"the run is finished and safe in {run.path}; the same command again pushes it and does nothing else"

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from diffcompress.errors import DiffCompressError
 from diffcompress.export import probe
-from diffcompress.export.hashes import other_hashes, weight_hashes
 from diffcompress.export.weights import rounded
 from diffcompress.noise import generator
-from diffcompress.run_folder import RunFolder, discard, write_json
+from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.records.fingerprints import other_hashes, weight_hashes
+from diffcompress.records.run_folder import RunFolder, discard, write_json
 from diffcompress.runtime import dtype_name
-from diffcompress.teacher.load import LoadedPipeline
 
 TOLERANCE = 1e-4
 # Two processes hold the pipeline's other parts, half-precision weights as float32.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -11,19 +10,18 @@ from typing import Any
 
 import torch
 
-from diffcompress.export.hashes import PROVENANCE, weight_hashes
-from diffcompress.export.licence import NOBODY, STATED, Licence, is_demo, stated_by_user
-from diffcompress.run_folder import read_json, write_json
+from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.records.fingerprints import PROVENANCE, sha256, weight_hashes
+from diffcompress.records.run_folder import read_json, write_json
 from diffcompress.runtime import dtype_name
-from diffcompress.teacher.hub import REPOSITORY_ID
-from diffcompress.teacher.load import LoadedPipeline
-from diffcompress.teacher.reference import Reference, left_out_of
-from diffcompress.teacher.state import sha256
-from diffcompress.teacher.weights import weight_files
+from diffcompress.sources.hub_names import public_name
+from diffcompress.sources.licence import NOBODY, STATED, Licence, is_demo, stated_by_user
+from diffcompress.sources.model_index import left_out_of
+from diffcompress.sources.reference import Reference
+from diffcompress.sources.weights import weight_files
 
 FILE = PROVENANCE
 FORMAT = 1
-_DATA_SET = re.compile(rf"{REPOSITORY_ID.pattern}@[0-9a-f]{{40}}")
 _PACKAGES = ("diffcompress", "diffusers", "torch", "accelerate", "safetensors", "huggingface-hub", "numpy")
 
 
@@ -107,8 +105,3 @@ def _known_hash(reference: Reference, file: Path, root: Path) -> str:
     repository = getattr(reference, "repository", None)
     stated = (repository.files or {}).get(file.relative_to(root).as_posix()) if repository else None
     return (stated.sha256 if stated else None) or sha256(file)
-
-
-def public_name(path: str | None) -> str | None:
-    """The last part of a path, as the rest is nobody's business; a data set's id with its commit as it is."""
-    return path if path is None or _DATA_SET.fullmatch(path) else Path(path).name or path

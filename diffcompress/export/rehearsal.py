@@ -16,9 +16,9 @@ from diffcompress.errors import DiffCompressError, UsageError
 from diffcompress.export import probe
 from diffcompress.export.proof import drawing, why_no_image
 from diffcompress.export.weights import write_rest
+from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.runtime import Progress
-from diffcompress.teacher.linking import unlist
-from diffcompress.teacher.load import LoadedPipeline
+from diffcompress.sources.linking import unlist
 
 # One model's other parts, half-precision weights as float32.
 ROOM = 2

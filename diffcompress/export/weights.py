@@ -12,15 +12,15 @@ import diffusers
 import torch
 from torch import nn
 
-from diffcompress.data.prompts import OWN_FILE
 from diffcompress.errors import DiffCompressError
-from diffcompress.export import facts, model_card
 from diffcompress.export import provenance as provenances
-from diffcompress.export.licence import is_demo, licence_files, licence_of
-from diffcompress.run_folder import RunFolder, write_atomically, write_json
+from diffcompress.images.prompts import OWN_FILE
+from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.records.run_folder import RunFolder, write_atomically, write_json
+from diffcompress.report import card, reading
 from diffcompress.runtime import dtype_name
-from diffcompress.teacher.linking import check_space, is_own, link_pipeline
-from diffcompress.teacher.load import LoadedPipeline
+from diffcompress.sources.licence import is_demo, licence_files, licence_of
+from diffcompress.sources.linking import check_space, is_own, link_pipeline
 
 
 def export_pipeline(
@@ -47,10 +47,10 @@ def export_pipeline(
         shipped.save_pretrained(folder / subfolder, safe_serialization=True)
         for file in licence_files(teacher.reference):
             shutil.copyfile(file, folder / file.name)
-        collected = facts.collect(run)
+        collected = reading.collect(run)
         record = provenances.record(folder, teacher, licence, dtype, given, collected)
         write_json(folder / provenances.FILE, record)
-        model_card.write(folder, record, collected)
+        card.write(folder, record, collected)
 
     write_atomically(run.pipeline, write)
     return run.pipeline

@@ -1,1 +1,1 @@
-"""families"""
+"""What is particular about each class of denoiser: one file per class."""

@@ -11,14 +11,14 @@ from diffcompress.errors import DamagedError, UsageError
 from diffcompress.evaluation import frontier
 from diffcompress.evaluation import gates as gating
 from diffcompress.evaluation.features import find_space
-from diffcompress.evaluation.metrics import metric_names
-from diffcompress.evaluation.protocol import check_same
 from diffcompress.jobs.evaluate import check_junit, checked, score, write_junit
 from diffcompress.jobs.setting import Asked, Setting, fetched, prepare
-from diffcompress.run_folder import read_json, write_json
+from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.records.metrics import metric_names
+from diffcompress.records.protocol import check_same
+from diffcompress.records.run_folder import read_json, write_json
 from diffcompress.runtime import Progress
-from diffcompress.teacher.load import LoadedPipeline
-from diffcompress.teacher.resolve import resolve
+from diffcompress.sources.resolve import resolve
 
 FOLDER, RESULTS, FRONTIER = "comparison", "comparison.json", "frontier.svg"
 _FIELDS = {"student", "teacher", "protocol", "metrics"}

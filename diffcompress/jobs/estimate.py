@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-from diffcompress.jobs.conclude import judged
+from diffcompress.jobs.deliver import judged
 from diffcompress.jobs.run import Run
+from diffcompress.pipeline.sampling import automatic_batch_size, sample
 from diffcompress.runtime import Progress
-from diffcompress.sampling import automatic_batch_size, sample
 
 
 def estimate(run: Run) -> str:

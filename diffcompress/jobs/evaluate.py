@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from diffcompress import runtime as runtimes
-from diffcompress.data.hub_images import pinned
 from diffcompress.errors import UsageError
 from diffcompress.evaluation import gates as gating
 from diffcompress.evaluation.features import find_space
-from diffcompress.evaluation.metrics import metric_names
 from diffcompress.evaluation.score import evaluate_pipeline
-from diffcompress.export.hashes import is_sound
-from diffcompress.export.licence import is_demo
+from diffcompress.images.hub_images import pinned
 from diffcompress.jobs.setting import Asked, Setting, fetched, prepare, writable
-from diffcompress.run_folder import EVALUATION, RunFolder, read_json, write_json
+from diffcompress.pipeline.load import LoadedPipeline, state_fingerprint
+from diffcompress.records.fingerprints import is_sound
+from diffcompress.records.metrics import metric_names
+from diffcompress.records.run_folder import EVALUATION, RunFolder, read_json, write_json
 from diffcompress.runtime import Progress
-from diffcompress.teacher.load import LoadedPipeline, state_fingerprint
-from diffcompress.teacher.reference import Reference
-from diffcompress.teacher.resolve import resolve
-from diffcompress.teacher.state import StoredState
-from diffcompress.teacher.weights import TeacherState, check_state
+from diffcompress.sources.licence import is_demo
+from diffcompress.sources.reference import Reference
+from diffcompress.sources.resolve import resolve
+from diffcompress.sources.state import StoredState
+from diffcompress.sources.weights import TeacherState, check_state
 
 
 def evaluate(

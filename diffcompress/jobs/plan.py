@@ -10,20 +10,20 @@ from typing import Any
 
 from diffcompress import recipe as recipes
 from diffcompress.errors import DoesNotFitError, UsageError
-from diffcompress.export import evidence
-from diffcompress.export.licence import licence_of
 from diffcompress.families import registry
 from diffcompress.families.base import Family
 from diffcompress.jobs import target
+from diffcompress.pipeline.checks import check_config
+from diffcompress.pipeline.load import check_teacher, describe, hollow
 from diffcompress.recipe import Recipe
+from diffcompress.report import evidence
 from diffcompress.runtime import Progress
+from diffcompress.sources.licence import licence_of
+from diffcompress.sources.resolve import denoiser_config, resolve
 from diffcompress.student import costs
 from diffcompress.student import plan as planning
 from diffcompress.student.costs import TRAINING_BYTES_PER_PARAMETER
 from diffcompress.student.plan import StudentPlan
-from diffcompress.teacher.checks import check_config
-from diffcompress.teacher.load import check_teacher, describe, hollow
-from diffcompress.teacher.resolve import denoiser_config, resolve
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from diffcompress.errors import UsageError
-from diffcompress.export.report import write_report
-from diffcompress.run_folder import RunFolder
+from diffcompress.records.run_folder import RunFolder
+from diffcompress.report.page import write_report
 
 
 def report(run: str) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from diffcompress import __version__
 from diffcompress.recipe import Recipe
-from diffcompress.run_folder import RunFolder
-from diffcompress.run_identity import as_path
-from diffcompress.teacher.reference import Reference
+from diffcompress.records.run_folder import RunFolder
+from diffcompress.records.run_identity import as_path
+from diffcompress.sources.reference import Reference
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,19 +9,20 @@ from dataclasses import dataclass, replace
 
 from diffcompress import __version__
 from diffcompress import runtime as runtimes
-from diffcompress.data import hub_images, images
 from diffcompress.errors import UsageError
 from diffcompress.export import formats, hub
-from diffcompress.export.licence import licence_of
 from diffcompress.export.rehearsal import rehearse
+from diffcompress.images import hub_images, images
 from diffcompress.jobs.request import Request
 from diffcompress.jobs.setting import texts_for
-from diffcompress.run_folder import RunFolder, read_json, write_json
+from diffcompress.pipeline.encoding import with_prompts
+from diffcompress.pipeline.load import LoadedPipeline, check_teacher, describe, load
+from diffcompress.records.run_folder import RunFolder, read_json, write_json
 from diffcompress.runtime import Progress, Runtime
+from diffcompress.sources.fetch import fetch
+from diffcompress.sources.licence import licence_of
+from diffcompress.sources.weights import require_parts
 from diffcompress.student.plan import StudentPlan, plan
-from diffcompress.teacher.encoding import with_prompts
-from diffcompress.teacher.load import LoadedPipeline, check_teacher, describe, load
-from diffcompress.teacher.weights import require_parts
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
     _check(request, runtime, progress)
     formats.check(recipe.export, family, student_plan.config)
     request = replace(request, data=hub_images.pinned(request.data))
-    reference.fetch(progress=progress)
+    fetch(reference, progress)
     if reference.pipeline is not None:
         require_parts(reference, (part for part in reference.parts if part != reference.denoiser_part))
     teacher = load(reference, runtime.device, sample_size=recipe.bank.sample_size)

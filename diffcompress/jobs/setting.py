@@ -9,17 +9,18 @@ from pathlib import Path
 from torch import Tensor
 
 from diffcompress import recipe as recipes
-from diffcompress.data import images
-from diffcompress.data import prompts as prompting
 from diffcompress.errors import UsageError
-from diffcompress.evaluation.features import FeatureSpace, choose_space, image_shape
+from diffcompress.evaluation.features import FeatureSpace, choose_space, image_shape, protocol_for
 from diffcompress.evaluation.neighbours import FEWEST
-from diffcompress.evaluation.protocol import Protocol
+from diffcompress.images import images
+from diffcompress.images import prompts as prompting
+from diffcompress.pipeline.encoding import with_prompts
+from diffcompress.pipeline.load import LoadedPipeline, describe, load
 from diffcompress.recipe import Recipe
+from diffcompress.records.protocol import Protocol
 from diffcompress.runtime import Progress, Runtime
-from diffcompress.teacher.encoding import with_prompts
-from diffcompress.teacher.load import LoadedPipeline, describe, load
-from diffcompress.teacher.reference import Reference
+from diffcompress.sources.fetch import fetch
+from diffcompress.sources.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def prepare(
         if space is not None:
             space.extractor.to(runtime.device)
             space = space.measured_to(real.parts(), digest)
-    protocol = Protocol.make(
+    protocol = protocol_for(
         space,
         model,
         num_samples=num_samples,
@@ -105,7 +106,7 @@ def prepare(
 
 def fetched(reference: Reference, runtime: Runtime, progress: Progress) -> LoadedPipeline:
     """A model of any place, with all parts of its pipeline here, at the size that its recipe samples."""
-    reference.fetch(progress=progress)
+    fetch(reference, progress)
     return load(reference, runtime.device, sample_size=_recipe(reference).bank.sample_size)
 
 

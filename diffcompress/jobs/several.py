@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from diffcompress.errors import DoesNotFitError, UsageError
-from diffcompress.export.overview import write_overview
 from diffcompress.jobs.compare import compare
 from diffcompress.jobs.shrink import shrink
-from diffcompress.run_folder import RunFolder
+from diffcompress.records.run_folder import RunFolder
+from diffcompress.report.overview import write_overview
 from diffcompress.runtime import Progress
-from diffcompress.teacher.resolve import resolve
+from diffcompress.sources.resolve import resolve
 
 
 def shrink_several(

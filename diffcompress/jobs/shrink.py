@@ -8,10 +8,10 @@ from typing import Any
 from diffcompress import recipe as recipes
 from diffcompress.families import registry
 from diffcompress.jobs import target
-from diffcompress.jobs.finished import answer, result
+from diffcompress.jobs.answer import answer, result
 from diffcompress.jobs.request import Request
 from diffcompress.runtime import Progress
-from diffcompress.teacher.resolve import resolve
+from diffcompress.sources.resolve import resolve
 
 
 def shrink(
@@ -68,8 +68,8 @@ def shrink(
 
 def _make(request: Request, progress: Progress) -> dict[str, Any]:
     """Every step of the run that is not done yet. Its imports take seconds, which a finished run does without."""
-    from diffcompress.data import bank as banks
-    from diffcompress.jobs.conclude import conclude
+    from diffcompress.bank import bank as banks
+    from diffcompress.jobs.deliver import conclude
     from diffcompress.jobs.estimate import estimate
     from diffcompress.jobs.run import opened
     from diffcompress.jobs.train import starting_student, train

@@ -7,18 +7,18 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from diffcompress.data import bank as banks
-from diffcompress.data.targets import refit_batch, taylor_batches
+from diffcompress.bank import bank as banks
+from diffcompress.bank.targets import refit_batch, taylor_batches
 from diffcompress.families.base import TensorRules
+from diffcompress.pipeline.conditions import as_dtype
+from diffcompress.pipeline.load import LoadedPipeline, state_fingerprint
 from diffcompress.recipe import Recipe
 from diffcompress.runtime import Progress
+from diffcompress.sources.weights import open_state
 from diffcompress.student.inherit import pick, start_student
 from diffcompress.student.plan import StudentPlan
 from diffcompress.student.refit import refit
 from diffcompress.student.scores import magnitude_scores, taylor_scores
-from diffcompress.teacher.conditioning import as_dtype
-from diffcompress.teacher.load import LoadedPipeline, state_fingerprint
-from diffcompress.teacher.weights import open_state
 from diffcompress.training.state import TrainingState
 
 # Samples that layers are refitted on: fewer at once would not be of all noise levels.

@@ -9,14 +9,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from diffcompress import recipe as recipes
-from diffcompress.data.bank import Bank
-from diffcompress.data.targets import Targets
-from diffcompress.export.sheets import write_sheet
+from diffcompress.bank.bank import Bank
+from diffcompress.bank.targets import Targets
 from diffcompress.jobs.run import Run
 from diffcompress.jobs.students import as_student, averaged_student, copy_student, initial_student
+from diffcompress.pipeline.sampling import sample
 from diffcompress.recipe import Recipe
-from diffcompress.run_folder import damaged, discard, read_tensors, write_atomically, write_json, write_text
-from diffcompress.sampling import sample
+from diffcompress.records.run_folder import damaged, discard, read_tensors, write_atomically, write_json, write_text
+from diffcompress.report.sheets import write_sheet
 from diffcompress.training import budget, micro
 from diffcompress.training.ema import Ema
 from diffcompress.training.objective import Trainee, freeze_unused, make_adapters

@@ -1,1 +1,1 @@
-"""student"""
+"""Deriving the student: size, shape, and a start from the teacher's weights."""

@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffcompress.families.base import Family
+from diffcompress.sources.state import SAFETENSORS_DTYPES
 from diffcompress.student.size import build
-from diffcompress.teacher.state import SAFETENSORS_DTYPES
 
 # float32 weights, gradients, Adam's two moments, and the averaged copy that is exported.
 TRAINING_BYTES_PER_PARAMETER = 4 + 4 + 8 + 4

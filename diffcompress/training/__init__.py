@@ -1,1 +1,1 @@
-"""training"""
+"""The training loop: steps, optimizers, averaged weights, checkpoints."""

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from diffcompress.run_folder import write_text
+from diffcompress.records.run_folder import write_text
 
 
 class MetricsLog:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from diffcompress.data.targets import Batch
+from diffcompress.bank.targets import Batch
 from diffcompress.losses.terms import ReduceMean
+from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import StageSection
 from diffcompress.runtime import Runtime, free_memory
-from diffcompress.teacher.load import LoadedPipeline
 from diffcompress.training.objective import step_losses
 
 # Share of the free memory that activations may take: gradients, moments and the allocator want some too.

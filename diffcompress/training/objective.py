@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from diffcompress import losses
-from diffcompress.data.targets import Batch
+from diffcompress.bank.targets import Batch
 from diffcompress.families.base import Family
 from diffcompress.losses.terms import LossTerms, ReduceMean
+from diffcompress.pipeline.conditions import as_dtype
+from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import StageSection
 from diffcompress.runtime import computes_bfloat16
-from diffcompress.teacher.conditioning import as_dtype
-from diffcompress.teacher.load import LoadedPipeline
 
 # A U-Net of no more channels at full resolution gains nothing from having them last.
 FEW_CHANNELS = 16

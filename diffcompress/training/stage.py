@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diffcompress.data.targets import Batch, Targets
+from diffcompress.bank.targets import Batch, Targets
 from diffcompress.errors import DiffCompressError, RunStopped
+from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import Recipe, StageSection
 from diffcompress.runtime import Progress, Runtime
-from diffcompress.teacher.load import LoadedPipeline
 from diffcompress.training.log import MetricsLog
 from diffcompress.training.micro import backward
 from diffcompress.training.optim import learning_rate

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffcompress.run_folder import damaged, discard, read_json, read_tensors, write_atomically, write_json
+from diffcompress.records.run_folder import damaged, discard, read_json, read_tensors, write_atomically, write_json
 from diffcompress.training.ema import Ema
 from diffcompress.training.optim import Optimizer
 

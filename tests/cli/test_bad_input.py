@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from diffcompress.jobs import target
-from diffcompress.run_folder import read_json, write_json
-from diffcompress.teacher.reference import DEMO_FOLDER
+from diffcompress.records.run_folder import read_json, write_json
+from diffcompress.sources.reference import DEMO_FOLDER
 from tests.cli.command import run, spawn
 from tests.jobs.tiny_teacher import save_teacher, settings
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import DiTPipeline, StableDiffusion3Pipeline
 
 from diffcompress.evaluation.features import demo_space
-from diffcompress.teacher.reference import DEMO_FOLDER, demo_names
+from diffcompress.sources.reference import DEMO_FOLDER, demo_names
 
 NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 # Classes that look alike (t-shirt, pullover, coat, shirt, dress) are left out: these five are told apart with ease.

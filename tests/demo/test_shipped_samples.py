@@ -10,11 +10,11 @@ import pytest
 from diffcompress import recipe as recipes
 from diffcompress import runtime as runtimes
 from diffcompress.evaluation.cache import SampleCache
-from diffcompress.jobs.conclude import judged
+from diffcompress.jobs.deliver import judged
 from diffcompress.jobs.setting import Asked, prepare
+from diffcompress.pipeline.load import load
 from diffcompress.runtime import Progress, StopRequest
-from diffcompress.teacher.load import load
-from diffcompress.teacher.resolve import resolve
+from diffcompress.sources.resolve import resolve
 
 
 class Drawing(Progress):

@@ -15,8 +15,8 @@ import diffcompress
 import tests.families
 from diffcompress.errors import DoesNotFitError
 from diffcompress.families import registry
-from diffcompress.run_folder import RunFolder, read_json
-from diffcompress.teacher.resolve import resolve
+from diffcompress.records.run_folder import RunFolder, read_json
+from diffcompress.sources.resolve import resolve
 from tests import tiny
 
 PIPES = sorted(m.name for m in pkgutil.iter_modules(tests.families.__path__) if m.name.startswith("pipe_"))

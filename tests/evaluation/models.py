@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 
-from diffcompress.teacher.load import LoadedPipeline, load
-from diffcompress.teacher.resolve import resolve
+from diffcompress.pipeline.load import LoadedPipeline, load
+from diffcompress.sources.resolve import resolve
 from tests import tiny
 
 

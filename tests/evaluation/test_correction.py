@@ -8,7 +8,7 @@ import torch
 from diffcompress.evaluation import correction
 from diffcompress.evaluation.cache import weights_key
 from diffcompress.evaluation.correction import corrected, fit, verdict
-from diffcompress.sampling import sample
+from diffcompress.pipeline.sampling import sample
 from tests.evaluation import models
 
 

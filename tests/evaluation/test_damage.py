@@ -11,15 +11,14 @@ import torch
 from diffcompress.evaluation import correction, gates, speed
 from diffcompress.evaluation.cache import SampleCache
 from diffcompress.evaluation.failed import failed_share, total_variation
-from diffcompress.evaluation.features import demo_space
-from diffcompress.evaluation.metrics import COSTS, metric_names
-from diffcompress.evaluation.protocol import Protocol
+from diffcompress.evaluation.features import demo_space, protocol_for
 from diffcompress.evaluation.score import evaluate_pipeline
 from diffcompress.noise import generator
+from diffcompress.pipeline.load import load
+from diffcompress.pipeline.sampling import sample
+from diffcompress.records.metrics import COSTS, metric_names
 from diffcompress.runtime import Progress, StopRequest
-from diffcompress.sampling import sample
-from diffcompress.teacher.load import load
-from diffcompress.teacher.resolve import resolve
+from diffcompress.sources.resolve import resolve
 
 GATES = ("agreement>0.99", "fd<1.2*teacher", "fd_demo_held_out<1.2*teacher", "kd<1.2*teacher", "fd_teacher<1",
          "kd_teacher<0.1", "precision>0.9*teacher", "recall>0.9*teacher", "density>0.9*teacher", "coverage>0.9*teacher",
@@ -62,7 +61,7 @@ def score(tmp_path_factory, teacher):
     With two steps the teacher itself is too blurred to recall any real image.
     """
     space = demo_space()
-    protocol = Protocol.make(space, teacher, num_samples=128, sampler_steps=3, agreement_images=8, agreement_levels=4)
+    protocol = protocol_for(space, teacher, num_samples=128, sampler_steps=3, agreement_images=8, agreement_levels=4)
     folder = tmp_path_factory.mktemp("cache")
 
     def run(damage=None):
@@ -104,7 +103,7 @@ def test_a_damaged_copy_is_flagged_by_every_metric(score, damage):
 def test_failed_samples_see_noise_and_not_every_wrong_image(teacher, damage, failed, tmp_path):
     """With 25 steps slight noise on the weights ends in a texture no noisier than some clothes: docs/evaluation.md."""
     space = demo_space()
-    protocol = Protocol.make(space, teacher)
+    protocol = protocol_for(space, teacher)
     right = SampleCache(tmp_path, StopRequest(), Progress()).draw(teacher, protocol, space, "not drawn: it ships")
     wrong = sample(damaged(teacher, damage), range(3), seed=protocol.sampling_seed, num_steps=protocol.sampler_steps)
     assert (wrong - right.images[:3]).square().mean().sqrt() > 0.3

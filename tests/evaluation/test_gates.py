@@ -8,7 +8,7 @@ import pytest
 
 from diffcompress.errors import UsageError
 from diffcompress.evaluation.gates import judge, parse, write_junit
-from diffcompress.evaluation.metrics import full_name, metric_names
+from diffcompress.records.metrics import full_name, metric_names
 
 METRICS = metric_names()
 

@@ -9,9 +9,9 @@ from diffcompress.evaluation.cache import Drawn
 from diffcompress.evaluation.distances import add_distances
 from diffcompress.evaluation.failed import total_variation
 from diffcompress.evaluation.features import demo_space
-from diffcompress.evaluation.metrics import DISTANCES, NEIGHBOURS, TO_TEACHER, Metrics
-from diffcompress.evaluation.protocol import Protocol
 from diffcompress.noise import generator
+from diffcompress.records.metrics import DISTANCES, NEIGHBOURS, TO_TEACHER, Metrics
+from diffcompress.records.protocol import Protocol
 
 SPACE = demo_space()
 

@@ -14,9 +14,9 @@ from diffcompress.evaluation.cache import SampleCache, entry_key, weights_key
 from diffcompress.evaluation.failed import failed_share, total_variation
 from diffcompress.evaluation.features import EXTRACTOR_FILE, Extractor, FeatureSpace, demo_space, find_space
 from diffcompress.evaluation.frechet import frechet_distance
-from diffcompress.evaluation.protocol import Protocol, check_same
+from diffcompress.pipeline.sampling import sample
+from diffcompress.records.protocol import Protocol, check_same
 from diffcompress.runtime import Progress, StopRequest
-from diffcompress.sampling import sample
 from tests.evaluation import models
 
 PROTOCOL = Protocol(sampler_steps=2, num_samples=10)

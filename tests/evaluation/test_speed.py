@@ -10,8 +10,8 @@ from torch import nn
 
 from diffcompress.cli import tables
 from diffcompress.evaluation import speed
-from diffcompress.evaluation.protocol import Protocol
 from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.records.protocol import Protocol
 from tests.evaluation import models
 
 

@@ -6,8 +6,8 @@ import diffusers
 import pytest
 import torch
 
-from diffcompress.teacher.load import LoadedPipeline, load
-from diffcompress.teacher.resolve import resolve
+from diffcompress.pipeline.load import LoadedPipeline, load
+from diffcompress.sources.resolve import resolve
 from tests import tiny
 
 

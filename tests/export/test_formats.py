@@ -17,11 +17,11 @@ from diffcompress.errors import DiffCompressError, UsageError
 from diffcompress.export import formats, onnx
 from diffcompress.export.weights import export_pipeline
 from diffcompress.families import registry
+from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import ExportSection
-from diffcompress.run_folder import RunFolder
-from diffcompress.teacher.load import LoadedPipeline
+from diffcompress.records.run_folder import RunFolder
 from tests import tiny
-from tests.export.synthetic_run import write_run
+from tests.report.synthetic_run import write_run
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

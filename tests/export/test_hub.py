@@ -15,16 +15,16 @@ from safetensors.torch import load_file
 
 from diffcompress.errors import AccessError, DiffCompressError, ExitStatus, UsageError
 from diffcompress.export import hub
-from diffcompress.export.licence import Licence, stated_by_user
 from diffcompress.export.provenance import relicense
-from diffcompress.export.report import write_report
 from diffcompress.export.weights import export_pipeline
-from diffcompress.run_folder import RunFolder, read_json
+from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.records.run_folder import RunFolder, read_json
+from diffcompress.report.page import write_report
 from diffcompress.runtime import Progress
-from diffcompress.teacher.load import LoadedPipeline
+from diffcompress.sources.licence import Licence, stated_by_user
 from tests.export.loopback import point_client_at
-from tests.export.synthetic_run import write_run
 from tests.hub_server import HubServer
+from tests.report.synthetic_run import write_run
 
 MIT = Licence("mit", "the teacher's model card")
 NOW = {"Retry-After": "0"}

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from diffcompress.errors import DiffCompressError
 from diffcompress.export import probe, proof
 from diffcompress.export.weights import export_pipeline
-from diffcompress.teacher.load import LoadedPipeline, load
-from diffcompress.teacher.resolve import resolve
+from diffcompress.pipeline.load import LoadedPipeline, load
+from diffcompress.sources.resolve import resolve
 from tests import tiny
-from tests.export.synthetic_run import write_run
+from tests.report.synthetic_run import write_run
 
 
 def test_a_fresh_process_computes_what_memory_computes(

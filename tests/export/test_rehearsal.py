@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from diffcompress.errors import UsageError
 from diffcompress.export.rehearsal import rehearse
+from diffcompress.pipeline.load import describe, load
 from diffcompress.runtime import Progress
-from diffcompress.teacher.load import describe, load
-from diffcompress.teacher.resolve import resolve
+from diffcompress.sources.resolve import resolve
 from tests import tiny
 from tests.cli.command import run
 from tests.families import pipe_dit, pipe_stable_diffusion

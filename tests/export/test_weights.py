@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from diffcompress.errors import DiffCompressError
 from diffcompress.export.weights import export_pipeline, rounded
-from diffcompress.teacher.load import LoadedPipeline, load
-from diffcompress.teacher.resolve import resolve
+from diffcompress.pipeline.load import LoadedPipeline, load
+from diffcompress.sources.resolve import resolve
 from tests import tiny
-from tests.export.synthetic_run import write_run
 from tests.families import pipe_dit, pipe_stable_diffusion
+from tests.report.synthetic_run import write_run
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 

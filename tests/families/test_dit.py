@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from diffcompress.families.dit import FAMILY
+from diffcompress.pipeline.conditions import without_text
 from diffcompress.student.inherit import inherit
 from diffcompress.student.size import build
-from diffcompress.teacher.conditioning import without_text
 from tests.families.pipe_dit import CLASSES, pipeline
 from tests.families.recording import assert_reproduced, record
 from tests.families.test_contract import lively

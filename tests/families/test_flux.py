@@ -11,9 +11,9 @@ import torch
 from diffcompress.errors import UsageError
 from diffcompress.families.flux import FAMILY, GUIDANCE
 from diffcompress.families.mmdit_rules import unpack
+from diffcompress.pipeline.conditions import trace
 from diffcompress.student.inherit import inherit
 from diffcompress.student.size import build
-from diffcompress.teacher.conditioning import trace
 from tests.families.pipe_flux import pipeline, schnell
 from tests.families.recording import assert_reproduced, record
 from tests.families.test_contract import lively, predictions

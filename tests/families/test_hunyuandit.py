@@ -11,9 +11,9 @@ import torch
 from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.families.hunyuandit import FAMILY, TOLD, _rotary, mirrored
 from diffcompress.families.transformer_rules import nearest_positions
+from diffcompress.pipeline.conditions import trace
 from diffcompress.student.plan import plan
 from diffcompress.student.size import build
-from diffcompress.teacher.conditioning import trace
 from tests.families.pipe_hunyuandit import pipeline
 from tests.families.recording import assert_reproduced, record
 

@@ -6,9 +6,9 @@ import torch
 
 from diffcompress.families.lumina2 import FAMILY
 from diffcompress.families.shapes import shapes
+from diffcompress.pipeline.conditions import trace
 from diffcompress.student.inherit import inherit, magnitude_scores, pick
 from diffcompress.student.size import build, check_forward
-from diffcompress.teacher.conditioning import trace
 from tests.families.pipe_lumina2 import pipeline
 from tests.families.recording import assert_reproduced, record
 from tests.families.test_contract import lively

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from diffcompress.families.pixart import FAMILY, SIZES
+from diffcompress.pipeline.conditions import trace
 from diffcompress.student.inherit import inherit, magnitude_scores, pick
 from diffcompress.student.size import build
-from diffcompress.teacher.conditioning import trace
 from tests.families.pipe_pixart import alpha_1024, pipeline
 from tests.families.recording import assert_reproduced, record
 from tests.families.test_contract import lively, predictions

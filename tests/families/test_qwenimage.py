@@ -9,9 +9,9 @@ from torch import Tensor
 from diffcompress.errors import UsageError
 from diffcompress.families.mmdit_rules import pack, unpack
 from diffcompress.families.qwenimage import FAMILY, UNSUPPORTED
+from diffcompress.pipeline.conditions import trace
 from diffcompress.student.inherit import inherit
 from diffcompress.student.size import build
-from diffcompress.teacher.conditioning import trace
 from tests.families.pipe_qwenimage import pipeline
 from tests.families.recording import assert_reproduced, record
 from tests.families.test_contract import lively, predictions

@@ -9,10 +9,10 @@ import torch
 
 from diffcompress.errors import UsageError
 from diffcompress.families.sana import FAMILY
+from diffcompress.pipeline.conditions import trace
 from diffcompress.student.inherit import inherit, magnitude_scores, pick
 from diffcompress.student.plan import plan
 from diffcompress.student.size import build
-from diffcompress.teacher.conditioning import trace
 from tests.families.pipe_sana import pipeline
 from tests.families.recording import assert_reproduced, record
 from tests.families.test_contract import lively, predictions

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from diffcompress.families.sd3 import FAMILY
+from diffcompress.pipeline.conditions import trace
 from diffcompress.student.inherit import inherit
 from diffcompress.student.size import build
-from diffcompress.teacher.conditioning import trace
 from tests.families.pipe_sd3 import medium, pipeline
 from tests.families.recording import assert_reproduced, record
 from tests.families.test_contract import lively, predictions

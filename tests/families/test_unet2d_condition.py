@@ -14,10 +14,10 @@ from torch import Tensor
 from diffcompress.errors import UsageError
 from diffcompress.families import unet2d
 from diffcompress.families.unet2d_condition import FAMILY, head_size
+from diffcompress.pipeline.conditions import trace
 from diffcompress.student.inherit import inherit, magnitude_scores, pick
 from diffcompress.student.plan import plan
 from diffcompress.student.size import build
-from diffcompress.teacher.conditioning import trace
 from tests.families import pipe_ldm, pipe_stable_diffusion, pipe_stable_diffusion_xl
 from tests.families.recording import assert_reproduced, record
 from tests.families.test_contract import lively, predictions

@@ -7,12 +7,12 @@ import torch
 
 from diffcompress.errors import UsageError
 from diffcompress.families.wan import FAMILY
+from diffcompress.pipeline.conditions import trace
+from diffcompress.pipeline.load import describe
+from diffcompress.sources.resolve import resolve
 from diffcompress.student.inherit import inherit, magnitude_scores, pick
 from diffcompress.student.plan import plan
 from diffcompress.student.size import build
-from diffcompress.teacher.conditioning import trace
-from diffcompress.teacher.load import describe
-from diffcompress.teacher.resolve import resolve
 from tests.families.pipe_wan import pipeline
 from tests.families.recording import assert_reproduced, record
 from tests.families.test_contract import lively

@@ -7,8 +7,8 @@ import torch
 
 from diffcompress.errors import UsageError
 from diffcompress.families.z_image import FAMILY
+from diffcompress.pipeline.conditions import trace
 from diffcompress.student.plan import plan
-from diffcompress.teacher.conditioning import trace
 from tests.families.pipe_z_image import pipeline
 from tests.families.recording import assert_reproduced, record
 

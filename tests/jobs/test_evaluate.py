@@ -16,8 +16,8 @@ from diffcompress.cli.app import explain
 from diffcompress.errors import ExitStatus, UsageError
 from diffcompress.evaluation import cache as caching
 from diffcompress.evaluation.features import EXTRACTOR_FILE
-from diffcompress.evaluation.metrics import COSTS, NEIGHBOURS, SAMPLE_CHECKS, TO_TEACHER, metric_names
 from diffcompress.jobs.evaluate import evaluate
+from diffcompress.records.metrics import COSTS, NEIGHBOURS, SAMPLE_CHECKS, TO_TEACHER, metric_names
 from diffcompress.runtime import Progress
 from tests.evaluation import models
 

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from diffcompress.errors import UsageError
-from diffcompress.evaluation.metrics import NEIGHBOURS
 from diffcompress.jobs.evaluate import evaluate
+from diffcompress.records.metrics import NEIGHBOURS
 from tests.evaluation.test_spaces import clip, dino
 from tests.families.pipe_stable_diffusion import pipeline
 

@@ -15,7 +15,7 @@ import pytest
 from diffcompress import recipe as recipes
 from diffcompress.errors import RunStopped
 from diffcompress.jobs.run import Run
-from diffcompress.run_folder import RunFolder, discard, read_json, write_json
+from diffcompress.records.run_folder import RunFolder, discard, read_json, write_json
 from diffcompress.runtime import Progress, start
 from tests.cli.command import run as cli
 from tests.jobs.tiny_teacher import command, environment, run, same, save_teacher, stop_when, weights

@@ -7,7 +7,7 @@ import pytest
 
 import diffcompress.jobs.several as several
 from diffcompress.errors import UsageError
-from diffcompress.run_folder import read_json
+from diffcompress.records.run_folder import read_json
 from diffcompress.runtime import Progress
 from tests.jobs.tiny_teacher import SMALL, save_teacher
 

@@ -12,8 +12,8 @@ from diffusers import DDIMScheduler, DDPMPipeline
 import diffcompress
 from diffcompress import recipe as recipes
 from diffcompress.errors import DoesNotFitError
-from diffcompress.export.model_card import usage
-from diffcompress.run_folder import read_json
+from diffcompress.records.run_folder import read_json
+from diffcompress.report.card import usage
 from diffcompress.runtime import Progress
 from tests import tiny
 from tests.families import pipe_dit

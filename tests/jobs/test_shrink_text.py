@@ -13,8 +13,8 @@ from PIL import Image
 
 import diffcompress
 from diffcompress.errors import UsageError
-from diffcompress.export.model_card import usage
-from diffcompress.run_folder import RunFolder, read_json
+from diffcompress.records.run_folder import RunFolder, read_json
+from diffcompress.report.card import usage
 from diffcompress.runtime import Progress
 from tests import tiny
 from tests.families import pipe_pixart, pipe_sd3

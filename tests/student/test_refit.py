@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from diffcompress.families.base import IndexSet, TensorRule, TensorRules
 from diffcompress.families.unet2d import FAMILY
+from diffcompress.pipeline.load import load
 from diffcompress.recipe import StudentSection
+from diffcompress.sources.resolve import resolve
 from diffcompress.student import refit as refitting
 from diffcompress.student.inherit import inherit, pick, start_student
 from diffcompress.student.plan import plan
 from diffcompress.student.refit import refit
 from diffcompress.student.scores import magnitude_scores
-from diffcompress.teacher.load import load
-from diffcompress.teacher.resolve import resolve
 from tests import tiny
 
 

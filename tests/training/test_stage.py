@@ -8,11 +8,12 @@ import psutil
 import pytest
 import torch
 
-from diffcompress.data import bank as banks
-from diffcompress.data.targets import Targets
+from diffcompress.bank import bank as banks
+from diffcompress.bank.targets import Targets
 from diffcompress.errors import DiffCompressError, RunStopped
 from diffcompress.families import registry
 from diffcompress.jobs.students import initial_student
+from diffcompress.pipeline.load import load
 from diffcompress.recipe import (
     BankSection,
     LossWeights,
@@ -23,10 +24,9 @@ from diffcompress.recipe import (
     TrainingSection,
 )
 from diffcompress.runtime import Progress, start
+from diffcompress.sources.resolve import resolve
 from diffcompress.student.plan import plan
 from diffcompress.student.size import build
-from diffcompress.teacher.load import load
-from diffcompress.teacher.resolve import resolve
 from diffcompress.training import budget, micro
 from diffcompress.training.ema import Ema
 from diffcompress.training.objective import Trainee, freeze_unused, make_adapters

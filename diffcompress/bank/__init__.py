@@ -1,0 +1,1 @@
+"""What the student learns from: the teacher's samples and its stored outputs."""

@@ -1,0 +1,217 @@
+"""The bank: clean samples, drawn from the teacher itself (default) or the user's own, and the trajectories they left.
+
+A trajectory entry is one denoiser call of the teacher's own sampling: (noisy, timestep, prediction, sample index,
+condition). It costs nothing beyond sampling the bank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffcompress.bank.shards import Tensors, make_shards, read_shards
+from diffcompress.errors import UsageError
+from diffcompress.images import images
+from diffcompress.noise import generator
+from diffcompress.pipeline.conditions import Conditions
+from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.pipeline.sampling import automatic_batch_size, sample
+from diffcompress.recipe import BankSection
+from diffcompress.records.run_folder import read_json, write_json
+from diffcompress.runtime import Progress, Runtime
+
+SHARD_SIZE = 128
+TRAJECTORY_BYTES = 2 << 30
+KEEP_STREAM = 11
+TRAJECTORY = ("noisy", "timestep", "prediction", "condition")
+
+
+@dataclass(frozen=True)
+class Bank:
+    """clean `[N, C, *spatial]`; index `[N]`: the row of `conditions` of each; trajectory: noisy, timestep, prediction,
+    index (of the clean sample), condition (row, the null one where guidance asked for it) with one row per stored
+    denoiser call (empty for the user's own images); key: content key; batch_size: rows of a teacher call;
+    null_share: of targets, see the recipe."""
+
+    clean: Tensor
+    index: Tensor
+    conditions: Conditions
+    trajectory: Tensors
+    key: str
+    batch_size: int
+    null_share: float = 0.0
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.clean)
+
+    @property
+    def num_trajectory(self) -> int:
+        return len(self.trajectory.get("timestep", ()))
+
+
+def fill(
+    folder: Path,
+    teacher: LoadedPipeline,
+    section: BankSection,
+    seed: int,
+    own: images.Images | None,
+    runtime: Runtime,
+    progress: Progress,
+) -> Bank:
+    """The bank in `folder`, made or completed. Sample i follows from (seed, i) alone, whichever process draws it.
+
+    own: the user's images in place of the teacher's samples. Raises UsageError when they are not those that the bank
+    was begun with; RunStopped or RunInterrupted between shards.
+    """
+    if own is not None:
+        return _from_images(folder, teacher, section, own, runtime, progress)
+    key = _key(teacher.fingerprint, section.model_dump(), seed, teacher.sample_shape, teacher.conditions.texts)
+    if _record(folder).get("key", key) != key:
+        raise UsageError(
+            f"the bank in {folder} was drawn with other prompts, another seed, teacher or recipe",
+            "choose another --output, or --overwrite to begin anew",
+        )
+    if section.guidance != 1 and teacher.conditions.null is None:
+        progress.note(
+            f"bank.guidance {section.guidance:g} does nothing: '{teacher.reference.id}' has no null conditioning"
+        )
+    batch_size = _settled_batch_size(folder, teacher, runtime, key=key, source=teacher.reference.id)
+    keep = _kept_positions(teacher, section)
+
+    def make(indices: range) -> Tensors:
+        parts = [
+            _sample_batch(teacher, section, seed, list(indices)[start : start + batch_size], keep)
+            for start in range(0, len(indices), batch_size)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    make_shards(folder, section.num_samples, SHARD_SIZE, make, runtime, progress, "bank")
+    rows = read_shards(folder, section.num_samples, SHARD_SIZE)
+    trajectory = {name: rows.pop(f"trajectory.{name}").flatten(0, 1) for name in TRAJECTORY}
+    trajectory["index"] = torch.arange(section.num_samples).repeat_interleave(keep)
+    return Bank(rows["clean"], rows["condition"], teacher.conditions, trajectory, key, batch_size, section.null_share)
+
+
+def _sample_batch(teacher: LoadedPipeline, section: BankSection, seed: int, indices: list[int], keep: int) -> Tensors:
+    calls: list[tuple[Tensor, ...]] = []
+    rows = teacher.conditions.draw(indices, seed)
+    clean = sample(
+        teacher,
+        indices,
+        seed=seed,
+        num_steps=section.sampler_steps,
+        eta=section.eta,
+        guidance=section.guidance,
+        jitter=section.jitter,
+        conditions=rows,
+        record=lambda *call: calls.append(tuple(tensor.cpu() for tensor in call)),
+    )
+    _check_finite(calls)
+    kept = torch.stack([_kept(len(calls), section, keep, generator(seed, KEEP_STREAM, i)) for i in indices])
+    samples = torch.arange(len(indices))[:, None]
+    stacked = [torch.stack(tensors, 1)[samples, kept] for tensors in zip(*calls, strict=True)]
+    trajectory = {f"trajectory.{name}": value for name, value in zip(TRAJECTORY, stacked, strict=True)}
+    return {"clean": clean, "condition": rows, **trajectory}
+
+
+def _check_finite(calls: list[tuple[Tensor, ...]]) -> None:
+    """A student cannot learn what its teacher does not know."""
+    for _noisy, timestep, prediction, _conditions in calls:
+        broken = ~torch.isfinite(prediction).flatten(1).all(1)
+        if broken.any():
+            raise UsageError(
+                f"the teacher predicts NaN or infinite values at timestep {timestep[broken][0]:g}, so its samples "
+                "teach nothing",
+                "draw a sample with diffusers first: its weights, or their half precision, are at fault",
+            )
+
+
+def _kept(num_calls: int, section: BankSection, keep: int, own: torch.Generator) -> Tensor:
+    """Which of a sample's denoiser calls stay `[keep]`: one of each step, mostly the conditional of two."""
+    per_step = num_calls // section.sampler_steps
+    steps = torch.randperm(section.sampler_steps, generator=own)[:keep]
+    if per_step == 1:
+        return steps
+    return per_step * steps + (torch.rand(keep, generator=own) < section.null_share).long()
+
+
+def _kept_positions(teacher: LoadedPipeline, section: BankSection) -> int:
+    """Denoiser calls kept per sample, so that all trajectories together stay below TRAJECTORY_BYTES."""
+    return max(1, min(section.sampler_steps, TRAJECTORY_BYTES // (call_bytes(teacher) * section.num_samples)))
+
+
+def call_bytes(teacher: LoadedPipeline) -> int:
+    """Of one stored denoiser call at most: input and prediction, a learned variance with it."""
+    return 3 * 4 * torch.Size(teacher.sample_shape).numel()
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What the bank in `folder` was begun with; empty where there is none."""
+    file = folder / "bank.json"
+    return read_json(file, "key", "batch_size") if file.exists() else {}
+
+
+def _settled_batch_size(folder: Path, teacher: LoadedPipeline, runtime: Runtime, **told: object) -> int:
+    """Found from memory once and recorded with `told`, so that a resumed run asks its teacher in the same batches."""
+    if runtime.is_main and "batch_size" not in _record(folder):
+        write_json(folder / "bank.json", {**told, "batch_size": automatic_batch_size(teacher)})
+    runtime.wait()
+    return int(_record(folder)["batch_size"])
+
+
+def _from_images(
+    folder: Path,
+    teacher: LoadedPipeline,
+    section: BankSection,
+    loaded: images.Images,
+    runtime: Runtime,
+    progress: Progress,
+) -> Bank:
+    """The user's own images, through the autoencoder once for latent teachers."""
+    digest = loaded.digest
+    if loaded.commit is not None:
+        digest = _key(digest, loaded.source)
+    _check_same(folder, loaded, digest)
+    told = {"key": digest, "source": loaded.source, "num_samples": len(loaded), "warnings": loaded.warnings}
+    batch_size = _settled_batch_size(folder, teacher, runtime, **told)
+    if teacher.codec is None:
+        clean = loaded.pixels()
+    else:
+        key = _key(teacher.fingerprint, digest)
+
+        def encode(rows: range) -> Tensors:
+            assert teacher.codec is not None
+            return {"clean": teacher.codec.encode(loaded.pixels(rows.start, rows.stop))}
+
+        make_shards(folder / key[:16], len(loaded), SHARD_SIZE, encode, runtime, progress, "latents")
+        clean = read_shards(folder / key[:16], len(loaded), SHARD_SIZE)["clean"]
+        if clean.shape[1:] != teacher.sample_shape:
+            raise UsageError(
+                f"'{loaded.source}' gives latents of shape {list(clean.shape[1:])}, the teacher takes "
+                f"{list(teacher.sample_shape)}",
+                "report this teacher as a bug",
+            )
+    return Bank(clean, loaded.index, teacher.conditions, {}, digest, batch_size, section.null_share)
+
+
+def _check_same(folder: Path, loaded: images.Images, digest: str) -> None:
+    """A run that goes on must go on with the same images; raises UsageError when they have changed."""
+    before = _record(folder)
+    if before.get("key", digest) == digest:
+        return
+    others = f"those of {loaded.source}" if before["source"] != loaded.source else "others"
+    raise UsageError(
+        f"this run began with the images of {before['source']}, and now they are {others}",
+        "choose another --output, or --overwrite to begin anew",
+    )
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,227 @@
+"""Teacher targets: a prediction of the teacher for (noisy input, timestep, conditioning), fresh or reused.
+
+Reused targets live in pools. Pool k holds `pool_size` predictions (fewer of large samples), each used `reuse` times in
+shuffled order, then the next pool takes its place: the teacher's share of a step's cost falls by the reuse factor. Up
+to `trajectory_share` of a pool comes from the bank's trajectories, which cost nothing, as far as these suffice. All
+draws follow from integers (seed, pool, entry), so any step of any process can be had at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffcompress.bank.bank import Bank, call_bytes
+from diffcompress.bank.shards import Tensors, end_to_end, make_shards, shards
+from diffcompress.noise import generator
+from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.recipe import TargetsSection
+from diffcompress.records.run_folder import discard
+from diffcompress.runtime import Progress, Runtime
+
+SHARD_SIZE = 512
+# Of a pool at most, on disk and in memory, however large the teacher's samples are.
+POOL_BYTES = 4 << 30
+ENTRY_STREAM, MIX_STREAM, ORDER_STREAM, FRESH_STREAM, TAYLOR_STREAM, REFIT_STREAM = 21, 22, 23, 24, 25, 26
+TAYLOR_BATCHES, TAYLOR_BATCH_SIZE = 8, 32
+FIELDS = ("noisy", "timestep", "prediction", "index", "condition")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """noisy `[B, C, *spatial]`; prediction: the teacher's `[B, C or 2C, *spatial]`, with its learned variance where it
+    has one; diffusion_target: like noisy, None where no loss wants it; timestep `[B]`; conditioning: B rows."""
+
+    noisy: Tensor
+    timestep: Tensor
+    prediction: Tensor
+    diffusion_target: Tensor | None
+    conditioning: dict[str, Tensor]
+
+    def split(self, size: int) -> list[Batch]:
+        """Parts of `size` rows; this batch itself when it is no larger."""
+        if size >= len(self.noisy):
+            return [self]
+        parts = []
+        for start in range(0, len(self.noisy), size):
+            rows = slice(start, start + size)
+            conditioning = {name: value[rows] for name, value in self.conditioning.items()}
+            target = None if self.diffusion_target is None else self.diffusion_target[rows]
+            parts.append(Batch(self.noisy[rows], self.timestep[rows], self.prediction[rows], target, conditioning))
+        return parts
+
+    def to(self, device: torch.device) -> Batch:
+        def there(value: Tensor) -> Tensor:
+            # Asynchronous copies of memory that is freed at once arrive corrupted on some devices.
+            return value.to(device)
+
+        conditioning = {name: there(value) for name, value in self.conditioning.items()}
+        target = None if self.diffusion_target is None else there(self.diffusion_target)
+        return Batch(there(self.noisy), there(self.timestep), there(self.prediction), target, conditioning)
+
+
+class Targets:
+    """Batches for every step of a run. `batch(step)` is this process's share of the global batch of that step."""
+
+    def __init__(
+        self,
+        folder: Path,
+        teacher: LoadedPipeline,
+        bank: Bank,
+        section: TargetsSection,
+        *,
+        seed: int,
+        batch_size: int,
+        num_steps: int,
+        runtime: Runtime,
+        progress: Progress,
+        keep: bool = False,
+        with_diffusion: bool = True,
+    ) -> None:
+        """keep: leave used pools on disk, for other students of the same recipe. with_diffusion: batches have a
+        diffusion target, which costs more than the rest of them."""
+        self.folder, self.teacher, self.bank, self.section = folder, teacher, bank, section
+        self.seed, self.batch_size, self.runtime, self.progress = seed, batch_size, runtime, progress
+        self.keep, self.with_diffusion = keep, with_diffusion
+        uses = max(1, num_steps * batch_size)  # a run of no steps has no use for targets, but is no error
+        unique = -(-uses // section.reuse)
+        share = min(section.trajectory_share, bank.num_trajectory / unique)
+        # Stored calls cost nothing: where they suffice, all of them are used rather than few of them often.
+        self.reuse = -(-uses // bank.num_trajectory) if share == 1 else section.reuse
+        wanted = min(section.pool_size, POOL_BYTES // call_bytes(teacher), -(-uses // self.reuse))
+        self.pool_size = max(1, -(-wanted // batch_size)) * batch_size
+        self.num_trajectory = round(self.pool_size * share)
+        self._pool: tuple[int, Tensors] | None = None
+
+    def batch(self, step: int) -> Batch:
+        """Raises RunStopped or RunInterrupted while a new pool is being made."""
+        if self.section.reuse == 1:
+            return self.assembled(self.drawn(step))
+        share = self.runtime.share(self.batch_size)
+        steps_per_epoch = self.pool_size // self.batch_size
+        number, within = divmod(step, steps_per_epoch * self.reuse)
+        epoch, position = divmod(within, steps_per_epoch)
+        pool = self._load_pool(number)
+        order = torch.randperm(self.pool_size, generator=generator(self.seed, ORDER_STREAM, number, epoch))
+        return self.assembled(pool, order[position * self.batch_size : (position + 1) * self.batch_size][share])
+
+    def drawn(self, step: int) -> Tensors:
+        """This process's share of the entries of one batch, with new predictions of the teacher's."""
+        return self._predicted(FRESH_STREAM, step, range(self.batch_size)[self.runtime.share(self.batch_size)])
+
+    def assembled(self, entries: Tensors, rows: Tensor | None = None) -> Batch:
+        """A batch of the given rows of `entries`, all of them by default."""
+        rows = torch.arange(len(entries["index"])) if rows is None else rows
+        noisy, timestep, prediction, index, condition = (entries[name][rows] for name in FIELDS)
+        target = self._diffusion_target(noisy, timestep, index) if self.with_diffusion else None
+        conditioning = self.bank.conditions.rows(condition)
+        return Batch(noisy, timestep, prediction, target, conditioning).to(self.runtime.device)
+
+    def _diffusion_target(self, noisy: Tensor, timestep: Tensor, index: Tensor) -> Tensor:
+        clean = self.bank.clean[index]
+        signal, sigma = self.teacher.noise.signal_and_noise(timestep, clean)
+        return self.teacher.noise.target(clean, (noisy - signal * clean) / sigma, timestep)
+
+    def _load_pool(self, number: int) -> Tensors:
+        if self._pool is None or self._pool[0] != number:
+            self._pool = None
+            forward = self.pool_size - self.num_trajectory
+            folder = self.folder / f"pool-{number:05d}-of-{forward}-{self.section.timesteps}"
+            if forward:
+                make_shards(
+                    folder,
+                    forward,
+                    SHARD_SIZE,
+                    lambda r: self._predicted(ENTRY_STREAM, number, r),
+                    self.runtime,
+                    self.progress,
+                    "targets",
+                )
+            if self.runtime.is_main and not self.keep:
+                for old in self.folder.glob("pool-*"):
+                    if old.name < folder.name:
+                        discard(old)
+            self._pool = number, end_to_end(self._parts(number, folder, forward), self.pool_size)
+        return self._pool[1]
+
+    def _parts(self, number: int, folder: Path, forward: int) -> Iterator[Tensors]:
+        if self.num_trajectory:
+            yield self._from_trajectories(number)
+        yield from shards(folder, forward, SHARD_SIZE)
+
+    def _from_trajectories(self, number: int) -> Tensors:
+        """Stored calls for pool `number`: consecutive pools walk through one shuffled order of all of them."""
+        order = torch.randperm(self.bank.num_trajectory, generator=generator(self.seed, MIX_STREAM))
+        positions = (number * self.num_trajectory + torch.arange(self.num_trajectory)) % self.bank.num_trajectory
+        return {name: value[order[positions]] for name, value in self.bank.trajectory.items()}
+
+    @torch.no_grad()
+    def _predicted(self, stream: int, number: int, entries: range) -> Tensors:
+        """Teacher predictions for freshly noised bank samples; entry e follows from (seed, stream, number, e)."""
+        noise_process, device = self.teacher.noise, self.teacher.device
+        index, noise, timestep, nulls = [], [], [], []
+        for entry in entries:
+            # Antithetic pairs share a draw: entries 2j and 2j+1 take timesteps t and T-1-t.
+            pair = entry // 2 if self.section.timesteps == "antithetic" else entry
+            drawn = noise_process.draw_timesteps(
+                2, generator(self.seed, stream, number, pair, 1), self.section.timesteps
+            )
+            own = generator(self.seed, stream, number, entry)
+            timestep.append(drawn[entry % 2 if self.section.timesteps == "antithetic" else 0])
+            index.append(torch.randint(self.bank.num_samples, (), generator=own))
+            noise.append(torch.randn(self.teacher.sample_shape, generator=own))
+            nulls.append(torch.rand((), generator=own))
+        rows = {"index": torch.stack(index), "timestep": torch.stack(timestep)}
+        rows["condition"] = self._with_nulls(self.bank.index[rows["index"]], torch.stack(nulls))
+        rows["noisy"] = noise_process.noisy(self.bank.clean[rows["index"]], torch.stack(noise), rows["timestep"])
+        conditioning = self.bank.conditions.rows(rows["condition"])
+        predictions = []
+        for start in range(0, len(entries), self.bank.batch_size):
+            part = slice(start, start + self.bank.batch_size)
+            given = {name: value[part].to(device) for name, value in conditioning.items()}
+            predictions.append(
+                self.teacher.predict_all(rows["noisy"][part].to(device), rows["timestep"][part].to(device), given).cpu()
+            )
+        return rows | {"prediction": torch.cat(predictions)}
+
+    def _with_nulls(self, condition: Tensor, draw: Tensor) -> Tensor:
+        """The recipe's share of entries with the null conditioning, so that guidance works on the student too."""
+        null = self.bank.conditions.null
+        return condition if null is None else torch.where(draw < self.bank.null_share, null, condition)
+
+
+def taylor_batches(
+    teacher: LoadedPipeline, bank: Bank, seed: int
+) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor], Tensor]]:
+    """A few batches (noisy, timestep, conditioning, diffusion target) of the bank, for ranking channels.
+
+    Smaller ones for teachers whose activations would not fit otherwise; one at a time is in memory.
+    """
+    size = min(TAYLOR_BATCH_SIZE, bank.batch_size)
+    for number in range(TAYLOR_BATCHES):
+        own = generator(seed, TAYLOR_STREAM, number)
+        index = torch.randint(bank.num_samples, (TAYLOR_BATCH_SIZE,), generator=own)
+        clean, noise = bank.clean[index], torch.randn(TAYLOR_BATCH_SIZE, *teacher.sample_shape, generator=own)
+        timestep = teacher.noise.draw_timesteps(TAYLOR_BATCH_SIZE, own, "antithetic")
+        conditioning = {n: v.to(teacher.device) for n, v in bank.conditions.rows(bank.index[index]).items()}
+        noisy, target = teacher.noise.noisy(clean, noise, timestep), teacher.noise.target(clean, noise, timestep)
+        for start in range(0, TAYLOR_BATCH_SIZE, size):
+            rows = slice(start, start + size)
+            part = {name: value[rows] for name, value in conditioning.items()}
+            device = teacher.device
+            yield noisy[rows].to(device), timestep[rows].to(device), part, target[rows].to(device)
+
+
+def refit_batch(teacher: LoadedPipeline, bank: Bank, seed: int, size: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """One batch (noisy, timestep, conditioning) of the bank at noise levels spread evenly, on the teacher's device."""
+    own = generator(seed, REFIT_STREAM)
+    index = torch.randint(bank.num_samples, (size,), generator=own)
+    clean, noise = bank.clean[index], torch.randn(size, *teacher.sample_shape, generator=own)
+    timestep = teacher.noise.at((torch.arange(size) + torch.rand(size, generator=own)) / size)
+    noisy, device = teacher.noise.noisy(clean, noise, timestep), teacher.device
+    conditioning = {name: value.to(device) for name, value in bank.conditions.rows(bank.index[index]).items()}
+    return noisy.to(device), timestep.to(device), conditioning

@@ -1,0 +1,141 @@
+"""What comes after training: evaluation, export, proof, report and push; each step skipped when its file is there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffcompress.bank.bank import Bank
+from diffcompress.errors import DiffCompressError
+from diffcompress.evaluation.doubts import beats_teacher
+from diffcompress.evaluation.features import FeatureSpace, choose_space, protocol_for
+from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.export import hub
+from diffcompress.export.formats import write_formats
+from diffcompress.export.proof import prove
+from diffcompress.export.provenance import relicense
+from diffcompress.export.weights import export_pipeline, rounded
+from diffcompress.jobs.run import Run
+from diffcompress.jobs.students import as_student
+from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.recipe import Recipe
+from diffcompress.records.fingerprints import is_sound
+from diffcompress.records.protocol import Protocol
+from diffcompress.records.run_folder import read_json, write_json
+from diffcompress.report.page import write_report
+from diffcompress.runtime import Progress
+
+# Without a feature space no distance is estimated, and fewer samples tell the rest.
+SAMPLES_WITHOUT_SPACE = 256
+
+
+def conclude(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module, bank: Bank) -> None:
+    """Evaluate and ship the student `trained`, which was `start`; for the main process alone."""
+    folder, request = run.folder, run.request
+    recipe = recipe.model_copy(update={"export": request.recipe.export})
+    if not folder.metrics.exists():
+        with run.timed("evaluation"):
+            write_json(folder.metrics, _evaluated(run, recipe, start, trained))
+        run.runtime.stop.raise_if_set()
+    write_json(folder.warnings, _warnings(run))
+    with run.timed("export"):
+        exported = folder.is_exported
+        if exported and not is_sound(folder):
+            run.progress.warn(f"{folder.pipeline} is not what was proved any more, and is written again")
+        if not exported or not is_sound(folder):
+            _export(run, recipe, trained, bank)
+        write_formats(trained, run.teacher, folder, recipe.export, dtype=_export_dtype(run))
+    if request.license:
+        relicense(folder.pipeline, request.license)
+    write_report(folder)
+    if request.push_to_hub is not None:
+        run.runtime.stop.raise_if_set()
+        pushed = hub.push(folder, request.push_to_hub, public=request.public, progress=run.progress)
+        run.progress.note(f"pushed to {pushed['url']}, commit {pushed['commit']}")
+        write_report(folder)
+
+
+def judged(teacher: LoadedPipeline, recipe: Recipe, progress: Progress) -> tuple[FeatureSpace | None, Protocol]:
+    """Where and how a student of `teacher` is measured."""
+    space = choose_space(teacher, progress)
+    section = recipe.evaluation
+    protocol = protocol_for(
+        space,
+        teacher,
+        num_samples=section.num_samples if space else min(section.num_samples, SAMPLES_WITHOUT_SPACE),
+        sampler_steps=section.sampler_steps,
+        guidance=section.guidance,
+    )
+    return space, protocol
+
+
+def _evaluated(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module) -> dict[str, Any]:
+    """The content of metrics.json."""
+    teacher = run.teacher
+    dtype = _export_dtype(run)
+    student = replace(as_student(teacher, run.plan, rounded(trained, dtype, teacher.device)), dtype=dtype)
+    _check_finite(student)
+    space, protocol = judged(teacher, recipe, run.progress)
+    scored = evaluate_pipeline(
+        student,
+        teacher,
+        protocol,
+        space=space,
+        cache_folder=run.folder.cache,
+        stop=run.runtime.stop,
+        untrained=as_student(teacher, run.plan, start),
+        samples_folder=run.folder.samples,
+        progress=run.progress,
+    )
+    return {
+        "student": {"id": str(run.folder.pipeline), "fingerprint": student.fingerprint},
+        "teacher": {"id": teacher.reference.id, "fingerprint": teacher.fingerprint},
+        **scored,
+    }
+
+
+@torch.no_grad()
+def _check_finite(student: LoadedPipeline) -> None:
+    """A run may be too short for the guard rails of training, which count skipped steps."""
+    inputs = {name: value.to(student.device) for name, value in student.example_inputs().items()}
+    prediction = student.predict(inputs.pop("noisy"), inputs.pop("timestep"), inputs)
+    if not torch.isfinite(prediction).all():
+        raise DiffCompressError(
+            "training diverged: the student predicts NaN or infinite values",
+            "lower training.learning_rate in the recipe, or check the teacher",
+        )
+
+
+def _export(run: Run, recipe: Recipe, trained: nn.Module, bank: Bank) -> None:
+    provenance = {
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "bank": bank.key,
+        "method": run.request.method,
+    }
+    if run.request.license:
+        provenance["license"] = run.request.license
+    dtype = _export_dtype(run)
+    export_pipeline(trained, run.teacher, run.folder, dtype=dtype, provenance=provenance)
+    prove(run.folder, trained, run.teacher, dtype=dtype)
+
+
+def _export_dtype(run: Run) -> torch.dtype:
+    asked = run.request.dtype
+    return getattr(torch, asked) if asked else run.teacher.dtype
+
+
+def _warnings(run: Run) -> list[str]:
+    found = []
+    for folder in run.folder.stages()[-1:]:  # counters run on over the stages
+        counters = read_json(folder / "final" / "state.json", "skipped", "rollbacks", "learning_rate_scale")
+        if counters["skipped"] or counters["rollbacks"]:
+            found.append(
+                f"training: {counters['skipped']} steps skipped for non-finite values, "
+                f"{counters['rollbacks']} rollbacks (learning rate x {counters['learning_rate_scale']:g})"
+            )
+    found += [*run.teacher.conditions.warnings, *read_json(run.folder.bank / "bank.json").get("warnings", [])]
+    return found + beats_teacher(read_json(run.folder.metrics, "metrics")["metrics"])

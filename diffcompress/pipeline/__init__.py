@@ -1,0 +1,1 @@
+"""The loaded pipeline: denoiser, codec, conditions, and drawing samples with it."""

@@ -1,0 +1,116 @@
+"""What cannot be distilled, as configs alone tell: refused already by `plan`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import diffusers
+
+from diffcompress.errors import UsageError
+from diffcompress.families.base import Family
+from diffcompress.sources.linking import is_own
+from diffcompress.sources.model_index import read_json
+from diffcompress.sources.reference import Reference
+
+# Pipelines that begin from images, or look at some, and their siblings without: what the word is left out of.
+_FROM_IMAGES = re.compile(
+    "Img2Img|ImageToImage|ImageToVideo|Inpaint|ControlNet|Upscale|Depth2Img|InstructPix2Pix|Adapter|Edit|Fill|Redux"
+)
+# The most of what the values of a config count, by their key.
+_MOST = {"layer|heads": 1_000, "sample_size|frames": 10_000, "": 10**9}
+# The usual pipeline of a class that is not called after it.
+_PIPELINES = {
+    "UNet2DConditionModel": "StableDiffusionPipeline or StableDiffusionXLPipeline",
+    "SD3Transformer2DModel": "StableDiffusion3Pipeline",
+    "PixArtTransformer2DModel": "PixArtAlphaPipeline or PixArtSigmaPipeline",
+}
+
+
+def check_pipeline(reference: Reference, family: Family) -> None:
+    """Raise UsageError for a teacher whose student could not be trained or used."""
+    second = [p for p in reference.parts if p.startswith(family.subfolder + "_") and not p.endswith("_ema")]
+    if second:
+        raise UsageError(
+            f"'{reference.id}' cannot be distilled: its pipeline has a second denoiser, {second[0]}; each of the two "
+            "knows a part of the noise levels alone, so neither draws samples to learn from without the other",
+            "take a teacher with one denoiser, for example Wan 2.1 for Wan 2.2",
+        )
+    _check_variance(reference, family)
+    if reference.pipeline is not None:
+        _check_index(reference, family)
+
+
+def _check_variance(reference: Reference, family: Family) -> None:
+    """The pipelines of U-Nets leave a learned variance to the scheduler; transformers' split it off themselves."""
+    into, out = (reference.config.get(key) for key in ("in_channels", "out_channels"))
+    kind = reference.scheduler.get("variance_type")
+    if family.kind != "unet" or not isinstance(into, int) or out != 2 * into or kind in ("learned", "learned_range"):
+        return
+    raise UsageError(
+        f"'{reference.id}' cannot draw: its denoiser predicts a variance too (out_channels {out} for {into}), which "
+        f"its {reference.scheduler['_class_name']} with variance_type {kind!r} does not take",
+        "name DDPMScheduler with variance_type learned_range in the scheduler's config",
+    )
+
+
+def check_config(config: Mapping[str, Any], where: object) -> None:
+    """Raise UsageError for numbers that no denoiser has, with which building one would not end."""
+    for key, value in config.items():
+        largest = next(most for part, most in _MOST.items() if re.search(part, key))
+        for number in _numbers(value):
+            if not abs(number) <= largest:
+                raise UsageError(
+                    f"the config of '{where}' has {number!r} in {key}, where no denoiser has more than {largest:,}",
+                    "compare it with the config.json that save_pretrained made",
+                )
+
+
+def _numbers(value: object) -> Iterator[float]:
+    """Of a value in a config and the lists in it."""
+    if isinstance(value, (int, float)):
+        yield value
+    for inner in value if isinstance(value, list) else ():
+        yield from _numbers(inner)
+
+
+def check_text(reference: Reference, family: Family) -> None:
+    """Raise UsageError for a text-conditional denoiser without the encoders that a run would ask it with."""
+    if family.text_conditioning(reference.config) and reference.pipeline is None and reference.surroundings is None:
+        raise UsageError(
+            f"'{reference.id}' is a text-conditional denoiser without text encoders",
+            "name the pipeline folder that it belongs to, or put it into one beside a model_index.json",
+        )
+
+
+def _check_index(reference: Reference, family: Family) -> None:
+    """Raise UsageError for a pipeline that diffusers alone does not load, or that draws from images."""
+    assert reference.pipeline is not None
+    file = reference.pipeline / "model_index.json"
+    if not is_own(file, reference.pipeline):
+        raise UsageError(
+            f"{file} leads out of the teacher's folder, and would be copied into the student's", "copy it there"
+        )
+    index = read_json(file)
+    name = index.get("_class_name")
+    takes_text = bool(family.text_conditioning(reference.config))
+    if name not in dir(diffusers):  # a look at the attribute itself would import it
+        usual = _PIPELINES.get(family.class_name, f"{re.split('Transformer|[23]D', family.class_name)[0]}Pipeline")
+        raise UsageError(
+            f"'{reference.id}' is a pipeline of class {name}, which diffusers {diffusers.__version__} does not have",
+            f"if its parts do without that code, set _class_name in its model_index.json to {usual}"
+            if takes_text
+            else f"name its denoiser alone ({reference.denoiser_part}), or a pipeline without code of its own",
+        )
+    if index.get("requires_aesthetics_score"):
+        raise UsageError(
+            f"'{reference.id}' refines images that another model drew (requires_aesthetics_score)",
+            "take the base model as teacher",
+        )
+    sibling = _FROM_IMAGES.sub("", str(name))
+    if takes_text and sibling != name:
+        hint = "take a teacher that draws from text alone"
+        if sibling in dir(diffusers):
+            hint = f"set _class_name in its model_index.json to {sibling}, which draws from text with the same parts"
+        raise UsageError(f"'{reference.id}' is a {name}, which draws from images, and a run has none to give it", hint)

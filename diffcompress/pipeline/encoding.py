@@ -1,0 +1,149 @@
+"""Prompts through the teacher's own text encoders, once: to shards on disk, where they stay, and the encoders leave."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffcompress.errors import DiffCompressError, UsageError
+from diffcompress.pipeline import cut_prompts
+from diffcompress.pipeline.conditions import Conditions, trace
+from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.pipeline.stored_rows import stored_table
+from diffcompress.records.run_folder import write_atomically
+from diffcompress.runtime import Progress, Runtime
+from diffcompress.sources.linking import link_pipeline, part_files, unlist
+from diffcompress.sources.weights import require_parts
+
+# Prompts encoded in one call, and kept in one file.
+SHARD_SIZE = 16
+NULL = "null"
+
+
+def with_prompts(
+    pipeline: LoadedPipeline,
+    prompts: Sequence[str],
+    folder: Path,
+    runtime: Runtime,
+    progress: Progress,
+    text_length: int | None = None,
+) -> LoadedPipeline:
+    """`pipeline` with `prompts` as its conditions, encoded into `folder` where that is not done yet, read from there.
+
+    text_length: tokens of a prompt, for pipelines that let one choose (max_sequence_length); None: their default.
+    Pipelines without text are returned as they are. Raises UsageError when the text parts of the pipeline are missing
+    or cannot encode; RunStopped or RunInterrupted between shards.
+    """
+    if not pipeline.takes_text:
+        return pipeline
+    if pipeline.reference.pipeline is None:
+        raise UsageError(
+            f"'{pipeline.reference.id}' is a text-conditional denoiser without text encoders",
+            "name the pipeline folder that it belongs to, or put the file into it",
+        )
+    place = folder / _key(pipeline, prompts, text_length)
+    shards = [list(prompts[start : start + SHARD_SIZE]) for start in range(0, len(prompts), SHARD_SIZE)]
+    if runtime.is_main and not all((place / _name(number)).is_file() for number in range(len(shards))):
+        _encode(pipeline, shards, place, runtime, progress, text_length)
+    runtime.wait()
+    runtime.stop.raise_if_set()
+    files = [place / _name(number) for number in range(len(shards))]
+    null = place / f"{NULL}.safetensors"
+    # Without null conditioning the file says so: safetensors has no empty ones.
+    has_null = "none" not in stored_table([null])
+    table = stored_table([*files, null] if has_null else files)
+    told = cut_prompts.warning([safe_open(file, framework="pt").metadata() for file in files], len(prompts))
+    if told is not None:
+        progress.warn(told)
+    warnings = () if told is None else (told,)
+    conditions = Conditions(table, len(prompts), len(prompts) if has_null else None, tuple(prompts), warnings)
+    return replace(pipeline, conditions=conditions)
+
+
+def _encode(
+    pipeline: LoadedPipeline,
+    shards: list[list[str]],
+    place: Path,
+    runtime: Runtime,
+    progress: Progress,
+    text_length: int | None,
+) -> None:
+    from diffusers import DiffusionPipeline
+
+    reference, family = pipeline.reference, pipeline.family
+    assert reference.pipeline is not None
+    text_parts = [part for part in reference.parts if part.startswith(("text_encoder", "tokenizer"))]
+    others = [part for part in reference.parts if part != reference.denoiser_part]
+    reference.fetch(*others)
+    require_parts(reference, text_parts)
+    part = {reference.denoiser_part: pipeline.denoiser} | dict.fromkeys(reference.left_out)
+    try:
+        # With the very files that the student will come with, whatever variant each part has.
+        with tempfile.TemporaryDirectory(prefix="diffcompress-parts-") as scratch:
+            link_pipeline(reference.pipeline, others, Path(scratch), borrow=True)
+            unlist(Path(scratch), reference.denoiser_part)
+            whole = DiffusionPipeline.from_pretrained(scratch, **part, torch_dtype=_dtype(pipeline))
+    except (MemoryError, torch.OutOfMemoryError, DiffCompressError):
+        raise
+    except Exception as error:  # of many kinds, by what is broken
+        raise UsageError(
+            f"the pipeline of '{reference.id}' cannot be loaded: {error}", "check that it is complete"
+        ) from error
+    whole.to(pipeline.device)
+    total = sum(len(shard) for shard in shards)
+    for number, prompts in enumerate(shards):
+        file = place / _name(number)
+        if not file.is_file():
+            progress.update("prompts", number * SHARD_SIZE, total)
+            with cut_prompts.watched(whole) as cut:
+                rows, null = trace(whole, family, prompts, pipeline.sample_shape, text_length)
+            if not (place / f"{NULL}.safetensors").is_file():
+                _save(place / f"{NULL}.safetensors", null or {"none": torch.zeros(1)})
+            _save(file, rows, cut_prompts.stored(cut))
+            progress.update("prompts", min((number + 1) * SHARD_SIZE, total), total)
+        runtime.stop.raise_if_set()
+    del whole
+    gc.collect()
+    if pipeline.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    whole = {name: value.contiguous() for name, value in tensors.items()}
+    write_atomically(path, functools.partial(save_file, whole, metadata=metadata))
+
+
+def _name(number: int) -> str:
+    return f"shard-{number:05d}.safetensors"
+
+
+def _dtype(pipeline: LoadedPipeline) -> torch.dtype:
+    """What text encoders, which dwarf most denoisers, run in: half their size on an accelerator, as is usual there."""
+    return torch.float32 if pipeline.device.type == "cpu" else torch.bfloat16
+
+
+def _key(pipeline: LoadedPipeline, prompts: Sequence[str], text_length: int | None) -> str:
+    """What encoded prompts follow from: the teacher's pipeline (its revision; or its files' sizes and times, as a
+    fine-tuned encoder is as large as before), shape, the dtype they are encoded in, texts."""
+    reference = pipeline.reference
+    assert reference.pipeline is not None
+    stamp: object = reference.revision
+    if stamp is None:
+        parts = [part for part in reference.parts if part.startswith(("text_encoder", "tokenizer"))]
+        files = sorted(file for part in parts for file in part_files(reference.pipeline / part))
+        known = [(str(f.relative_to(reference.pipeline)), f.stat()) for f in files]
+        stamp = [[name, of.st_size, of.st_mtime_ns] for name, of in known]
+    shape, dtype = list(pipeline.sample_shape), str(_dtype(pipeline))
+    text = json.dumps([pipeline.fingerprint, stamp, shape, dtype, text_length, list(prompts)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

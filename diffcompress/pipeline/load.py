@@ -1,0 +1,177 @@
+"""Load a reference into a LoadedPipeline: teachers, and students in `evaluate`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import diffusers
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+
+from diffcompress.errors import UsageError
+from diffcompress.families import registry
+from diffcompress.families.base import Family
+from diffcompress.noise import NoiseProcess, from_scheduler
+from diffcompress.pipeline import checks
+from diffcompress.pipeline.codec import Codec, load_codec
+from diffcompress.pipeline.conditions import Conditions, as_dtype, without_text
+from diffcompress.runtime import dtype_name
+from diffcompress.sources.assembly import assembled
+from diffcompress.sources.reference import Reference
+from diffcompress.sources.weights import check_state, fingerprint, open_headers, open_state, require_parts
+
+# Denoisers of more parameters stay in their stored precision on an accelerator, where float32 would not fit.
+LARGE = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class LoadedPipeline:
+    """A denoiser in evaluation mode, in float32 unless it is LARGE, with all that sampling from it takes.
+
+    dtype: of the stored weights (the default for exports); fingerprint: SHA-256 over configs and weights; sample_shape:
+    of one clean sample; conditions: what samples are conditioned on, empty for a text denoiser until its prompts are
+    encoded (`encoding.with_prompts`).
+    """
+
+    reference: Reference
+    family: Family
+    denoiser: nn.Module
+    noise: NoiseProcess
+    dtype: torch.dtype
+    fingerprint: str
+    sample_shape: tuple[int, ...]
+    conditions: Conditions
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.reference.config
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def takes_text(self) -> bool:
+        return bool(self.family.text_conditioning(self.config))
+
+    @cached_property
+    def codec(self) -> Codec | None:
+        """From latents to pixels and back; None where samples are pixels, or no autoencoder came with the denoiser."""
+        return load_codec(self.reference, self.device)
+
+    def example_inputs(self, batch: int = 1) -> dict[str, Tensor]:
+        """noisy, timestep and conditioning tensors of this pipeline's interface, sample shape and device."""
+        with torch.device(self.device):
+            inputs = self.family.example_inputs(self.config, batch)
+            return inputs | {"noisy": torch.zeros(batch, *self.sample_shape)}
+
+    def predict(self, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
+        """The prediction `[B, C, *spatial]` in float32, without a learned variance. Timesteps keep their precision."""
+        return self.predict_all(noisy, timestep, conditioning)[:, : noisy.shape[1]]
+
+    def predict_all(self, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
+        """`[B, C or 2C, *spatial]` in float32: the prediction, and the learned variance where there is one."""
+        dtype = next(self.denoiser.parameters()).dtype
+        return self.family.predict(self.denoiser, noisy.to(dtype), timestep, as_dtype(conditioning, dtype)).float()
+
+
+def describe(reference: Reference) -> tuple[Family, NoiseProcess]:
+    """Family and noise process from configs alone; raises UsageError for what cannot be distilled."""
+    family = registry.find(reference.class_name)
+    checks.check_config(reference.config, reference.id)
+    checks.check_pipeline(reference, family)
+    try:
+        tokens = family.num_tokens(reference.config, family.sample_shape(reference.config))
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        raise UsageError(
+            f"the config of '{reference.id}' makes no sense to {family.class_name}: {type(error).__name__} {error}",
+            "compare it with the config.json that save_pretrained made",
+        ) from error
+    try:
+        return family, from_scheduler(reference.scheduler, tokens)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UsageError(
+            f"'{reference.id}' cannot be distilled: {error}",
+            "DDPM-type teachers (epsilon, sample or v prediction) and flow-matching teachers can",
+        ) from error
+
+
+def load(reference: Reference, device: torch.device | str = "cpu", *, sample_size: int | None = None) -> LoadedPipeline:
+    """Read the weights of `reference`, downloaded first when they lie on the Hub.
+
+    sample_size: height and width of samples (of latents, for latent models); None: as its pipeline makes them. Raises
+    UsageError when weights are missing, truncated, of other shapes, not finite, or pickled beyond a state dict;
+    AccessError when the Hub refuses.
+    """
+    reference = assembled(reference)
+    family, noise = describe(reference)
+    state = open_state(reference)
+    denoiser = hollow(family, reference.config, reference.id)
+    check_state(state, denoiser)
+    halved = torch.device(device).type != "cpu" and sum(p.numel() for p in denoiser.parameters()) > LARGE
+    # One precision for all of it: some classes are stored with a few tensors in another.
+    dtype = state.dtype if halved else torch.float32
+    denoiser.load_state_dict(as_dtype(state, dtype), assign=True)
+    denoiser = denoiser.to(device).eval().requires_grad_(False)
+    shape = family.sample_shape(reference.config)
+    if sample_size is not None:
+        shape = (*shape[:-2], sample_size, sample_size)
+        noise = from_scheduler(reference.scheduler, family.num_tokens(reference.config, shape))
+    return LoadedPipeline(
+        reference,
+        family,
+        denoiser,
+        noise,
+        state.dtype,
+        fingerprint(reference, state.files),
+        shape,
+        without_text(family, reference.config),
+    )
+
+
+def check_teacher(reference: Reference) -> str | None:
+    """All that `plan` and `shrink` refuse before weights are read or downloaded, from configs, names and headers.
+
+    Returns the dtype of most of the denoiser's tensors, None where headers do not tell. Raises UsageError where a run
+    would, AccessError when the Hub refuses.
+    """
+    family, _ = describe(reference)
+    checks.check_text(reference, family)
+    if reference.pipeline is not None and reference.repository is None:
+        require_parts(reference, (part for part in reference.parts if part != reference.denoiser_part))
+    denoiser, state = hollow(family, reference.config, reference.id), open_headers(reference)
+    if state is None:
+        return None
+    check_state(state, denoiser)
+    return dtype_name(state.dtype)
+
+
+def hollow(family: Family, config: Mapping[str, Any], where: object) -> nn.Module:
+    """The denoiser that `config` builds: parameters without memory, but real buffers, as some are never stored.
+
+    Raises UsageError, with `where` it is from, for a config that builds none.
+    """
+    own = {k: v for k, v in config.items() if not k.startswith("_") and k != "quantization_config"}
+    try:
+        with init_empty_weights(include_buffers=False):
+            built: nn.Module = getattr(diffusers, family.class_name).from_config(own)
+    except Exception as error:
+        raise UsageError(
+            f"the config of '{where}' does not build a {family.class_name}: {type(error).__name__} {error}",
+            "compare it with the config.json that save_pretrained made",
+        ) from error
+    return built
+
+
+def state_fingerprint(denoiser: nn.Module) -> str:
+    """SHA-256 over the tensors of a denoiser in memory, to key what is sampled from it."""
+    digest = hashlib.sha256()
+    for name, value in denoiser.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

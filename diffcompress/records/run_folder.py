@@ -1,0 +1,193 @@
+"""The only module that knows file names inside a run folder; the lock; "what is done?". Files: `run_files`."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from diffcompress.errors import DamagedError, UsageError
+from diffcompress.records.run_files import (
+    damaged,
+    discard,
+    read_json,
+    read_tensors,
+    write_atomically,
+    write_json,
+    write_text,
+)
+from diffcompress.records.run_identity import differences
+
+__all__ = [
+    "EVALUATION",
+    "RunFolder",
+    "damaged",
+    "discard",
+    "read_json",
+    "read_tensors",
+    "write_atomically",
+    "write_json",
+    "write_text",
+]
+
+_MARKER = "run.json"
+_UNCLAIMED = (".lock", f"{_MARKER}.part")  # what a run leaves that was stopped before its marker stood
+EVALUATION = "evaluation.json"  # in the folder of an evaluation
+
+
+class RunFolder:
+    """Paths of one run. Creating the object touches nothing; `claim` makes the folder ours and locks it.
+
+    shared: where several runs keep what does not depend on the student; default: the run's own folder.
+    """
+
+    def __init__(self, path: Path | str, shared: Path | None = None) -> None:
+        self.path = Path(path)
+        self.shared = shared
+        common = shared or self.path
+        self.marker = self.path / _MARKER
+        self.recipe = self.path / "recipe.yaml"
+        self.plan = self.path / "plan.json"
+        self.conditions = common / "conditions"
+        self.bank = common / "bank"
+        self.targets = common / "targets"
+        self.student_init = self.path / "student-init" / "student.safetensors"
+        self.samples = self.path / "samples"
+        self.cache = common / "cache"
+        self.metrics = self.path / "metrics.json"
+        self.proof = self.path / "export-proof.json"
+        self.timings = self.path / "timings.json"
+        self.budget = self.path / "budget.json"
+        self.environment = self.path / "environment.json"
+        self.warnings = self.path / "warnings.json"
+        self.report_html = self.path / "report.html"
+        self.report_json = self.path / "report.json"
+        self.pipeline = self.path / "pipeline"
+        self.exports = self.path / "exports"
+        self.pushed = self.path / "pushed.json"
+        self.evaluation = self.path / "evaluation"  # where `evaluate` puts what it finds of `pipeline` by default
+
+    def stage(self, index: int, name: str) -> Path:
+        return self.path / f"stage-{index + 1}-{name.replace('_', '-')}"
+
+    def stages(self) -> list[Path]:
+        """Stage folders on disk, in order."""
+        return sorted(self.path.glob("stage-*-*"))
+
+    @property
+    def granted(self) -> float:
+        """Seconds of training that --max-time gave, or that the recipe's steps have taken."""
+        return float(read_json(self.budget, "max_time")["max_time"]) if self.budget.exists() else self.trained_seconds
+
+    @property
+    def trained_seconds(self) -> float:
+        """What all stages have taken so far."""
+        timings = read_json(self.timings, kind=dict) if self.timings.exists() else {}
+        return sum(seconds for name, seconds in timings.items() if name.startswith("stage-"))
+
+    @property
+    def is_exported(self) -> bool:
+        return self.pipeline.is_dir() and self.proof.exists() and bool(read_json(self.proof, "passed")["passed"])
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing of what was asked for first is left to do: trained, evaluated, exported, reported.
+
+        Raises DamagedError where a file that tells of it cannot be read.
+        """
+        told = (self.plan, self.metrics, self.report_json)
+        there = all(file.exists() for file in (self.marker, self.recipe, self.report_html, *told))
+        trained = all((stage / "final").is_dir() for stage in self.stages())
+        return there and trained and self.is_exported and all(read_json(file) is not None for file in told)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What this run was asked for; raises UsageError when the folder is not a run."""
+        found = self._marked()
+        if found is None:
+            raise UsageError(
+                f"{self.path} is not a run folder: no readable {_MARKER}", "name a folder that shrink made"
+            )
+        return found
+
+    def _marked(self) -> dict[str, Any] | None:
+        try:
+            found = read_json(self.marker, kind=dict)
+        except (OSError, DamagedError):
+            return None
+        return dict(found)
+
+    def is_run(self, identity: dict[str, Any]) -> bool:
+        """Whether the folder holds the run that `identity` asks for."""
+        found = self._marked()
+        return found is not None and not differences(found, identity)
+
+    @contextlib.contextmanager
+    def claim(
+        self, identity: dict[str, Any], *, overwrite: bool = False, inputs: Iterable[Path] = ()
+    ) -> Iterator[None]:
+        """Hold the folder for the run described by `identity`, making it if need be.
+
+        inputs: what the run reads, never overwritten. Raises UsageError when the folder belongs to something else,
+        cannot be written, or another process holds it. A new run that is refused with UsageError before it has made
+        anything leaves nothing behind.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{self.path} is a file", "choose another --output")
+        mine = self.is_run(identity)
+        foreign = self.path.is_dir() and not mine and any(p.name not in _UNCLAIMED for p in self.path.iterdir())
+        if foreign and not overwrite:
+            raise self._refusal(identity)
+        if lost := [path for path in inputs if foreign and path.resolve().is_relative_to(self.path.resolve())]:
+            raise UsageError(f"--overwrite would delete {lost[0]}, which this run reads", "choose another --output")
+        created = not self.path.exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a")
+        except OSError as error:
+            raise UsageError(f"cannot write to {self.path}: {error.strerror}", "choose another --output") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UsageError(
+                    f"another process is working on {self.path}", "wait for it, or choose another --output"
+                ) from error
+            try:
+                if foreign:
+                    self._empty()
+                if not mine:
+                    write_json(self.marker, identity)
+            except OSError as error:
+                if created:
+                    discard(self.path)
+                raise UsageError(f"cannot write to {self.path}: {error.strerror}", "choose another --output") from error
+            try:
+                yield
+            except UsageError:
+                if not (mine or self.stages() or (self.shared is None and any(self.bank.glob("shard-*")))):
+                    self._empty()
+                    if created:
+                        discard(self.path)
+                raise
+
+    def _refusal(self, identity: dict[str, Any]) -> UsageError:
+        """Of a folder that holds something else; what is a run is not to be deleted lightly."""
+        if not self.marker.exists():
+            return UsageError(
+                f"{self.path} is not empty and not this run: it holds other files",
+                "choose another --output, or --overwrite to replace it",
+            )
+        found = self._marked()
+        told = f"its {_MARKER} is damaged" if found is None else differences(found, identity)
+        return UsageError(
+            f"{self.path} is not empty and not this run: {told}",
+            "choose another --output to keep both; --overwrite would delete the run that is there",
+        )
+
+    def _empty(self) -> None:
+        for entry in self.path.iterdir():
+            if entry.name != ".lock":
+                discard(entry)

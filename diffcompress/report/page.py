@@ -1,0 +1,90 @@
+"""report.html, report.json and the model card, redrawn from the files of a run folder alone."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from diffcompress.records.run_folder import RunFolder, write_json, write_text
+from diffcompress.report import card, charts, numbers, reading, trust
+from diffcompress.report.pages import page
+from diffcompress.report.sheets import grid
+
+SHEET_SAMPLES, SHEET_COLUMNS = 48, 8
+MOST_PREVIEWS = 6
+ROLES = {"teacher": "Teacher", "student": "Student", "untrained": "Student before training"}
+
+
+def write_report(run: RunFolder) -> dict[str, Any]:
+    """Write report.html, report.json and, if the pipeline is exported, its model card; return report.json's content.
+
+    Raises UsageError when `run` is not a run folder. Whatever is missing in it is reported as not computed.
+    """
+    collected = reading.collect(run)
+    pictures = sheets(run, collected["not_computed"])
+    if collected["provenance"]:
+        card.write(run.pipeline, collected["provenance"], collected)
+    write_text(run.report_html, html(run, collected, pictures))
+    write_json(run.report_json, collected)
+    return collected
+
+
+def html(run: RunFolder, collected: dict[str, Any], pictures: dict[str, str]) -> str:
+    """The page: one file that refers to nothing outside itself."""
+    metrics, seed = collected["metrics"], reading.seed_of(collected["asked"])
+    return page("report.html.j2").render(
+        f=collected,
+        w=numbers,
+        sheets=[{"role": role, "title": ROLES[role], "uri": pictures[role]} for role in ROLES if role in pictures],
+        previews=previews(run),
+        training=charts.training(run, collected),
+        levels=charts.agreement(metrics),
+        quality=charts.quality(metrics),
+        corrected=any(map(numbers.is_corrected, metrics)),
+        headline=charts.headline(metrics),
+        remarks=trust.remarks(collected, seed),
+        counts=trust.counts(metrics),
+        seed=seed,
+        use=card.usage(collected["provenance"], collected["pipeline"] or card.ELSEWHERE),
+    )
+
+
+def sheets(run: RunFolder, not_computed: list[str]) -> dict[str, str]:
+    """Data URIs of the sample sheets by role; a line in `not_computed` for each that is missing."""
+    found = {}
+    for role in ROLES:
+        path = run.samples / f"{role}.safetensors"
+        try:
+            images = load_file(path)["images"][:SHEET_SAMPLES]
+        except (OSError, SafetensorError, KeyError):
+            if role != "untrained":
+                not_computed.append(f"sample sheet of the {role}: no readable {path.relative_to(run.path).as_posix()}")
+            continue
+        buffer = io.BytesIO()
+        picture = grid(images, SHEET_COLUMNS)
+        # Drawn at twice the size: browsers scale small pictures more evenly from there.
+        picture.resize((picture.width * 2, picture.height * 2), resample=0).save(buffer, format="PNG", optimize=True)
+        found[role] = _data_uri(buffer.getvalue())
+    return found
+
+
+def previews(run: RunFolder) -> list[dict[str, Any]]:
+    """Samples drawn during training, at most MOST_PREVIEWS of them evenly spread, the last always among them."""
+    files = sorted(run.samples.glob("preview-*.png"))
+    if len(files) > MOST_PREVIEWS:
+        files = [files[round(i * (len(files) - 1) / (MOST_PREVIEWS - 1))] for i in range(MOST_PREVIEWS)]
+    return [{"step": _step(file), "uri": _data_uri(file.read_bytes())} for file in files]
+
+
+def _step(file: Path) -> str:
+    digits = file.stem.removeprefix("preview-")
+    return f"step {int(digits):,}" if digits.isdigit() else digits
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

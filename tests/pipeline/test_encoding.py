@@ -1,0 +1,147 @@
+"""Prompts of real tiny pipelines, encoded once and read from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from diffcompress import runtime as runtimes
+from diffcompress.errors import UsageError
+from diffcompress.pipeline.conditions import trace
+from diffcompress.pipeline.encoding import SHARD_SIZE, _key, with_prompts
+from diffcompress.pipeline.load import load
+from diffcompress.records.run_folder import read_json, write_json
+from diffcompress.runtime import Progress
+from diffcompress.sources.resolve import resolve
+from tests.families.tiny_text import clip_text
+
+PROMPTS = [*("ab" * (1 + number % 3) for number in range(SHARD_SIZE)), "a much longer one", "b"]
+
+
+@pytest.mark.parametrize("name", ["pipe_sd3", "pipe_z_image"])
+def test_rows_are_what_the_pipeline_makes_of_its_prompts(name: str, tmp_path: Path) -> None:
+    import_module(f"tests.families.{name}").pipeline().save_pretrained(tmp_path / "teacher")
+    teacher, runtime = load(resolve(str(tmp_path / "teacher"))), runtimes.start("cpu")
+    first = with_prompts(teacher, PROMPTS, tmp_path / "conditions", runtime, Progress()).conditions
+    whole = DiffusionPipeline.from_pretrained(tmp_path / "teacher")
+    expected, null = {}, {}
+    for start in range(0, len(PROMPTS), SHARD_SIZE):
+        expected[start], null = trace(whole, teacher.family, PROMPTS[start : start + SHARD_SIZE], teacher.sample_shape)
+    lengths = set()
+    for start, part in [*expected.items(), (first.null, null)]:
+        count = len(next(iter(part.values())))
+        rows = first.rows(torch.arange(start, start + count))
+        assert rows.keys() == part.keys()
+        for key, value in part.items():
+            ours = rows[key]
+            if value.dim() > 1:
+                lengths.add(value.shape[1])
+                assert not ours[:, value.shape[1] :].any()
+                ours = ours[:, : value.shape[1]]
+            assert torch.equal(ours, value)
+    assert first.count == first.null == len(PROMPTS)
+    if name == "pipe_z_image":
+        assert len(lengths) > 1  # or nothing had to be filled up
+    # The second time nothing is encoded, and every row is the same.
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "conditions").rglob("*.safetensors")}
+    again = with_prompts(teacher, PROMPTS, tmp_path / "conditions", runtime, Progress()).conditions
+    assert files == {file: file.stat().st_mtime_ns for file in (tmp_path / "conditions").rglob("*.safetensors")}
+    assert again.digest == first.digest
+    everything = torch.arange(len(PROMPTS) + 1)
+    for key, value in first.rows(everything).items():
+        assert torch.equal(again.rows(everything)[key], value)
+
+
+class Warned(Progress):
+    """Keeps what it was warned of."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.mark.parametrize(("name", "most"), [("pipe_stable_diffusion", 10), ("pipe_sd3", None)])
+def test_prompts_that_are_cut_are_told(name: str, most: int | None, tmp_path: Path) -> None:
+    """Of Stable Diffusion 3 one of three encoders reads on where the others stop."""
+    import_module(f"tests.families.{name}").pipeline().save_pretrained(tmp_path / "teacher")
+    teacher, runtime = load(resolve(str(tmp_path / "teacher"))), runtimes.start("cpu")
+    texts = ["abcdefghij" * 2 + f"{number:02d}" for number in range(SHARD_SIZE + 1)] + ["ab"]
+    for _ in range(2):  # encoded, then read
+        told = Warned()
+        found = with_prompts(teacher, texts, tmp_path / "conditions", runtime, told).conditions
+        assert list(found.warnings) == told.warnings
+        if most is None:
+            assert told.warnings == []
+        else:
+            assert f"17 of 18 prompts are longer than the {most + 2} tokens" in told.warnings[0]
+            assert texts[0] in told.warnings[0]
+
+
+def test_an_encoder_of_the_same_size_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
+    pipe = import_module("tests.families.pipe_stable_diffusion").pipeline()
+    pipe.save_pretrained(tmp_path / "teacher")
+    teacher, runtime = load(resolve(str(tmp_path / "teacher"))), runtimes.start("cpu")
+    first = with_prompts(teacher, ["a"], tmp_path / "conditions", runtime, Progress()).conditions.rows(
+        torch.zeros(1).long()
+    )
+    weights = tmp_path / "teacher" / "text_encoder" / "model.safetensors"
+    size = weights.stat().st_size
+    clip_text(pipe.text_encoder.config.hidden_size, seed=1).save_pretrained(weights.parent)
+    assert weights.stat().st_size == size
+    other = with_prompts(teacher, ["a"], tmp_path / "conditions", runtime, Progress()).conditions.rows(
+        torch.zeros(1).long()
+    )
+    assert not torch.allclose(other["encoder_hidden_states"], first["encoder_hidden_states"])
+
+
+def test_the_key_holds_the_dtype_that_prompts_are_encoded_in(tmp_path: Path) -> None:
+    import_module("tests.families.pipe_stable_diffusion").pipeline().save_pretrained(tmp_path / "teacher")
+    teacher = load(resolve(str(tmp_path / "teacher")))
+    here = _key(teacher, ["a"], None)
+    assert _key(teacher, ["a"], None) == here
+    # Any device but a CPU encodes in bfloat16; this one is everywhere.
+    assert _key(replace(teacher, denoiser=teacher.denoiser.to("meta")), ["a"], None) != here
+
+
+def _cut_short(teacher: Path) -> None:
+    file = teacher / "text_encoder" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _of_another_size(teacher: Path) -> None:
+    config = teacher / "text_encoder" / "config.json"
+    write_json(config, read_json(config) | {"d_model": 16})
+
+
+def _without_vocabulary(teacher: Path) -> None:
+    (teacher / "tokenizer" / "tokenizer.json").write_text("{}")
+
+
+def _without_tokenizer(teacher: Path) -> None:
+    index = teacher / "model_index.json"
+    write_json(index, read_json(index) | {"tokenizer": [None, None]})
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (_cut_short, "cannot be loaded: .*not fully covered"),
+        (_of_another_size, "cannot be loaded"),
+        (_without_vocabulary, "cannot be loaded"),
+        (_without_tokenizer, "cannot encode prompts: it has no tokenizer "),
+    ],
+)
+def test_broken_text_parts_are_refused(tmp_path: Path, broken: Callable[[Path], None], said: str) -> None:
+    import_module("tests.families.pipe_pixart").pipeline().save_pretrained(tmp_path / "teacher")
+    broken(tmp_path / "teacher")
+    teacher = load(resolve(str(tmp_path / "teacher")))
+    with pytest.raises(UsageError, match=said):
+        with_prompts(teacher, ["a"], tmp_path / "conditions", runtimes.start("cpu"), Progress())

@@ -24,8 +24,9 @@ def lift(
     Args:
         student, teacher: raw predictions `[B, C, *spatial]`, any spatial rank >= 1, any float type; computed in
             float32, or float64 if either is. The teacher gets no gradient.
-        norm: rho, "l1" (pixel and Stable Diffusion U-Nets) or "squared" (DiT); "relative", a variant of ours: what the
-            line explains against what it leaves, in units of the outputs. The gate is always of absolute values.
+        norm: rho, "l1" (pixel and Stable Diffusion U-Nets) or "squared" (DiT); variants of ours:
+            "explained", the mean square of what the line explains, and "relative", that against what it leaves, in
+            units of the outputs. The gate is always of absolute values.
         reduction: "mean" over everything, or "sum" over all but the batch: the same times the C * N elements of a
             sample.
         reduce_mean: averages a 0-d tensor over processes holding equal batches, so that all use one gate; no gradient

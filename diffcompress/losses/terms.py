@@ -12,7 +12,7 @@ from torch import Tensor
 from .fit import Line, PerGroup
 from .reduction import PerSample, Scalar, one_of, root
 
-Norm = Literal["l1", "squared", "relative"]
+Norm = Literal["l1", "squared", "relative", "explained"]
 Fine = Literal["squared", "l1", "relative"]
 Gate = Literal["global", "per_sample", "soft"]
 ReduceMean = Callable[[Tensor], Tensor]
@@ -53,8 +53,10 @@ def weigh(
 
     `share` [groups]: each group's part of the elements, summing to 1. `factor`: 1, or the elements per sample for
     reduction `sum`. `fine="relative"`: the root of each sample's mean squared residual, in place of the mean squared
-    residual; "l1" expects lines fitted with the mean absolute one. `norm="relative"`: see `_relative`. `gate="soft"`:
-    `w = 1 / (1 + mean|a - 1| + mean|b|)`, the same to first order, which never shuts.
+    residual; "l1" expects lines fitted with the mean absolute one. `norm="relative"`: see `_relative`.
+    `norm="explained"`: the mean square of what the line explains, in place of rho: with the squared residual and an
+    open gate both terms add up to the mean squared error. `gate="soft"`: `w = 1 / (1 + mean|a - 1| + mean|b|)`, the
+    same to first order, which never shuts.
     """
     one_of("norm", norm, Norm)
     one_of("fine", fine, Fine)
@@ -68,6 +70,8 @@ def weigh(
         coarse = distance
     elif norm == "squared":
         coarse = per_sample(line.tilt.square() + line.intercept.square())
+    elif norm == "explained":
+        coarse = per_sample(line.explained)
     else:
         coarse = per_sample(_relative(line, fine))
     residual = per_sample(line.residual)

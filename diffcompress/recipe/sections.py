@@ -87,8 +87,9 @@ class StageSection(Section):
     num_steps: int = Field(ge=0, description="optimizer updates")
     weights: LossWeights
     group_size: int = Field(4, ge=1, description="elements per PLACE group")
-    norm: Literal["l1", "squared", "relative"] = Field(
-        "relative", description="rho of the coarse term; relative: to what the lines leave"
+    norm: Literal["l1", "squared", "relative", "explained"] = Field(
+        "relative",
+        description="rho of the coarse term; explained: mean square of what lines explain; relative: to what they leave",
     )
     reduction: Literal["mean", "sum"] = "mean"
     fine: Literal["squared", "l1", "relative"] = Field(
@@ -147,8 +148,8 @@ class ExportSection(Section):
 def default_stages() -> tuple[StageSection, ...]:
     """For pixels (docs/benchmarks.md); recipes of latent teachers hold the same stages with the relative fine term."""
     return (
-        StageSection(name="lift", num_steps=140, weights=LossWeights(lift=1.0), fine="l1"),
-        StageSection(name="place", num_steps=1860, weights=LossWeights(place=1.0), fine="l1"),
+        StageSection(name="lift", num_steps=140, weights=LossWeights(lift=1.0), norm="explained", fine="squared"),
+        StageSection(name="place", num_steps=1860, weights=LossWeights(place=1.0), norm="explained", fine="squared"),
     )
 
 

@@ -9,7 +9,7 @@ from diffcompress.losses import lift, output_kd, place
 LOSSES = {"lift": lift, "place": place, "place5": lambda s, t, **options: place(s, t, group_size=5, **options)}
 EVERY_LOSS = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum"])
-NORMS = pytest.mark.parametrize("norm", ["l1", "squared", "relative"])
+NORMS = pytest.mark.parametrize("norm", ["l1", "squared", "relative", "explained"])
 FINE = pytest.mark.parametrize("fine", ["squared", "l1", "relative"])
 GATES = pytest.mark.parametrize("gate", ["global", "per_sample", "soft"])
 
@@ -59,6 +59,8 @@ def oracle(student, teacher, group_size, norm="l1", reduction="mean", fine="squa
                     sizes.append(size)
                     explained = sum(((a - 1) * p + b) ** 2 for p in x) / len(x)
                     coarse[i] += len(x) * ((explained + size**2) ** 0.5 - size)
+                elif norm == "explained":
+                    coarse[i] += sum(((a - 1) * p + b) ** 2 for p in x)
                 else:
                     coarse[i] += len(x) * (rho(a - 1) + rho(b))
     per_sample = channels * elements
@@ -235,6 +237,15 @@ def test_groups_of_one_are_l1_output_distillation(reduction, norm, dtype):
 
 
 @EVERY_LOSS
+def test_what_lines_explain_and_leave_is_the_squared_error(loss):
+    student, teacher = pair()
+    terms = loss(student, teacher, norm="explained")
+    torch.testing.assert_close(terms.coarse + terms.fine, output_kd(student, teacher))
+    one = place(student, teacher, group_size=1, norm="explained")
+    torch.testing.assert_close(one.loss, output_kd(student, teacher))
+
+
+@EVERY_LOSS
 def test_a_soft_gate_never_shuts(loss):
     """Shut, the published one leaves the coarse term alone with the student, whatever that makes of the rest."""
     _, teacher = pair()
@@ -336,7 +347,7 @@ def test_huge_and_half_precision_values_stay_finite(loss, norm, dtype):
     for s, t in ((1e4, 1e4), (1e4, 1.0), (1.0, 1e4), (0.0, 1e4), (1e4, 0.0)):
         terms = loss((s * student).to(dtype), (t * teacher).to(dtype), norm=norm)
         assert all(value.isfinite().all() and value.dtype == torch.float32 for value in terms)
-        assert terms.loss < (1e12 if norm == "squared" else 1e6)
+        assert terms.loss < (1e12 if norm in ("squared", "explained") else 1e6)
         assert gradient(loss, (s * student).to(dtype), (t * teacher).to(dtype), norm=norm).isfinite().all()
 
 

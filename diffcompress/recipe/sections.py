@@ -89,7 +89,7 @@ class StageSection(Section):
     group_size: int = Field(4, ge=1, description="elements per PLACE group")
     norm: Literal["l1", "squared", "relative", "explained"] = Field(
         "relative",
-        description="rho of the coarse term; explained: mean square of what lines explain; relative: to what they leave",
+        description="rho of the coarse term; explained: mean square that lines explain; relative: to what they leave",
     )
     reduction: Literal["mean", "sum"] = "mean"
     fine: Literal["squared", "l1", "relative"] = Field(

@@ -20,7 +20,9 @@ import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import runs
 import shape_teachers
 import torch
 import yaml
@@ -28,22 +30,18 @@ import yaml
 from diffcompress import recipe as recipes
 from diffcompress import runtime as runtimes
 from diffcompress.bank import bank as banks
-from diffcompress.bank.targets import Targets
-from diffcompress.evaluation.features import find_space, protocol_for
+from diffcompress.evaluation.features import FeatureSpace, find_space
 from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.jobs.deliver import judged, shipped
+from diffcompress.jobs.run import Run
 from diffcompress.jobs.setting import texts_for
-from diffcompress.jobs.students import as_student, averaged_student, copy_student, initial_student
+from diffcompress.jobs.train import starting_student, train
 from diffcompress.pipeline.encoding import with_prompts
-from diffcompress.pipeline.load import describe, load
+from diffcompress.pipeline.load import LoadedPipeline, describe, load
+from diffcompress.records.run_folder import RunFolder, read_json
 from diffcompress.runtime import Progress
 from diffcompress.sources.resolve import resolve
 from diffcompress.student import costs
-from diffcompress.student.plan import StudentPlan, plan
-from diffcompress.training.ema import Ema
-from diffcompress.training.objective import Trainee, freeze_unused, make_adapters
-from diffcompress.training.optim import Optimizer
-from diffcompress.training.stage import Job, run_stage
-from diffcompress.training.state import TrainingState
 
 ARMS = yaml.safe_load((Path(__file__).parent / "arms.yaml").read_text(encoding="utf-8"))
 CURVE_SAMPLES = 512
@@ -54,116 +52,108 @@ def place_of(name: str) -> str:
     return str(shape_teachers.WORK / name) if name in shape_teachers.CONFIGS else name
 
 
-def shaped(teacher, ratio: float, recipe: recipes.Recipe, changes: dict) -> StudentPlan:
-    """The plan's student, or one with other values in its config (any size: the row tells it)."""
-    planned = plan(teacher.family, teacher.config, ratio=ratio, section=recipe.student)
-    if not changes:
-        return planned
-    config = {**planned.config, **changes}
-    params = costs.count(teacher.family, config).params
-    return replace(planned, config=config, params=params, choice={}, notes=())
-
-
-def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str, ...], shape: str, work: Path) -> dict:
-    """Train one student and score it; a line for results.jsonl."""
-    settings = ARMS[arm]
-    sets = (*options.set, *settings.get("set", []), *extra)
-    reference = resolve(place_of(options.teacher))
+def recipe_of(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str, ...]) -> recipes.Recipe:
+    """The arm's recipe at the asked budget, with scores on the way for the curve."""
+    settings, reference = ARMS[arm], resolve(place_of(options.teacher))
     name = settings.get("recipe") or recipes.default_for(reference.id, describe(reference)[0].recipe)
     if options.teacher in shape_teachers.CONFIGS:
         name = "demo"
-    recipe = recipes.load(name, sets, settings.get("method", "lift-place"), seed=seed)
-    recipe = with_steps(recipe, options.steps)
-    runtime, progress = runtimes.start("cpu"), Progress()
-    teacher = load(reference)
+    mine = (
+        f"evaluation.num_samples={options.num_samples}",
+        f"evaluation.sampler_steps={options.sampler_steps}",
+        f"training.preview_every_steps={max(1, options.steps // options.curve_points)}",
+        "training.checkpoint_every_seconds=1e9",
+    )
+    sets = (*mine, *options.set, *settings.get("set", []), *extra)
+    return with_steps(recipes.load(name, sets, settings.get("method", "lift-place"), seed=seed), options.steps)
+
+
+def loaded(options: argparse.Namespace, recipe: recipes.Recipe) -> LoadedPipeline:
+    """The teacher with its prompts encoded, in the work folder."""
+    teacher, texts_at = load(resolve(place_of(options.teacher))), options.work / "conditions"
     texts = texts_for(teacher, recipe, None, None)
-    teacher = with_prompts(teacher, texts, work / "conditions", runtime, progress, recipe.bank.text_length)
+    return with_prompts(teacher, texts, texts_at, runtimes.start("cpu"), Progress(), recipe.bank.text_length)
+
+
+def space_of(options: argparse.Namespace, teacher: LoadedPipeline) -> FeatureSpace | None:
     own = options.teacher in shape_teachers.CONFIGS
-    space = shape_teachers.space(options.teacher) if own else find_space(teacher, options.feature_weights)
-    distance = f"fd_{space.name}"
-    bank = banks.fill(work / "bank", teacher, recipe.bank, options.bank_seed, None, runtime, progress)
-    student_plan = shaped(teacher, options.ratio, recipe, json.loads(shape or "{}"))
-    start = initial_student(teacher, student_plan, recipe, bank)
-    adapters = make_adapters(start, teacher, seed) if any(s.weights.feature_kd for s in recipe.stages) else None
-    precision = recipe.training.precision
-    trainee = Trainee(copy_student(student_plan, start), teacher.family, adapters, precision=precision).train()
-    freeze_unused(trainee, teacher.example_inputs())
-    state = TrainingState(
-        trainee,
-        Ema(trainee, recipe.training.ema_half_life * recipe.num_steps),
-        Optimizer(trainee, recipe.training),
-    )
-    targets = Targets(
-        work / f"targets-{options.bank_seed}-{seed}", teacher, bank, recipe.targets, seed=seed,
-        batch_size=recipe.training.batch_size, num_steps=recipe.num_steps, runtime=runtime, progress=progress,
-    )  # fmt: skip
-    curve, paused = [], [0.0]
+    return shape_teachers.space(options.teacher) if own else find_space(teacher, options.feature_weights)
 
-    def score(num_samples: int, name: str) -> dict:
-        student = as_student(teacher, student_plan, averaged_student(student_plan, start, state))
-        protocol = protocol_for(
-            space,
-            teacher,
-            num_samples=num_samples,
-            sampler_steps=options.sampler_steps,
-            guidance=recipe.evaluation.guidance,
-        )
-        folder = work / "scores" / f"{name}"
-        return evaluate_pipeline(
-            student,
-            teacher,
-            protocol,
-            space=space,
-            cache_folder=folder,
-            quality_alone=True,
-        )["metrics"]
 
-    def preview(step: int) -> None:
-        if step >= recipe.num_steps:
+class Judge:
+    """Scores of a student on the way and in the end, and the seconds of training without them."""
+
+    def __init__(self, run: Run, space: FeatureSpace | None) -> None:
+        self.run, self.curve, self.started, self.paused = run, [], time.monotonic(), 0.0
+        self.space, self.protocol = judged(run.teacher, run.request.recipe, Progress(), space)
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning, without the time of scoring."""
+        return time.monotonic() - self.started - self.paused
+
+    def scores(self, student: LoadedPipeline, **protocol: Any) -> dict[str, Any]:
+        protocol = replace(self.protocol, **protocol)
+        cache, teacher = self.run.folder.cache / str(protocol.num_samples), self.run.teacher
+        return evaluate_pipeline(student, teacher, protocol, space=self.space, cache_folder=cache, quality_alone=True)[
+            "metrics"
+        ]
+
+    def look(self, step: int, student: LoadedPipeline) -> None:
+        if step >= self.run.request.recipe.num_steps:
             return
-        before, seconds = time.monotonic(), state.counters.seconds - paused[0]
-        values = score(CURVE_SAMPLES, "curve")
-        paused[0] += time.monotonic() - before
-        curve.append(
-            {
-                "step": step,
-                "seconds": seconds,
-                "fd_demo": values[distance]["value"],
-                "agreement": values["agreement"]["value"],
-            }
-        )
+        seconds, before = self.seconds, time.monotonic()
+        values = self.scores(student, num_samples=CURVE_SAMPLES)
+        distance, agreement = values[f"fd_{self.space.name}"]["value"], values["agreement"]["value"]
+        self.curve.append({"step": step, "seconds": seconds, "fd_demo": distance, "agreement": agreement})
+        self.paused += time.monotonic() - before
 
-    every = max(1, recipe.num_steps // options.curve_points)
-    recipe = recipe.model_copy(
-        update={
-            "training": recipe.training.model_copy(
-                update={"preview_every_steps": every, "checkpoint_every_seconds": 1e9}
-            )
-        }
-    )
-    job = Job(recipe, teacher, trainee, state, targets, runtime, progress, preview)
-    folder = work / "runs" / f"{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
-    started = time.monotonic()
-    for index in range(len(recipe.stages)):
-        run_stage(job, index, folder / f"{index}")
-    seconds = time.monotonic() - started - paused[0]
-    values = score(options.num_samples, "final")
-    logs = [path for path in sorted(folder.glob("*/metrics.jsonl")) if path.stat().st_size]
-    last = logs[-1].read_text().splitlines()[-1]
-    names = {"fd_demo": distance, "kd_demo": f"kd_{space.name}", "fd_demo_held_out": f"{distance}_held_out"}
+
+def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str, ...], shape: str) -> dict:
+    """Train one student and score it; a line for results.jsonl."""
+    recipe = recipe_of(options, arm, seed, extra)
+    teacher = loaded(options, recipe)
+    folder = RunFolder(options.work / "runs" / f"{os.getpid()}", shared=options.work)
+    folder.targets = options.work / f"targets-{options.bank_seed}-{seed}"
+    shutil.rmtree(folder.path, ignore_errors=True)
+    run = runs.run_for(teacher, runs.shaped(teacher, options.ratio, recipe, json.loads(shape or "{}")), recipe, folder)
+    bank = banks.fill(folder.bank, teacher, recipe.bank, options.bank_seed, None, run.runtime, run.progress)
+    start = starting_student(run, bank)
+    judge = Judge(run, space_of(options, teacher))
+    recipe, trained = train(run, start, bank, look=judge.look)
+    seconds = round(judge.seconds, 1)
+    values = judge.scores(shipped(run, trained))
+    row = row_of(options, run, recipe, judge.space.name, values)
+    shutil.rmtree(folder.path)
+    return {"arm": arm, "extra": list(extra), "shape": shape, "seconds": seconds, "curve": judge.curve, **row}
+
+
+def row_of(options: argparse.Namespace, run: Run, recipe: recipes.Recipe, space: str, values: dict) -> dict:
+    """What is told of a run beside what was asked for."""
+    teacher, student, stages = run.teacher, run.plan, run.folder.stages()
+    names = {"fd_demo": f"fd_{space}", "kd_demo": f"kd_{space}", "fd_demo_held_out": f"fd_{space}_held_out"}
     names |= {name: name for name in ("agreement", "failed_samples", "precision", "recall", "paired_distance")}
-    levels = [{k: round(v, 5) for k, v in level.items()} for level in values["agreement"]["levels"]]
+    logs = [log for stage in stages if (log := stage / "metrics.jsonl").stat().st_size]
     return {
-        "arm": arm, "seed": seed, "extra": list(extra), "set": list(options.set), "ratio": options.ratio, "steps": recipe.num_steps, "params": student_plan.params,
+        "seed": recipe.seed,
+        "set": list(options.set),
+        "ratio": options.ratio,
+        "steps": recipe.num_steps,
+        "params": student.params,
         "stages": [stage.model_dump(mode="json") for stage in recipe.stages],
-        "seconds": round(seconds, 1), "metrics": {n: values[m]["value"] for n, m in names.items() if m in values}, "levels": levels,
+        "micro_batch_size": recipe.training.micro_batch_size,
+        "metrics": {n: values[m]["value"] for n, m in names.items() if m in values},
+        "levels": [{k: round(v, 5) for k, v in level.items()} for level in values["agreement"]["levels"]],
         "teacher": {n: (values[m]["teacher"] or {}).get("value") for n, m in names.items() if m in values},
-        "curve": curve, "last": json.loads(last), "skipped": state.counters.skipped, "num_samples": options.num_samples, "sampler_steps": options.sampler_steps,
-        "shape": shape, "macs": costs.count(teacher.family, student_plan.config).macs, "name": options.teacher,
-        "widths": student_plan.config.get("block_out_channels") or student_plan.choice,
+        "last": runs.last_row(logs[-1]),
+        "skipped": read_json(stages[-1] / "final" / "state.json")["skipped"],
+        "num_samples": options.num_samples,
+        "sampler_steps": options.sampler_steps,
+        "macs": costs.count(teacher.family, student.config).macs,
+        "name": options.teacher,
+        "widths": student.config.get("block_out_channels") or student.choice,
         "fingerprint": teacher.fingerprint[:12],
-    }  # fmt: skip
+    }
 
 
 def with_steps(recipe: recipes.Recipe, num_steps: int) -> recipes.Recipe:
@@ -252,7 +242,7 @@ def main() -> None:
                 )
                 if (arm, extra, tuple(options.set), options.ratio, options.steps, shape, fingerprint, seed) in done:
                     continue
-                row = run_once(options, arm, seed, extra, shape, options.work)
+                row = run_once(options, arm, seed, extra, shape)
                 with results.open("a") as stream:
                     stream.write(json.dumps(row) + "\n")
                 print(

@@ -11,11 +11,15 @@ import itertools
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
+from diffcompress import recipe as recipes
+from diffcompress import runtime as runtimes
+from diffcompress.bank import bank as banks
 from diffcompress.losses import lift, place
 from diffcompress.noise import generator
 from diffcompress.pipeline.load import load
+from diffcompress.records.run_folder import RunFolder
+from diffcompress.runtime import Progress
 from diffcompress.sources.resolve import resolve
 
 LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -32,12 +36,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    student = load(resolve(str(options.run / "pipeline")))
-    shards = [load_file(path) for path in sorted((options.run / "bank").glob("shard-*.safetensors"))]
-    noisy, timestep, target = (
-        torch.cat([shard[f"trajectory.{name}"].flatten(0, 1) for shard in shards])
-        for name in ("noisy", "timestep", "prediction")
-    )
+    folder = RunFolder(options.run)
+    recipe = recipes.parse(folder.recipe.read_text(encoding="utf-8"), str(folder.recipe))
+    teacher, student = (load(resolve(str(place))) for place in (folder.identity["teacher"], folder.pipeline))
+    runtime, progress = runtimes.start("cpu"), Progress()
+    bank = banks.fill(folder.bank, teacher, recipe.bank, recipe.seed, None, runtime, progress)
+    noisy, timestep, target = (bank.trajectory[name] for name in ("noisy", "timestep", "prediction"))
     weights = [p.requires_grad_() for p in student.denoiser.parameters()]
     print("| noise level | loss | norm | coarse | fine |")
     print("|---|---|---|---|---|")

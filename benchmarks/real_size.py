@@ -18,10 +18,6 @@ from pathlib import Path
 import diffusers
 import torch
 
-from diffcompress import recipe as recipes
-from diffcompress.pipeline.load import describe
-from diffcompress.sources.resolve import resolve
-
 STEPS = {"stages.0.num_steps": 2, "stages.1.num_steps": 2}
 # Small enough for a CPU; samples of 8 noise levels fill one batch. Importance by magnitude: of random weights by their
 # gradients it would mean as little, and take hundreds of teacher gradients.
@@ -76,13 +72,8 @@ def main() -> None:
     shutil.rmtree(run, ignore_errors=True)
     batch = {"training.batch_size": options.batch_size, "targets.pool_size": options.batch_size}
     settings = SETTINGS | batch | {"bank.num_samples": -(-options.batch_size // 8)}
-    reference = resolve(str(teacher))
-    recipe = recipes.load(
-        recipes.default_for(reference.id, describe(reference)[0].recipe), [f"{k}={v}" for k, v in settings.items()]
-    )
-    file = options.work / "recipe.yaml"
-    file.write_text(recipe.to_yaml(), encoding="utf-8")
-    asked = (str(teacher), "--ratio", options.ratio, "--recipe", str(file))
+    sets = [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]
+    asked = (str(teacher), "--ratio", options.ratio, *sets)
     planned = command_line("plan", *asked)
     started = time.monotonic()
     done = command_line("shrink", *asked, "--output", str(run))

@@ -8,26 +8,24 @@ parameters, the cost of the bank beside it. Medians over interleaved repeats, on
 """
 
 import argparse
-import copy
+import itertools
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import diffusers
+import runs
 import torch
 
 from diffcompress import recipe as recipes
-from diffcompress import runtime as runtimes
 from diffcompress.bank import bank as banks
-from diffcompress.bank.targets import Targets
-from diffcompress.jobs.students import initial_student
+from diffcompress.jobs.train import starting_student, trainee, training_job
 from diffcompress.pipeline.load import LoadedPipeline, load
-from diffcompress.runtime import Progress
+from diffcompress.records.run_folder import RunFolder
 from diffcompress.sources.resolve import resolve
 from diffcompress.student.plan import plan
-from diffcompress.training.objective import Trainee, step_losses
-from diffcompress.training.optim import Optimizer
+from diffcompress.training.stage import update
 
 
 def ten_times(demo: LoadedPipeline, folder: Path) -> LoadedPipeline:
@@ -54,44 +52,26 @@ def median_seconds(actions: dict, repeats: int) -> dict[str, float]:
 
 def measure(name: str, teacher: LoadedPipeline, ratio: float, repeats: int, bank_samples: int) -> str:
     recipe = recipes.load("default", (f"bank.num_samples={bank_samples}",))
-    runtime, progress = runtimes.start("cpu"), Progress()
+    student_plan = plan(teacher.family, teacher.config, ratio=ratio, section=recipe.student)
     with tempfile.TemporaryDirectory() as scratch:
+        run = runs.run_for(teacher, student_plan, recipe, RunFolder(Path(scratch)))
         started = time.perf_counter()
-        bank = banks.fill(Path(scratch) / "bank", teacher, recipe.bank, 0, None, runtime, progress)
+        bank = banks.fill(run.folder.bank, teacher, recipe.bank, recipe.seed, None, run.runtime, run.progress)
         bank_seconds = (time.perf_counter() - started) / bank_samples
-        student_plan = plan(teacher.family, teacher.config, ratio=ratio, section=recipe.student)
-        trainee = Trainee(initial_student(teacher, student_plan, recipe, bank), teacher.family).train()
-        optimizer = Optimizer(trainee, recipe.training)
+        start = starting_student(run, bank)
         steps = bank_samples * recipe.bank.sampler_steps * 8 // recipe.training.batch_size
-        common = {"seed": 0, "batch_size": recipe.training.batch_size, "runtime": runtime, "progress": progress}
-        reused = Targets(Path(scratch) / "t", teacher, bank, recipe.targets, num_steps=steps, **common)
-        fresh = Targets(
-            Path(scratch) / "f",
-            teacher,
-            bank,
-            recipe.targets.model_copy(update={"reuse": 1}),
-            num_steps=steps,
-            **common,
-        )
-        step = [0]
-
-        def train(source: Targets, stage, batch=None) -> None:
-            step[0] += 1
-            given = batch or source.batch(step[0] % steps)
-            loss, _ = step_losses(trainee, teacher, given, stage, lambda value: value)
-            loss.backward()
-            optimizer.step(recipe.training.learning_rate)
-            optimizer.zero_grad()
-
-        place = recipe.stages[-1]
+        place = recipe.stages[-1].model_copy(update={"num_steps": steps})
         output_kd = recipes.load("default", method="output-kd").stages[0]
-        held = copy.copy(reused.batch(0))
+        recipe = recipe.model_copy(update={"stages": (place,)})
+        drawn = recipe.model_copy(update={"targets": recipe.targets.model_copy(update={"reuse": 1})})
+        reused, fresh = (training_job(run, one, trainee(run, start), bank) for one in (recipe, drawn))
+        held, counted = reused.targets.batch(0), itertools.count(1)
         seconds = median_seconds(
             {
-                "reused": lambda: train(reused, place),
-                "fresh": lambda: train(fresh, place),
-                "student": lambda: train(reused, place, held),
-                "output_kd": lambda: train(reused, output_kd, held),
+                "reused": lambda: update(reused, place, 1, reused.targets.batch(next(counted) % steps)),
+                "fresh": lambda: update(fresh, place, 1, fresh.targets.batch(next(counted) % steps)),
+                "student": lambda: update(reused, place, 1, held),
+                "output_kd": lambda: update(reused, output_kd, 1, held),
             },
             repeats,
         )

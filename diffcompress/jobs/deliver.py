@@ -58,9 +58,11 @@ def conclude(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module, ban
         write_report(folder)
 
 
-def judged(teacher: LoadedPipeline, recipe: Recipe, progress: Progress) -> tuple[FeatureSpace | None, Protocol]:
-    """Where and how a student of `teacher` is measured."""
-    space = choose_space(teacher, progress)
+def judged(
+    teacher: LoadedPipeline, recipe: Recipe, progress: Progress, space: FeatureSpace | None = None
+) -> tuple[FeatureSpace | None, Protocol]:
+    """Where and how a student of `teacher` is measured; in `space`, where one is named."""
+    space = choose_space(teacher, progress, space)
     section = recipe.evaluation
     protocol = protocol_for(
         space,
@@ -72,12 +74,20 @@ def judged(teacher: LoadedPipeline, recipe: Recipe, progress: Progress) -> tuple
     return space, protocol
 
 
+def shipped(run: Run, trained: nn.Module) -> LoadedPipeline:
+    """The student `trained` as it ships, rounded to the dtype of its files.
+
+    Raises DiffCompressError when it predicts NaN or infinite values.
+    """
+    dtype = _export_dtype(run)
+    student = replace(as_student(run.teacher, run.plan, rounded(trained, dtype, run.teacher.device)), dtype=dtype)
+    _check_finite(student)
+    return student
+
+
 def _evaluated(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module) -> dict[str, Any]:
     """The content of metrics.json."""
-    teacher = run.teacher
-    dtype = _export_dtype(run)
-    student = replace(as_student(teacher, run.plan, rounded(trained, dtype, teacher.device)), dtype=dtype)
-    _check_finite(student)
+    teacher, student = run.teacher, shipped(run, trained)
     space, protocol = judged(teacher, recipe, run.progress)
     scored = evaluate_pipeline(
         student,

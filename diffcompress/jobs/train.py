@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from safetensors.torch import save_file
@@ -13,6 +14,7 @@ from diffcompress.bank.bank import Bank
 from diffcompress.bank.targets import Targets
 from diffcompress.jobs.run import Run
 from diffcompress.jobs.students import as_student, averaged_student, copy_student, initial_student
+from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.sampling import sample
 from diffcompress.recipe import Recipe
 from diffcompress.records.run_folder import damaged, discard, read_tensors, write_atomically, write_json, write_text
@@ -25,6 +27,8 @@ from diffcompress.training.stage import Job, run_stage
 from diffcompress.training.state import Checkpoints, TrainingState
 
 PREVIEW_SAMPLES = 16
+# (step, student with its averaged weights as a pipeline): a look at it while it trains.
+Look = Callable[[int, LoadedPipeline], None]
 
 
 def starting_student(run: Run, bank: Bank) -> nn.Module:
@@ -43,16 +47,14 @@ def starting_student(run: Run, bank: Bank) -> nn.Module:
     return student.to(run.runtime.device)
 
 
-def train(run: Run, start: nn.Module, bank: Bank) -> tuple[Recipe, nn.Module]:
-    """The recipe with its final step counts, and the student after all stages with its EMA weights."""
-    student = copy_student(run.plan, start)
-    uses_features = any(stage.weights.feature_kd > 0 for stage in run.request.recipe.stages)
-    adapters = make_adapters(student, run.teacher, run.request.recipe.seed) if uses_features else None
-    precision = run.request.recipe.training.precision
-    trainee = Trainee(student, run.teacher.family, adapters, precision=precision).to(run.runtime.device).train()
-    freeze_unused(trainee, run.teacher.example_inputs())
-    recipe = _settled(run, trainee, bank)
-    job = _job(run, recipe, trainee, bank)
+def train(run: Run, start: nn.Module, bank: Bank, *, look: Look | None = None) -> tuple[Recipe, nn.Module]:
+    """The recipe with its final step counts, and the student after all stages with its EMA weights.
+
+    look: what is done with the student every `training.preview_every_steps`; default: a sheet of samples is drawn.
+    """
+    trained = trainee(run, start)
+    recipe = _settled(run, trained, bank)
+    job = training_job(run, recipe, trained, bank, look=look)
     for index, stage in enumerate(recipe.stages):
         folder = run.folder.stage(index, stage.name)
         run_stage(job, index, folder)
@@ -60,7 +62,20 @@ def train(run: Run, start: nn.Module, bank: Bank) -> tuple[Recipe, nn.Module]:
     return recipe, averaged_student(run.plan, start, job.state)
 
 
-def _job(run: Run, recipe: Recipe, trainee: Trainee, bank: Bank) -> Job:
+def trainee(run: Run, start: nn.Module) -> Trainee:
+    """A copy of the student `start`, ready for steps of the recipe: with adapters where a stage asks for them, and
+    without gradients that nothing needs."""
+    student, recipe = copy_student(run.plan, start), run.request.recipe
+    uses_features = any(stage.weights.feature_kd > 0 for stage in recipe.stages)
+    adapters = make_adapters(student, run.teacher, recipe.seed) if uses_features else None
+    made = Trainee(student, run.teacher.family, adapters, precision=recipe.training.precision)
+    made = made.to(run.runtime.device).train()
+    freeze_unused(made, run.teacher.example_inputs())
+    return made
+
+
+def training_job(run: Run, recipe: Recipe, trainee: Trainee, bank: Bank, *, look: Look | None = None) -> Job:
+    """All that the stages of `recipe` train with: targets from `bank`, optimizer and averages of `trainee`."""
     optimizer = Optimizer(trainee, recipe.training)
     state = TrainingState(trainee, Ema(trainee, recipe.training.ema_half_life * recipe.num_steps), optimizer)
     targets = Targets(
@@ -76,16 +91,20 @@ def _job(run: Run, recipe: Recipe, trainee: Trainee, bank: Bank) -> Job:
         keep=run.folder.shared is not None,
         with_diffusion=any(stage.weights.diffusion > 0 for stage in recipe.stages),
     )
+    look = look or functools.partial(_draw_sheet, run, recipe)
 
     def preview(step: int) -> None:
-        pipeline = as_student(run.teacher, run.plan, averaged_student(run.plan, trainee.student, state))
-        steps, guidance = recipe.evaluation.sampler_steps, recipe.evaluation.guidance
-        drawn = sample(pipeline, range(PREVIEW_SAMPLES), seed=recipe.seed, num_steps=steps, guidance=guidance)
-        codec = run.teacher.codec
-        write_sheet(drawn if codec is None else codec.decode(drawn), run.folder.samples / f"preview-{step:06d}.png")
+        look(step, as_student(run.teacher, run.plan, averaged_student(run.plan, trainee.student, state)))
 
     wrapped = run.runtime.accelerator.prepare(trainee)
     return Job(recipe, run.teacher, wrapped, state, targets, run.runtime, run.progress, preview)
+
+
+def _draw_sheet(run: Run, recipe: Recipe, step: int, student: LoadedPipeline) -> None:
+    steps, guidance = recipe.evaluation.sampler_steps, recipe.evaluation.guidance
+    drawn = sample(student, range(PREVIEW_SAMPLES), seed=recipe.seed, num_steps=steps, guidance=guidance)
+    codec = run.teacher.codec
+    write_sheet(drawn if codec is None else codec.decode(drawn), run.folder.samples / f"preview-{step:06d}.png")
 
 
 def _settled(run: Run, trainee: Trainee, bank: Bank) -> Recipe:
@@ -99,7 +118,7 @@ def _settled(run: Run, trainee: Trainee, bank: Bank) -> Recipe:
         return recipe if more is None else _extended(run, recipe, more)
     recipe = _with_micro_batches(run, trainee)
     if (max_time := run.request.max_time) is not None:
-        recipe = budget.fit_steps(_job(run, recipe, trainee, bank), max_time)
+        recipe = budget.fit_steps(training_job(run, recipe, trainee, bank), max_time)
         run.progress.note(f"{recipe.num_steps} steps fit into {max_time:g} s of training")
     _write(run, recipe)
     return recipe

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffcompress.bank.shards import Tensors
 from diffcompress.errors import DamagedError
 from diffcompress.evaluation.failed import total_variation
 from diffcompress.evaluation.features import FeatureSpace
@@ -27,6 +26,7 @@ from diffcompress.runtime import Progress, StopRequest
 from diffcompress.sources.reference import DEMO_FOLDER
 
 NUM_IMAGES = 128
+Tensors = dict[str, Tensor]
 SHIPPED_FOLDER = DEMO_FOLDER / "samples"
 
 

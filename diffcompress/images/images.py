@@ -13,9 +13,16 @@ from torch import Tensor
 
 from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.images import hub_images
-from diffcompress.images.class_folders import class_folders
-from diffcompress.images.folder import METADATA, SUFFIXES, image_files, name_below, passed_over
-from diffcompress.images.metadata import captions, labels_in
+from diffcompress.images.folder import (
+    METADATA,
+    SUFFIXES,
+    captions,
+    class_folders,
+    image_files,
+    labels_in,
+    name_below,
+    passed_over,
+)
 from diffcompress.images.pixels import SHARD_SIZE, Images, read_pixels
 from diffcompress.noise import generator
 from diffcompress.pipeline.load import LoadedPipeline

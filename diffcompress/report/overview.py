@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from diffcompress.records.run_folder import RunFolder, read_json, write_text
 from diffcompress.report import charts, numbers
-from diffcompress.report.pages import page
+from diffcompress.report.page import template
 
 FILE, FRONTIER = "overview.html", "frontier.svg"
 
@@ -25,7 +25,7 @@ def write_overview(folder: Path, runs: Sequence[RunFolder]) -> Path:
     known = {name: one for report in reports for name, one in report["metrics"].items()}
     columns = dict.fromkeys((charts.headline(known)[0], "agreement", "failed_samples"))
     svg = folder / FRONTIER
-    drawn = page("overview.html.j2").render(
+    drawn = template("overview.html.j2").render(
         rows=rows,
         columns={name: known.get(name) or {} for name in columns},
         w=numbers,

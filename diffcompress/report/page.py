@@ -7,12 +7,12 @@ import io
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select_autoescape
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from diffcompress.records.run_folder import RunFolder, write_json, write_text
 from diffcompress.report import card, charts, numbers, reading, trust
-from diffcompress.report.pages import page
 from diffcompress.report.sheets import grid
 
 SHEET_SAMPLES, SHEET_COLUMNS = 48, 8
@@ -37,7 +37,7 @@ def write_report(run: RunFolder) -> dict[str, Any]:
 def html(run: RunFolder, collected: dict[str, Any], pictures: dict[str, str]) -> str:
     """The page: one file that refers to nothing outside itself."""
     metrics, seed = collected["metrics"], reading.seed_of(collected["asked"])
-    return page("report.html.j2").render(
+    return template("report.html.j2").render(
         f=collected,
         w=numbers,
         sheets=[{"role": role, "title": ROLES[role], "uri": pictures[role]} for role in ROLES if role in pictures],
@@ -52,6 +52,18 @@ def html(run: RunFolder, collected: dict[str, Any], pictures: dict[str, str]) ->
         seed=seed,
         use=card.usage(collected["provenance"], collected["pipeline"] or card.ELSEWHERE),
     )
+
+
+def template(name: str) -> Template:
+    """A page of `templates/`; what is put into it is escaped, and what it lacks is an error."""
+    environment = Environment(
+        loader=PackageLoader("diffcompress.report"),
+        autoescape=select_autoescape(["j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def sheets(run: RunFolder, not_computed: list[str]) -> dict[str, str]:

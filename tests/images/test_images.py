@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffcompress.bank import bank as banks
 from diffcompress.errors import DoesNotFitError, RunStopped, UsageError
-from diffcompress.images import images, metadata, pixels
+from diffcompress.images import folder, images, pixels
 from diffcompress.pipeline.load import load
 from diffcompress.recipe import BankSection
 from diffcompress.runtime import Progress, StopRequest, start
@@ -241,14 +241,14 @@ def test_captions_end_with_their_line_and_begin_after_a_byte_order_mark(tmp_path
     rows = [{"file_name": "a.png", "text": "an owl\u2028in fog"}, {"file_name": "b.png", "text": "a\x85b"}]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     (tmp_path / "metadata.jsonl").write_bytes(("\ufeff" + "\r\n".join(lines) + "\r\n").encode())
-    assert metadata.captions(tmp_path) == {row["file_name"]: row["text"] for row in rows}
+    assert folder.captions(tmp_path) == {row["file_name"]: row["text"] for row in rows}
 
 
 @pytest.mark.parametrize("text", ["no json", '{"file_name": "a.png"}', "[1]"])
 def test_a_bad_caption_is_named_by_its_line(tmp_path, text):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\n' + text)
     with pytest.raises(UsageError, match="line 2"):
-        metadata.captions(tmp_path)
+        folder.captions(tmp_path)
 
 
 def test_a_text_teacher_needs_captions(tmp_path):
@@ -293,9 +293,9 @@ def test_a_caption_is_a_text_or_the_first_of_several(tmp_path, text, caption):
         with pytest.raises(
             UsageError, match=r"line 1 of .* has (the text .*, which is none|a text of 30,000 char|half a char)"
         ):
-            metadata.captions(tmp_path)
+            folder.captions(tmp_path)
     else:
-        assert metadata.captions(tmp_path) == ({} if caption is None else {"a.png": caption})
+        assert folder.captions(tmp_path) == ({} if caption is None else {"a.png": caption})
 
 
 @pytest.mark.parametrize(
@@ -309,9 +309,9 @@ def test_a_label_is_an_integer_however_it_is_written(tmp_path, label, taken):
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "label": label}))
     if taken is ValueError:
         with pytest.raises(UsageError, match=r"line 1 of .* has the label .*, which is no integer"):
-            metadata.labels_in(tmp_path, 3)
+            folder.labels_in(tmp_path, 3)
     else:
-        assert metadata.labels_in(tmp_path, 3) == ({} if taken is None else {"a.png": taken})
+        assert folder.labels_in(tmp_path, 3) == ({} if taken is None else {"a.png": taken})
 
 
 def test_file_names_are_matched_however_they_are_spelled(tmp_path):

@@ -15,6 +15,7 @@ def lift(
     fine: Fine = "squared",
     gate: Gate = "global",
     coarse_weight: float = 1.0,
+    power: float = 1.0,
 ) -> LossTerms:
     """Split the error into what a line per sample and channel explains (coarse) and a gated rest (fine).
 
@@ -36,6 +37,8 @@ def lift(
         gate: "global" as published; variants of ours: "per_sample", each sample gated by its own distance, no mixing,
             and "soft", `w = sg(1 / (1 + mean|a - 1| + mean|b|))`, which never shuts.
         coarse_weight: factor on the coarse term in `loss` alone, for a schedule that anneals it.
+        power: a variant of ours: each sample's loss is raised to it, so that with squared terms 0.5 weighs samples as
+            their root mean square does, and 1, as published, those with large errors (low noise) much more.
 
     Returns LossTerms, slope and intercept `[B, C, 1]`. Raises ValueError for shapes that differ or lack a spatial
     axis, for an empty output, and for an unknown norm, reduction, fine or gate. Never waits for the device.
@@ -51,5 +54,6 @@ def lift(
         fine=fine,
         gate=gate,
         coarse_weight=coarse_weight,
+        power=power,
         reduce_mean=reduce_mean,
     )

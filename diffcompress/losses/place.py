@@ -18,6 +18,7 @@ def place(
     fine: Fine = "squared",
     gate: Gate = "global",
     coarse_weight: float = 1.0,
+    power: float = 1.0,
 ) -> LossTerms:
     """LIFT inside groups of elements that the student gets about equally wrong.
 
@@ -52,5 +53,13 @@ def place(
     share = s.new_full((num_groups,), group_size / num_elements)
     share[-1] = 1 - head / num_elements
     return weigh(
-        line, share, factor, norm=norm, fine=fine, gate=gate, coarse_weight=coarse_weight, reduce_mean=reduce_mean
+        line,
+        share,
+        factor,
+        norm=norm,
+        fine=fine,
+        gate=gate,
+        coarse_weight=coarse_weight,
+        power=power,
+        reduce_mean=reduce_mean,
     )

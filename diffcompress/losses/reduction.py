@@ -34,7 +34,14 @@ def size_factor(reduction: Reduction, output: Tensor) -> int:
     return output[0].numel() if reduction == "sum" else 1
 
 
+def raised(values: Tensor, power: float) -> Tensor:
+    """`values ** power` (values >= 0) whose gradient at 0 is 0 whatever the power; nan stays nan."""
+    if power == 1:
+        return values
+    positive = values != 0
+    return torch.where(positive, torch.where(positive, values, 1.0).pow(power), 0.0)
+
+
 def root(mean_square: Tensor) -> Tensor:
     """Square root whose gradient at 0 is 0 instead of infinite; nan stays nan."""
-    positive = mean_square != 0
-    return torch.where(positive, torch.where(positive, mean_square, 1.0).sqrt(), 0.0)
+    return raised(mean_square, 0.5)

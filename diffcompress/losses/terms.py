@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .fit import Line, PerGroup
-from .reduction import PerSample, Scalar, one_of, root
+from .reduction import PerSample, Scalar, one_of, raised, root
 
 Norm = Literal["l1", "squared", "relative", "explained"]
 Fine = Literal["squared", "l1", "relative"]
@@ -21,8 +21,8 @@ ReduceMean = Callable[[Tensor], Tensor]
 class LossTerms(NamedTuple):
     """What LIFT and PLACE return. `loss`, `coarse` and `fine` carry gradients, the rest is for the log.
 
-    `loss = coarse_weight * coarse + fine_weight * fine`; with the per-sample gate `fine_weight` is the mean of the
-    weights, so that equation holds for each sample alone.
+    `loss = coarse_weight * coarse + fine_weight * fine` where the power is 1; with the per-sample gate `fine_weight` is
+    the mean of the weights, so that equation holds for each sample alone.
     """
 
     loss: Scalar
@@ -47,6 +47,7 @@ def weigh(
     fine: Fine,
     gate: Gate,
     coarse_weight: float,
+    power: float,
     reduce_mean: ReduceMean,
 ) -> LossTerms:
     """`L = rho(a - 1) + rho(b) + w * residual^2` with `w = 1 - min(1, mean|a - 1| + mean|b|)`, w without gradient.
@@ -56,7 +57,7 @@ def weigh(
     residual; "l1" expects lines fitted with the mean absolute one. `norm="relative"`: see `_relative`.
     `norm="explained"`: the mean square of what the line explains, in place of rho: with the squared residual and an
     open gate both terms add up to the mean squared error. `gate="soft"`: `w = 1 / (1 + mean|a - 1| + mean|b|)`, the
-    same to first order, which never shuts.
+    same to first order, which never shuts. Each sample's loss is raised to `power` before the mean over samples.
     """
     one_of("norm", norm, Norm)
     one_of("fine", fine, Fine)
@@ -81,7 +82,7 @@ def weigh(
     off = off if gate == "per_sample" else reduce_mean(off.mean())
     weight = 1 / (1 + off) if gate == "soft" else 1 - off.clamp(max=1)
     return LossTerms(
-        loss=factor * (coarse_weight * coarse + weight * residual).mean(),
+        loss=factor * raised(coarse_weight * coarse + weight * residual, power).mean(),
         coarse=factor * coarse.mean(),
         fine=factor * residual.mean(),
         fine_weight=weight.mean(),

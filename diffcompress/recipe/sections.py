@@ -99,6 +99,7 @@ class StageSection(Section):
         "soft", description="fine weight from the whole batch (published), per sample, or one that never shuts"
     )
     coarse_weight: float = Field(1.0, ge=0.0, description="factor on the coarse term; 1 as published")
+    power: float = Field(1.0, gt=0.0, le=1.0, description="each sample's lift, place or output_kd loss is raised to it")
     output_norm: Literal["squared", "l1", "rms"] = Field("squared", description="norm of output_kd")
 
     @model_validator(mode="after")

@@ -132,6 +132,7 @@ def step_losses(
         "fine": stage.fine,
         "gate": stage.gate,
         "coarse_weight": stage.coarse_weight,
+        "power": stage.power,
         "reduce_mean": reduce_mean,
     }
     if "lift" in weights:
@@ -139,7 +140,9 @@ def step_losses(
     if "place" in weights:
         terms["place"] = losses.place(prediction, target, group_size=stage.group_size, **options)
     if "output_kd" in weights:
-        terms["output_kd"] = losses.output_kd(prediction, target, norm=stage.output_norm, reduction=stage.reduction)
+        terms["output_kd"] = losses.output_kd(
+            prediction, target, norm=stage.output_norm, reduction=stage.reduction, power=stage.power
+        )
     if "diffusion" in weights:
         assert batch.diffusion_target is not None
         terms["diffusion"] = losses.diffusion(prediction, batch.diffusion_target, reduction=stage.reduction)

@@ -246,6 +246,22 @@ def test_what_lines_explain_and_leave_is_the_squared_error(loss):
 
 
 @EVERY_LOSS
+def test_each_sample_is_raised_to_the_power(loss):
+    student, teacher = pair()
+    student.requires_grad_()
+    options = {"norm": "explained", "gate": "per_sample"}
+    alone = torch.stack([loss(s[None], t[None], **options).loss for s, t in zip(student, teacher, strict=True)])
+    whole = loss(student, teacher, power=0.75, **options)
+    torch.testing.assert_close(whole.loss, alone.pow(0.75).mean())
+    wanted, actual = (torch.autograd.grad(value, student)[0] for value in (alone.pow(0.75).mean(), whole.loss))
+    torch.testing.assert_close(actual, wanted)
+    plain = [output_kd(s[None], t[None]) for s, t in zip(student, teacher, strict=True)]
+    torch.testing.assert_close(output_kd(student, teacher, power=0.75), torch.stack(plain).pow(0.75).mean())
+    torch.testing.assert_close(output_kd(student, teacher, power=0.5), output_kd(student, teacher, norm="rms"))
+    assert (gradient(loss, teacher, teacher, power=0.75, **options) == 0).all()
+
+
+@EVERY_LOSS
 def test_a_soft_gate_never_shuts(loss):
     """Shut, the published one leaves the coarse term alone with the student, whatever that makes of the rest."""
     _, teacher = pair()

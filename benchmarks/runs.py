@@ -31,7 +31,7 @@ def run_for(teacher: LoadedPipeline, student_plan: StudentPlan, recipe: Recipe, 
 
 def shaped(teacher: LoadedPipeline, ratio: float, recipe: Recipe, changes: Mapping[str, Any]) -> StudentPlan:
     """The plan's student, or one with other values in its config (any size: its parameters tell it)."""
-    planned = plan(teacher.family, teacher.config, ratio=ratio, section=recipe.student)
+    planned = plan(teacher.family, teacher.config, ratio=ratio, section=recipe.student, noise=teacher.noise)
     if not changes:
         return planned
     config = {**planned.config, **changes}

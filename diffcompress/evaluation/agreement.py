@@ -13,6 +13,7 @@ from diffcompress.evaluation.frechet import mean_estimate
 from diffcompress.losses.fit import fit_line
 from diffcompress.noise import generator
 from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.pipeline.predicting import in_terms_of
 from diffcompress.records.metrics import Estimate
 
 AGREEMENT_STREAM = 301
@@ -44,8 +45,6 @@ class Agreement:
 
 def why_incomparable(student: LoadedPipeline, teacher: LoadedPipeline) -> str | None:
     """Why predictions of the two cannot be laid side by side, if so."""
-    if student.noise.prediction_type != teacher.noise.prediction_type:
-        return f"the student predicts {student.noise.prediction_type}, the teacher {teacher.noise.prediction_type}"
     if not student.noise.same_as(teacher.noise):
         return "student and teacher have different noise schedules"
     if student.family.num_classes(student.config) != teacher.family.num_classes(teacher.config):
@@ -66,9 +65,11 @@ def measure(
 ) -> dict[str, Agreement]:
     """Agreement of each of `students` by its name. Every clean image `[N, C, *spatial]` is noised once per level.
 
-    Timestep and noise follow from (seed, level, image) alone.
+    Whatever a student predicts is compared in the teacher's terms. Timestep and noise follow from (seed, level, image)
+    alone.
     """
     num_levels = min(num_levels, teacher.noise.num_timesteps)
+    students = {name: in_terms_of(student, teacher.noise) for name, student in students.items()}
     ratios: dict[str, list[Tensor]] = {name: [] for name in students}
     levels: dict[str, list[Level]] = {name: [] for name in students}
     for level in range(num_levels):

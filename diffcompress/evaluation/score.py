@@ -20,6 +20,7 @@ from diffcompress.evaluation.failed import failed_share
 from diffcompress.evaluation.features import FeatureSpace
 from diffcompress.evaluation.frechet import mean_estimate
 from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.pipeline.predicting import in_terms_of
 from diffcompress.pipeline.sampling import automatic_batch_size, conditioning_for
 from diffcompress.records.metrics import NO_TEACHER, PROBE, ROLES, SAMPLE_CHECKS, Metrics
 from diffcompress.records.protocol import Protocol
@@ -144,6 +145,7 @@ def _corrected(
     )
     clean = cache.draw(teacher, apart, None, "sampling the teacher for the probe").images
     conditioning = conditioning_for(teacher, range(len(clean)), apart.sampling_seed)
+    student = in_terms_of(student, teacher.noise)
     steps, seed = protocol.sampler_steps, protocol.seed
     return correction.corrected(
         student, correction.fit(student, teacher, clean, conditioning, num_steps=steps, seed=seed)

@@ -45,7 +45,9 @@ def record(
     return {
         "format": FORMAT,
         "teacher": _teacher(teacher, collected["teacher"]["params"]),
-        "student": {key: collected["student"][key] for key in ("params", "ratio", "requested_ratio")},
+        "student": {
+            key: collected["student"][key] for key in ("params", "ratio", "requested_ratio", "prediction_type")
+        },
         "target": asked.get("target"),
         "recipe_name": public_name(asked.get("recipe_name")),
         "data": public_name(asked.get("data")),

@@ -16,7 +16,7 @@ from diffcompress.errors import DiffCompressError
 from diffcompress.export import provenance as provenances
 from diffcompress.images.prompts import OWN_FILE
 from diffcompress.pipeline.load import LoadedPipeline
-from diffcompress.records.run_folder import RunFolder, write_atomically, write_json
+from diffcompress.records.run_folder import RunFolder, read_json, write_atomically, write_json
 from diffcompress.report import card, reading
 from diffcompress.runtime import dtype_name
 from diffcompress.sources.licence import is_demo, licence_files, licence_of
@@ -111,4 +111,12 @@ def write_rest(folder: Path, teacher: LoadedPipeline, *, borrow: bool = False) -
     if (ours or is_demo(reference)) and is_own(prompts, reference.pipeline):
         shutil.copyfile(prompts, folder / OWN_FILE)
     link_pipeline(reference.pipeline, others, folder, borrow=borrow)
+    _tell_prediction(folder / "scheduler" / "scheduler_config.json", reference.scheduler)
     return subfolder
+
+
+def _tell_prediction(file: Path, scheduler: Mapping[str, Any]) -> None:
+    """Write what the denoiser predicts into a scheduler's config, where that says something else."""
+    written = read_json(file)
+    if written.get("prediction_type") != scheduler.get("prediction_type"):
+        write_json(file, {**written, "prediction_type": scheduler["prediction_type"]})

@@ -12,6 +12,8 @@ from diffcompress.families.base import Config, Knob
 from diffcompress.families.shapes import shapes
 from diffcompress.families.unet_rules import depths, level_modules, runs, time_dim
 
+# Its output is the prediction, with a learned variance behind where there is one.
+OUTPUT_LAYER = "conv_out"
 # A sinusoid needs two frequencies per half (diffusers divides by half - freq_shift).
 FEWEST_CHANNELS = 4
 # Below this many channels at full resolution, layers go before width does.

@@ -21,6 +21,7 @@ from diffcompress.export.weights import export_pipeline, rounded
 from diffcompress.jobs.run import Run
 from diffcompress.jobs.students import as_student
 from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.pipeline.predicting import predicting
 from diffcompress.recipe import Recipe
 from diffcompress.records.fingerprints import is_sound
 from diffcompress.records.protocol import Protocol
@@ -47,7 +48,7 @@ def conclude(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module, ban
             run.progress.warn(f"{folder.pipeline} is not what was proved any more, and is written again")
         if not exported or not is_sound(folder):
             _export(run, recipe, trained, bank)
-        write_formats(trained, run.teacher, folder, recipe.export, dtype=_export_dtype(run))
+        write_formats(trained, _around(run), folder, recipe.export, dtype=_export_dtype(run))
     if request.license:
         relicense(folder.pipeline, request.license)
     write_report(folder)
@@ -129,8 +130,13 @@ def _export(run: Run, recipe: Recipe, trained: nn.Module, bank: Bank) -> None:
     if run.request.license:
         provenance["license"] = run.request.license
     dtype = _export_dtype(run)
-    export_pipeline(trained, run.teacher, run.folder, dtype=dtype, provenance=provenance)
+    export_pipeline(trained, _around(run), run.folder, dtype=dtype, provenance=provenance)
     prove(run.folder, trained, run.teacher, dtype=dtype)
+
+
+def _around(run: Run) -> LoadedPipeline:
+    """The teacher's pipeline as it is around the student: its scheduler says what the student predicts."""
+    return predicting(run.teacher, run.plan.prediction_type)
 
 
 def _export_dtype(run: Run) -> torch.dtype:

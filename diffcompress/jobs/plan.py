@@ -13,6 +13,7 @@ from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.families import registry
 from diffcompress.families.base import Family
 from diffcompress.jobs import target
+from diffcompress.noise import NoiseProcess
 from diffcompress.pipeline.checks import check_config
 from diffcompress.pipeline.load import check_teacher, describe, hollow
 from diffcompress.recipe import Recipe
@@ -28,12 +29,13 @@ from diffcompress.student.plan import StudentPlan
 
 @dataclass(frozen=True)
 class _Teacher:
-    """What a plan needs of a teacher. dtype: of its stored weights, None when no file tells; other_bytes: of the
-    pipeline's other parts, None when there is no pipeline."""
+    """What a plan needs of a teacher. noise: its process, None for a config alone; dtype: of its stored weights, None
+    when no file tells; other_bytes: of the pipeline's other parts, None when there is no pipeline."""
 
     id: str
     family: Family
     config: Mapping[str, Any]
+    noise: NoiseProcess | None
     dtype: str | None
     other_bytes: int | None
     notes: tuple[str, ...]
@@ -72,9 +74,8 @@ def plan(
     stored = dtype or found.dtype or "float32"
 
     def one(ratio: float | None) -> dict[str, Any]:
-        student = planning.plan(
-            found.family, found.config, ratio=ratio, params=params, size=size, dtype=stored, section=settings.student
-        )
+        asked: dict[str, Any] = {"ratio": ratio, "params": params, "size": size, "dtype": stored}
+        student = planning.plan(found.family, found.config, **asked, section=settings.student, noise=found.noise)
         return _row(found, student, settings, stored)
 
     if ratio is None or isinstance(ratio, (int, float)):
@@ -106,6 +107,7 @@ def _row(teacher: _Teacher, student: StudentPlan, recipe: Recipe, dtype: str) ->
         "params": cost.params,
         "size_bytes": size,
         "config": dict(student.config),
+        "prediction_type": student.prediction_type,
         "macs": cost.macs,
         "macs_ratio": cost.macs / teacher.macs,
         "pipeline_bytes": None if teacher.other_bytes is None else teacher.other_bytes + size,
@@ -122,6 +124,7 @@ def _unreachable(teacher: _Teacher, ratio: float, error: DoesNotFitError) -> dic
             "params",
             "size_bytes",
             "config",
+            "prediction_type",
             "macs",
             "macs_ratio",
             "pipeline_bytes",
@@ -146,11 +149,11 @@ def _find(text: str, scheduler: str | None) -> _Teacher:
     if path.suffix == ".json" and path.is_file():
         return _from_config(text, path)
     reference = resolve(text, scheduler)
-    dtype, (family, _) = check_teacher(reference), describe(reference)
+    dtype, (family, noise) = check_teacher(reference), describe(reference)
     notes, licence = reference.notes, licence_of(reference)
     if not licence.is_known:
         notes = (*notes, f"the licence is unknown ({licence.source}); before a push to the Hub, {licence.advice}")
-    return _Teacher(text, family, reference.config, dtype, reference.other_bytes(), notes)
+    return _Teacher(text, family, reference.config, noise, dtype, reference.other_bytes(), notes)
 
 
 def _from_config(text: str, path: Path) -> _Teacher:
@@ -161,4 +164,4 @@ def _from_config(text: str, path: Path) -> _Teacher:
     family = registry.find(config["_class_name"])
     check_config(config, text)
     hollow(family, config, text)
-    return _Teacher(text, family, config, None, None, ("sizes in float32: a config alone",))
+    return _Teacher(text, family, config, None, None, None, ("sizes in float32: a config alone",))

@@ -61,10 +61,10 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
     """The run that is asked for, while this process holds its folder. Everything that can be refused is refused before
     the folder is touched."""
     reference, recipe = request.reference, request.recipe
-    family, _ = describe(reference)
+    family, noise = describe(reference)
     stored = check_teacher(reference)
     student_plan = plan(
-        family, reference.config, **request.target, dtype=request.dtype or stored, section=recipe.student
+        family, reference.config, **request.target, dtype=request.dtype or stored, section=recipe.student, noise=noise
     )
     folder = request.folder(student_plan.requested_ratio)
     runtime = runtimes.start(request.device)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import Tensor, nn, ones_like, zeros_like
 
 from diffcompress.bank import bank as banks
 from diffcompress.bank.targets import refit_batch, taylor_batches
-from diffcompress.families.base import TensorRules
+from diffcompress.families.base import Family
+from diffcompress.families.unet import OUTPUT_LAYER
 from diffcompress.pipeline.conditions import as_dtype
 from diffcompress.pipeline.load import LoadedPipeline, state_fingerprint
+from diffcompress.pipeline.predicting import in_terms_of, predicting
 from diffcompress.recipe import Recipe
 from diffcompress.runtime import Progress
 from diffcompress.sources.weights import open_state
 from diffcompress.student.inherit import pick, start_student
 from diffcompress.student.plan import StudentPlan
-from diffcompress.student.refit import refit
+from diffcompress.student.refit import Conversion, refit
 from diffcompress.student.scores import magnitude_scores, taylor_scores
 from diffcompress.training.state import TrainingState
 
@@ -46,14 +49,14 @@ def initial_student(
     if ranked and section.start == "inherit" and section.refit and teacher.family.kind == "unet":
         rules = student_plan.rules(teacher.family)
         kept = pick(rules, magnitude_scores(state) if scores is None else scores)
-        _refit(student, teacher, rules, kept, recipe, bank, progress or Progress())
+        _refit(student, teacher, student_plan, kept, recipe, bank, progress or Progress())
     return student
 
 
 def _refit(
     student: nn.Module,
     teacher: LoadedPipeline,
-    rules: TensorRules,
+    student_plan: StudentPlan,
     kept: Mapping[str, Tensor],
     recipe: Recipe,
     bank: banks.Bank,
@@ -69,7 +72,13 @@ def _refit(
         dtype = next(model.parameters()).dtype
         return teacher.family.predict(model, noisy.to(dtype), timestep, as_dtype(conditioning, dtype))
 
-    layers = refit(student.to(teacher.device), teacher.denoiser, rules, kept, call)
+    own = predicting(teacher, student_plan.prediction_type).noise
+    conversion = None
+    if own.prediction_type != teacher.noise.prediction_type:
+        offset, whole = (own.converted(f(noisy), noisy, timestep, teacher.noise) for f in (zeros_like, ones_like))
+        conversion = Conversion(OUTPUT_LAYER, whole - offset, offset)
+    rules = student_plan.rules(teacher.family)
+    layers = refit(student.to(teacher.device), teacher.denoiser, rules, kept, call, conversion)
     student.cpu()
     progress.note(f"{layers} inherited layers refitted to their teacher's outputs on {number} samples")
 
@@ -91,6 +100,15 @@ def averaged_student(student_plan: StudentPlan, like: nn.Module, state: Training
 
 def as_student(teacher: LoadedPipeline, student_plan: StudentPlan, denoiser: nn.Module) -> LoadedPipeline:
     """A student denoiser as a pipeline of its own, sampled as the teacher is."""
-    reference = replace(teacher.reference, config=dict(student_plan.config))
+    around = predicting(teacher, student_plan.prediction_type)
+    reference = replace(around.reference, config=dict(student_plan.config))
     denoiser = denoiser.eval().requires_grad_(False)
-    return replace(teacher, reference=reference, denoiser=denoiser, fingerprint=state_fingerprint(denoiser))
+    fingerprint = state_fingerprint(denoiser)
+    if around is not teacher:  # equal tensors that mean something else
+        fingerprint = hashlib.sha256(f"{fingerprint} {student_plan.prediction_type}".encode()).hexdigest()
+    return replace(around, reference=reference, denoiser=denoiser, fingerprint=fingerprint)
+
+
+def taught_family(teacher: LoadedPipeline, student_plan: StudentPlan) -> Family:
+    """The student's family, whose predictions are told in its teacher's terms, in which they are compared."""
+    return in_terms_of(predicting(teacher, student_plan.prediction_type), teacher.noise).family

@@ -13,7 +13,7 @@ from diffcompress import recipe as recipes
 from diffcompress.bank.bank import Bank
 from diffcompress.bank.targets import Targets
 from diffcompress.jobs.run import Run
-from diffcompress.jobs.students import as_student, averaged_student, copy_student, initial_student
+from diffcompress.jobs.students import as_student, averaged_student, copy_student, initial_student, taught_family
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.sampling import sample
 from diffcompress.recipe import Recipe
@@ -68,7 +68,7 @@ def trainee(run: Run, start: nn.Module) -> Trainee:
     student, recipe = copy_student(run.plan, start), run.request.recipe
     uses_features = any(stage.weights.feature_kd > 0 for stage in recipe.stages)
     adapters = make_adapters(student, run.teacher, recipe.seed) if uses_features else None
-    made = Trainee(student, run.teacher.family, adapters, precision=recipe.training.precision)
+    made = Trainee(student, taught_family(run.teacher, run.plan), adapters, precision=recipe.training.precision)
     made = made.to(run.runtime.device).train()
     freeze_unused(made, run.teacher.example_inputs())
     return made

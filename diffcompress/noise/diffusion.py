@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -70,6 +70,12 @@ class Diffusion(NoiseProcess):
 
     def same_as(self, other: NoiseProcess) -> bool:
         return isinstance(other, Diffusion) and torch.equal(self.alphas_cumprod, other.alphas_cumprod)
+
+    def predicting(self, prediction_type: str) -> Diffusion:
+        """prediction_type: one of PREDICTION_TYPES; the solvers of all DIFFUSION_SCHEDULERS take any of them."""
+        if prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"prediction_type '{prediction_type}' is not one of {', '.join(PREDICTION_TYPES)}")
+        return replace(self, prediction_type=prediction_type)
 
     def at(self, share: Tensor) -> Tensor:
         return (share.double() * self.num_timesteps).long().clamp(0, self.num_timesteps - 1)

@@ -38,6 +38,11 @@ class Flow(NoiseProcess):
     def same_as(self, other: NoiseProcess) -> bool:
         return isinstance(other, Flow) and self.num_timesteps == other.num_timesteps
 
+    def predicting(self, prediction_type: str) -> Flow:
+        if prediction_type != self.prediction_type:
+            raise ValueError(f"flow matching has one prediction, its velocity, and no {prediction_type}")
+        return self
+
     def at(self, share: Tensor) -> Tensor:
         return self._timestep(share)
 

@@ -27,6 +27,10 @@ class NoiseProcess(ABC):
         """Whether equal timesteps mean equal noise levels."""
 
     @abstractmethod
+    def predicting(self, prediction_type: str) -> NoiseProcess:
+        """The same noise under denoisers that predict something else; raises ValueError where there is nothing else."""
+
+    @abstractmethod
     def at(self, share: Tensor) -> Tensor:
         """Timesteps at `share` in [0, 1) of the process, from clean to noise, evenly spread as sampling visits them."""
 
@@ -49,6 +53,12 @@ class NoiseProcess(ABC):
     @abstractmethod
     def clean_and_noise(self, prediction: Tensor, noisy: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """The clean image and the noise that a prediction implies, without clipping."""
+
+    def converted(self, prediction: Tensor, noisy: Tensor, timestep: Tensor, other: NoiseProcess) -> Tensor:
+        """A prediction as a denoiser of `other`, which has the same noise levels, would tell it: exact, unclipped."""
+        if other.prediction_type == self.prediction_type:
+            return prediction
+        return other.target(*self.clean_and_noise(prediction, noisy, timestep), timestep)
 
     @abstractmethod
     def grid(self, num_steps: int, offset: Tensor | None = None) -> Tensor:

@@ -30,6 +30,9 @@ class StudentSection(Section):
         "balanced",
         description="of U-Nets: parameters balanced over the resolutions, or one share of the teacher's widths",
     )
+    prediction: Literal["teacher", "v"] = Field(
+        "teacher", description="what the student predicts: as its teacher does, or v, for diffusion (no flow)"
+    )
     start: Literal["inherit", "random"] = Field(
         "inherit", description="initial weights: the teacher's most important channels, or random"
     )

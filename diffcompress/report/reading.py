@@ -62,7 +62,7 @@ def collect(run: RunFolder) -> dict[str, Any]:
         "pipeline": str(run.pipeline) if run.pipeline.is_dir() else None,
         "report": str(run.report_html),
         "teacher": {"id": asked.get("teacher"), "params": plan.get("teacher_params")},
-        "student": {key: plan.get(key) for key in ("params", "ratio", "requested_ratio", "config")},
+        "student": {key: plan.get(key) for key in ("params", "ratio", "requested_ratio", "config", "prediction_type")},
         "stages": stages,
         "metrics": metrics,
         "seconds": round(sum(timings.values()), 2) if timings else None,

@@ -13,6 +13,7 @@ import torch
 from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.families.base import Config, Family, TensorRules, Variant
 from diffcompress.families.shapes import shapes
+from diffcompress.noise import NoiseProcess
 from diffcompress.recipe import StudentSection
 from diffcompress.student.search import TOLERANCE, Candidate, Search
 from diffcompress.student.size import build, check_forward, file_bytes, num_parameters
@@ -24,7 +25,8 @@ class StudentPlan:
     """What will be built: everything about the student but its weights.
 
     config: plain diffusers config; params, teacher_params: denoiser parameters without buffers; ratio: params /
-    teacher_params; choice: knob values; notes: what a person should know about the shape, in plain sentences.
+    teacher_params; choice: knob values; notes: what a person should know, in plain sentences; prediction_type: what the
+    student predicts, as diffusers spells it, None where no scheduler tells it.
     """
 
     family: str
@@ -35,6 +37,7 @@ class StudentPlan:
     requested_ratio: float
     choice: dict[str, int]
     notes: tuple[str, ...] = ()
+    prediction_type: str | None = None
 
     @property
     def ratio(self) -> float:
@@ -62,14 +65,46 @@ def plan(
     size: int | None = None,
     dtype: str | None = None,
     section: StudentSection | None = None,
+    noise: NoiseProcess | None = None,
 ) -> StudentPlan:
     """The student of `config` with `ratio` of its parameters, `params` parameters, or `size` bytes stored as `dtype`.
 
-    dtype: a torch name, "float32" if None; section: for its channels per norm group. Raises UsageError unless exactly
-    one target is given and lies below the teacher; DoesNotFitError, naming the nearest ratio that can be reached,
-    when no student comes within 1 % (a transformer that keeps its teacher's head size: 5 %).
+    dtype: a torch name, "float32" if None; section: how students are built; noise: the teacher's, None where only its
+    config is known. Raises UsageError unless exactly one target is given and lies below the teacher, and where the
+    student cannot predict what `section` asks for; DoesNotFitError, naming the nearest ratio that can be reached, when
+    no student comes within 1 % (a transformer that keeps its teacher's head size: 5 %).
     """
     section = section or StudentSection()
+    found = _shape(family, config, ratio, params, size, dtype, section)
+    if noise is None:
+        return found
+    predicts = _prediction(section, noise)
+    note = f"prediction_type: {noise.prediction_type} -> {predicts} (student.prediction)"
+    notes = found.notes if predicts == noise.prediction_type else (*found.notes, note)
+    return replace(found, prediction_type=predicts, notes=notes)
+
+
+def _prediction(section: StudentSection, noise: NoiseProcess) -> str:
+    """What the student is to predict; raises UsageError where nothing but the teacher's own prediction is possible."""
+    if section.prediction == "teacher":
+        return noise.prediction_type
+    try:
+        return noise.predicting("v_prediction").prediction_type
+    except ValueError as error:
+        raise UsageError(
+            f"student.prediction {section.prediction} cannot be had: {error}", "leave it at 'teacher'"
+        ) from error
+
+
+def _shape(
+    family: Family,
+    config: Config,
+    ratio: float | None,
+    params: int | None,
+    size: int | None,
+    dtype: str | None,
+    section: StudentSection,
+) -> StudentPlan:
     try:
         teacher_params = shapes(family.class_name, config).num_parameters
     except Exception as error:

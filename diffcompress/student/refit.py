@@ -37,6 +37,18 @@ class _Layer:
     scale: float
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """Of a student that predicts another quantity: its teacher's prediction is scale * its own + offset.
+
+    layer: the one whose output the prediction is, perhaps with more channels behind; scale, offset `[B, C, H, W]`.
+    """
+
+    layer: str
+    scale: Tensor
+    offset: Tensor
+
+
 @torch.no_grad()
 def refit(
     student: nn.Module,
@@ -44,12 +56,14 @@ def refit(
     rules: TensorRules,
     kept: Mapping[str, Tensor],
     call: Callable[[nn.Module], object],
+    conversion: Conversion | None = None,
 ) -> int:
     """Fit the linear and convolution layers of `student`, on the teacher's device, in place; returns how many.
 
     rules, kept: what it was inherited by (`pick`). call: runs a model on one batch, the same for both models; its
-    samples should be of all noise levels. Layers that the teacher has no counterpart of, grouped or dilated
-    convolutions, and layers of more than MOST_INPUTS inputs keep their weights.
+    samples should be of all noise levels. conversion: for a student that predicts another quantity; its errors count
+    in the teacher's terms. Layers that the teacher has no counterpart of, grouped or dilated convolutions, and layers
+    of more than MOST_INPUTS inputs keep their weights.
     """
     layers = _layers(student, rules, kept)
     width = sum(layer.module.weight.shape[0] for layer in layers.values())
@@ -61,7 +75,8 @@ def refit(
         def fit(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if name not in fitted and layers[name].source in wanted:  # a layer that is called twice is fitted once
                 fitted.add(name)
-                _fit(layers[name], inputs[0], wanted[layers[name].source], rows)
+                own = conversion if conversion is not None and conversion.layer == name else None
+                _fit(layers[name], inputs[0], wanted[layers[name].source], rows, own)
 
         return fit
 
@@ -167,19 +182,36 @@ def _inputs(module: nn.Linear | nn.Conv2d, given: Tensor, rows: int) -> Tensor:
     return torch.cat(parts)
 
 
-def _fit(layer: _Layer, given: Tensor, wanted: Tensor, rows: int) -> None:
-    """Ridge regression of the kept outputs on the inputs, both less their means, towards the inherited weight."""
+def _fit(layer: _Layer, given: Tensor, wanted: Tensor, rows: int, conversion: Conversion | None) -> None:
+    """The kept outputs of the teacher's layer by the student's, where they are called on the same positions."""
     module = layer.module
     inputs = _inputs(module, given, rows)
     outputs = wanted if layer.outputs is None else wanted[:, layer.outputs.to(wanted.device)]
     if len(inputs) != len(outputs) or len(inputs) < 2:
-        return  # called on other shapes than its counterpart
+        return
     exact = torch.float32 if inputs.device.type == "mps" else torch.float64
     x, y = inputs.to(exact), outputs.to(exact) * layer.scale
-    # Without a bias nothing could give the means back.
-    x_mean, y_mean = (value.mean(0) if module.bias is not None else torch.zeros_like(value[0]) for value in (x, y))
-    x, y = x - x_mean, y - y_mean
-    weight = module.weight.flatten(1).to(exact)
+    every = torch.ones_like(x[:, :1])
+    if conversion is None:
+        return _regress(module, slice(None), x, y, every)
+    scale, offset = (_positions(value, True).to(exact) for value in (conversion.scale, conversion.offset))
+    picked = _rows(len(offset), rows).to(offset.device)
+    scale, offset = scale[picked, :1], offset[picked]
+    channels = offset.shape[1]
+    _regress(module, slice(channels), x * scale, y[:, :channels] - offset, scale)
+    if y.shape[1] > channels:
+        _regress(module, slice(channels, None), x, y[:, channels:], every)
+
+
+def _regress(module: nn.Linear | nn.Conv2d, part: slice, x: Tensor, y: Tensor, bias: Tensor) -> None:
+    """Ridge regression of `y` on `x` and the column `bias`, towards the weights of the outputs `part`, in place."""
+    # What the bias tells is taken off both; without one nothing could give it back.
+    size = bias.square().sum()
+    x_told, y_told = (
+        bias.T @ value / size if module.bias is not None else torch.zeros_like(value[:1]) for value in (x, y)
+    )
+    x, y = x - bias * x_told, y - bias * y_told
+    weight = module.weight[part].flatten(1).to(x.dtype)
     gram = x.T @ x / len(x)
     ridge = RIDGE * gram.diagonal().mean().clamp(min=1e-12) * (10 if len(x) < FEW * x.shape[1] else 1)
     gram.diagonal().add_(ridge)
@@ -187,6 +219,6 @@ def _fit(layer: _Layer, given: Tensor, wanted: Tensor, rows: int) -> None:
     fitted = weight + change
     if not torch.isfinite(fitted).all():
         return
-    module.weight.copy_(fitted.view_as(module.weight))
+    module.weight[part] = fitted.view_as(module.weight[part]).to(module.weight.dtype)
     if module.bias is not None:
-        module.bias.copy_(y_mean - fitted @ x_mean)
+        module.bias[part] = (y_told - x_told @ fitted.T)[0].to(module.bias.dtype)

@@ -44,7 +44,7 @@ def test_the_same_command_again_finds_it_done_and_prints_json(first, arguments, 
     result = json.loads(again.stdout)
     assert result["pipeline"] == str(root / "run" / "pipeline")
     assert set(result["teacher"]) == {"id", "params"}
-    assert set(result["student"]) == {"params", "ratio", "requested_ratio", "config"}
+    assert set(result["student"]) == {"params", "ratio", "requested_ratio", "config", "prediction_type"}
 
 
 def test_another_ratio_in_the_same_folder_is_refused(first, arguments):

@@ -18,8 +18,8 @@ from tests import tiny
 from tests.cli.command import run
 
 KEYS = {
-    "teacher", "family", "ratio", "requested_ratio", "params", "size_bytes", "config", "macs", "macs_ratio",
-    "pipeline_bytes", "peak_memory_bytes", "seconds_per_step", "evidence", "notes",
+    "teacher", "family", "ratio", "requested_ratio", "params", "size_bytes", "config", "prediction_type", "macs",
+    "macs_ratio", "pipeline_bytes", "peak_memory_bytes", "seconds_per_step", "evidence", "notes",
 }  # fmt: skip
 
 

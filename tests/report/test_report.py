@@ -111,7 +111,7 @@ def test_the_data_holds_the_fields_of_shrink_json(finished: Path) -> None:
     assert returned == json.loads((finished / "report.json").read_text())
     assert tuple(returned)[: len(SUMMARY)] == SUMMARY
     assert returned["teacher"] == {"id": "demo", "params": 1274331}
-    assert set(returned["student"]) == {"params", "ratio", "requested_ratio", "config"}
+    assert set(returned["student"]) == {"params", "ratio", "requested_ratio", "config", "prediction_type"}
     assert returned["seconds"] == pytest.approx(sum(TIMINGS.values()))
     assert [(s["name"], s["skipped"], s["rollbacks"]) for s in returned["stages"]] == [("lift", 1, 0), ("place", 2, 1)]
     assert "not_computed" not in returned["metrics"]

@@ -16,7 +16,7 @@ from diffcompress.sources.resolve import resolve
 from diffcompress.student import refit as refitting
 from diffcompress.student.inherit import inherit, pick, start_student
 from diffcompress.student.plan import plan
-from diffcompress.student.refit import refit
+from diffcompress.student.refit import Conversion, refit
 from diffcompress.student.scores import magnitude_scores
 from tests import tiny
 
@@ -135,3 +135,55 @@ def test_what_is_inherited_is_where_it_starts_from():
     refit(student, teacher, rules, kept, _caller(*blank))
     name = "time_embedding.linear_2.weight"
     torch.testing.assert_close(student.state_dict()[name], inherit(rules, teacher.state_dict())[name])
+
+
+class _InOtherTerms(nn.Conv2d):
+    """A last layer that says scale * (what a convolution says) + offset of its first channel, and two more plainly."""
+
+    scale, offset = torch.ones(1), torch.zeros(1)
+
+    def forward(self, given: Tensor) -> Tensor:
+        plain = super().forward(given)
+        return torch.cat([self.scale * plain[:, :1] + self.offset, plain[:, 1:]], 1)
+
+
+def test_a_student_that_predicts_another_quantity_is_fitted_to_what_that_means():
+    """Scales from one to a hundredth, as of v in terms of noise; channels behind the prediction mean the same."""
+    torch.manual_seed(0)
+    teacher, student = nn.ModuleDict({"last": _InOtherTerms(3, 3, 3)}), nn.ModuleDict({"last": nn.Conv2d(3, 3, 3)})
+    scale, offset = torch.logspace(0, -2, 16).view(-1, 1, 1, 1).expand(-1, 1, 6, 6), torch.randn(16, 1, 6, 6)
+    teacher.last.scale, teacher.last.offset = scale, offset
+    rules = TensorRules(
+        {},
+        (
+            TensorRule("last.weight", "last.weight", ((), (), (), ()), (3, 3, 3, 3)),
+            TensorRule("last.bias", "last.bias", ((),), (3,)),
+        ),
+    )
+    given = torch.randn(16, 3, 8, 8)
+    conversion = Conversion("last", scale, offset)
+    assert refit(student, teacher, rules, {}, lambda model: model["last"](given), conversion) == 1
+    for name in ("weight", "bias"):
+        found, meant = getattr(student.last, name), getattr(teacher.last, name)
+        torch.testing.assert_close(found, meant, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.05])
+def test_a_student_that_predicts_v_starts_near_its_teacher(ratio):
+    """On the embedded teacher: weights that are fitted to its noise and read as v are off by three times as much."""
+    pipeline = load(resolve("demo"))
+    teacher, own = pipeline.denoiser, pipeline.noise.predicting("v_prediction")
+    noisy, timestep = _batch(48)
+    offset, whole = (
+        own.converted(fill(noisy), noisy, timestep, pipeline.noise) for fill in (torch.zeros_like, torch.ones_like)
+    )
+    held, at = _batch(16, seed=1)
+    with torch.no_grad():
+        target = FAMILY.predict(teacher, held, at, {})
+        errors = []
+        for conversion in (None, Conversion("conv_out", whole - offset, offset)):
+            student, rules, kept = _started(teacher, teacher.config, ratio)
+            refit(student, teacher, rules, kept, _caller(noisy, timestep), conversion)
+            told = own.converted(FAMILY.predict(student, held, at, {}), held, at, pipeline.noise)
+            errors.append((told - target).square().mean())
+    assert errors[1] < errors[0] / 3

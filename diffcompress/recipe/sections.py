@@ -150,10 +150,11 @@ class ExportSection(Section):
 
 
 def default_stages() -> tuple[StageSection, ...]:
-    """For pixels (docs/benchmarks.md); recipes of latent teachers hold the same stages with the relative fine term."""
+    """For pixels (docs/decisions/0016); recipes of latent teachers hold the same stages with the relative terms."""
+    form: dict[str, Any] = {"norm": "explained", "fine": "squared", "power": 0.625}
     return (
-        StageSection(name="lift", num_steps=140, weights=LossWeights(lift=1.0), norm="explained", fine="squared"),
-        StageSection(name="place", num_steps=1860, weights=LossWeights(place=1.0), norm="explained", fine="squared"),
+        StageSection(name="lift", num_steps=140, weights=LossWeights(lift=1.0), **form),
+        StageSection(name="place", num_steps=1860, weights=LossWeights(place=1.0), **form),
     )
 
 

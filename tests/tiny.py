@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
+
+from diffcompress.families import registry
 
 UNET: dict[str, Any] = {
     "sample_size": 8,
@@ -78,3 +80,16 @@ def save_denoiser(folder: Path, **changes: Any) -> Path:
     """The U-Net folder alone, without a scheduler beside it."""
     unet(UNET, **changes).save_pretrained(folder)
     return folder
+
+
+def save_dit(folder: Path) -> Path:
+    """A DiT's folder, with a scheduler beside it: five classes, a null class, a learned variance."""
+    config = registry.find("DiTTransformer2DModel").tiny_config()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        denoiser = DiTTransformer2DModel.from_config(config)
+        for value in denoiser.parameters():
+            value.data = 0.2 * torch.randn(value.shape)
+    denoiser.save_pretrained(folder / "transformer")
+    DDPMScheduler().save_pretrained(folder / "scheduler")
+    return folder / "transformer"

@@ -7,19 +7,18 @@ from dataclasses import replace
 import psutil
 import pytest
 import torch
-from diffusers import DDPMScheduler, DiTTransformer2DModel
 
 from diffcompress.bank import bank as banks
 from diffcompress.bank.shards import make_shards, read_shards, shard_path
 from diffcompress.bank.targets import Targets
 from diffcompress.errors import RunStopped, UsageError
-from diffcompress.families import registry
 from diffcompress.images.images import Images
 from diffcompress.pipeline.load import load
 from diffcompress.pipeline.sampling import sample
 from diffcompress.recipe import BankSection, TargetsSection
 from diffcompress.runtime import Progress, start
 from diffcompress.sources.resolve import resolve
+from tests import tiny
 from tests.jobs.tiny_teacher import save_teacher
 
 SECTION = BankSection(num_samples=200, sampler_steps=4)
@@ -245,16 +244,7 @@ def test_a_pool_of_large_samples_holds_fewer(tmp_path, teacher, bank, runtime, m
 
 @pytest.fixture(scope="module")
 def guided_teacher(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dit")
-    config = registry.find("DiTTransformer2DModel").tiny_config()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        denoiser = DiTTransformer2DModel.from_config(config)
-        for value in denoiser.parameters():
-            value.data = 0.2 * torch.randn(value.shape)
-    denoiser.save_pretrained(folder / "transformer")
-    DDPMScheduler().save_pretrained(folder / "scheduler")
-    return load(resolve(str(folder / "transformer")))
+    return load(resolve(str(tiny.save_dit(tmp_path_factory.mktemp("dit")))))
 
 
 def test_guidance_leaves_null_entries_in_the_trajectories(guided_teacher, runtime, tmp_path):

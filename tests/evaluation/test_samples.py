@@ -8,15 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from diffcompress.bank import bank as banks
 from diffcompress.errors import RunStopped, UsageError
 from diffcompress.evaluation import cache as caching
 from diffcompress.evaluation.cache import SampleCache, entry_key, weights_key
+from diffcompress.evaluation.correction import SEED_SHIFT
 from diffcompress.evaluation.failed import failed_share, total_variation
 from diffcompress.evaluation.features import EXTRACTOR_FILE, Extractor, FeatureSpace, demo_space, find_space
 from diffcompress.evaluation.frechet import frechet_distance
 from diffcompress.pipeline.sampling import sample
+from diffcompress.recipe import BankSection
 from diffcompress.records.protocol import Protocol, check_same
-from diffcompress.runtime import Progress, StopRequest
+from diffcompress.runtime import Progress, StopRequest, start
 from tests.evaluation import models
 
 PROTOCOL = Protocol(sampler_steps=2, num_samples=10)
@@ -60,6 +63,20 @@ def test_rows_are_those_of_the_samples(tmp_path, pipeline, space):
     assert torch.allclose(drawn.features, space.features(images), atol=1e-5)
     assert torch.allclose(drawn.variation, total_variation(images), atol=1e-6)
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+
+
+def test_a_bank_of_the_same_seed_holds_none_of_the_evaluated_samples(tmp_path, pipeline):
+    """Neither does the probe fit its lines on them. Drawn from the same noise they would be equal."""
+    section = BankSection(num_samples=10, sampler_steps=2, eta=0.0, jitter=False)
+    bank = banks.fill(tmp_path / "bank", pipeline, section, PROTOCOL.seed, None, start("cpu"), Progress())
+    seen = []
+    cache = SampleCache(tmp_path / "cache", StopRequest(), Progress())
+    for seed in (PROTOCOL.seed, PROTOCOL.seed + SEED_SHIFT):
+        seen.append(cache.draw(pipeline, replace(PROTOCOL, seed=seed), None, "sampling").images)
+    assert torch.allclose(bank.clean, sample(pipeline, range(10), seed=PROTOCOL.seed, num_steps=2), atol=1e-4)
+    everything = torch.cat([bank.clean, *seen]).flatten(1)
+    apart = torch.cdist(everything, everything).fill_diagonal_(torch.inf)
+    assert apart.min() > 0.1 * everything.norm(dim=1).mean()
 
 
 @pytest.mark.usefixtures("small_batches")

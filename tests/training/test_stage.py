@@ -2,98 +2,23 @@
 
 import json
 import types
-from dataclasses import replace
 
 import psutil
 import pytest
 import torch
 
-from diffcompress.bank import bank as banks
-from diffcompress.bank.targets import Targets
 from diffcompress.errors import DiffCompressError, RunStopped
 from diffcompress.families import registry
-from diffcompress.jobs.students import initial_student
-from diffcompress.pipeline.load import load
-from diffcompress.recipe import (
-    BankSection,
-    LossWeights,
-    Recipe,
-    StageSection,
-    StudentSection,
-    TargetsSection,
-    TrainingSection,
-)
-from diffcompress.runtime import Progress, start
-from diffcompress.sources.resolve import resolve
-from diffcompress.student.plan import plan
+from diffcompress.recipe import TrainingSection
+from diffcompress.runtime import Progress
 from diffcompress.student.size import build
 from diffcompress.training import budget, micro
 from diffcompress.training.ema import Ema
-from diffcompress.training.objective import Trainee, freeze_unused, make_adapters
-from diffcompress.training.optim import Optimizer, learning_rate
-from diffcompress.training.stage import Job, run_stage
-from diffcompress.training.state import TrainingState
+from diffcompress.training.objective import Trainee, freeze_unused
+from diffcompress.training.optim import learning_rate
+from diffcompress.training.stage import run_stage
 from tests.families.test_contract import inputs_of
-from tests.jobs.tiny_teacher import save_teacher
-
-
-class Poisoned(Targets):
-    """Targets whose predictions are not finite the first `times` times that one of `steps` is asked for."""
-
-    steps: frozenset[int] = frozenset()
-    times = 0
-
-    def batch(self, step):
-        batch = super().batch(step)
-        if step in self.steps and self.times > 0:
-            self.times -= 1
-            return replace(batch, prediction=batch.prediction * float("nan"))
-        return batch
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    teacher = load(resolve(str(save_teacher(folder / "teacher"))))
-    runtime = start("cpu")
-    return (
-        teacher,
-        runtime,
-        banks.fill(
-            folder / "bank", teacher, BankSection(num_samples=64, sampler_steps=4), 0, None, runtime, Progress()
-        ),
-    )
-
-
-def job(world, folder, steps=20, weights=None, **training):
-    teacher, runtime, bank = world
-    values = {"batch_size": 8, "warmup_steps": 2, "log_every_steps": 1, "preview_every_steps": 10**6} | training
-    recipe = Recipe(
-        stages=(StageSection(name="only", num_steps=steps, weights=LossWeights(**(weights or {"place": 1.0}))),),
-        targets=TargetsSection(reuse=4, pool_size=64),
-        training=TrainingSection(**values),
-        student=StudentSection(refit=False),  # a start that is far from its end: what changes is seen in a few steps
-    )
-    student = initial_student(teacher, plan(teacher.family, teacher.config, ratio=0.3), recipe, bank)
-    adapters = make_adapters(student, teacher, 0) if weights and "feature_kd" in weights else None
-    trainee = Trainee(student, teacher.family, adapters).train()
-    state = TrainingState(trainee, Ema(trainee, 5), Optimizer(trainee, recipe.training))
-    targets = Poisoned(
-        folder / "targets",
-        teacher,
-        bank,
-        recipe.targets,
-        seed=0,
-        batch_size=8,
-        num_steps=steps,
-        runtime=runtime,
-        progress=Progress(),
-    )
-    return Job(recipe, teacher, trainee, state, targets, runtime, Progress(), lambda step: None)
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+from tests.training.tiny_job import job, rows
 
 
 @pytest.mark.parametrize(

@@ -303,7 +303,9 @@ def test_the_recipe_schema_is_the_recipe() -> None:
 
 def test_links_and_options_of_the_page_exist() -> None:
     page = (ROOT / "docs" / "release.md").read_text(encoding="utf-8")
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", page)
+    assert len(links) > 8
+    for link in links:
         assert (ROOT / "docs" / link).exists(), link
     options = set(re.findall(r"--[a-z-]+", cli("shrink", "--help").stdout + cli("evaluate", "--help").stdout))
     assert set(re.findall(r"`(--[a-z-]+)", page)) <= options

@@ -9,8 +9,9 @@ from diffcompress.errors import DoesNotFitError
 from diffcompress.families import registry
 from diffcompress.families.base import Family
 from diffcompress.student.inherit import inherit
-from diffcompress.student.plan import plan
+from diffcompress.student.plan import StudentPlan, plan
 from diffcompress.student.size import build
+from diffcompress.training.objective import FeatureTap
 
 FAMILIES = pytest.mark.parametrize("family", registry.FAMILIES, ids=lambda family: family.class_name)
 
@@ -37,6 +38,14 @@ def predictions(family: Family, model: torch.nn.Module, config: dict, seed: int 
             inputs[name] = torch.randn(value.shape, generator=generator)
     with torch.no_grad():
         return family.predict(model, inputs.pop("noisy"), inputs.pop("timestep"), inputs)
+
+
+def nearest(family: Family, config: dict, ratio: float) -> StudentPlan:
+    """Tiny classes have few sizes."""
+    try:
+        return plan(family, config, ratio=ratio)
+    except DoesNotFitError as error:
+        return plan(family, config, ratio=float(error.hint.rpartition(" ")[2]))
 
 
 @FAMILIES
@@ -68,10 +77,7 @@ def test_neighbouring_timesteps_differ_under_autocast(family: Family) -> None:
 @pytest.mark.parametrize("ratio", [0.6, 0.35])
 def test_a_student_has_one_rule_for_each_tensor_and_runs_on_the_teachers_inputs(family: Family, ratio: float) -> None:
     config = family.tiny_config()
-    try:
-        student = plan(family, config, ratio=ratio)
-    except DoesNotFitError as error:  # tiny classes have few sizes: take the nearest
-        student = plan(family, config, ratio=float(error.hint.rpartition(" ")[2]))
+    student = nearest(family, config, ratio)
     assert student.params < student.teacher_params
     rules = family.tensor_rules(config, student.config)
     model = build(family, student.config, "cpu")
@@ -105,7 +111,15 @@ def test_conditioning_and_time_change_the_prediction(family: Family) -> None:
 
 @FAMILIES
 def test_features_of_teacher_and_student_pair_up(family: Family) -> None:
+    """As many blocks, in the same order, with outputs that differ in their channels alone."""
     config = family.tiny_config()
-    model = build(family, config, "cpu")
-    for name in family.blocks(model):
-        assert model.get_submodule(name) is not None
+    seen = []
+    for model in (build(family, config, "cpu"), build(family, nearest(family, config, 0.35).config, "cpu")):
+        inputs = inputs_of(family, config, 2)
+        with torch.no_grad(), FeatureTap(model, family) as tap:
+            family.predict(model.eval(), inputs.pop("noisy"), inputs.pop("timestep"), inputs)
+        seen.append([feature.shape for feature in tap.features])
+    teacher, student = seen
+    assert len(teacher) == len(student) > 1
+    for wide, narrow in zip(teacher, student, strict=True):
+        assert len(wide) >= 3 and (wide[0], *wide[2:]) == (narrow[0], *narrow[2:])

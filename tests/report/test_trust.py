@@ -47,7 +47,7 @@ def test_a_row_is_whole_and_its_class_exists(row: dict) -> None:
 def test_verdicts(class_name: str, ratio: float, verdict: str) -> None:
     found = evidence.lookup(class_name, ratio)
     assert found["verdict"] == verdict
-    assert all(row["class_name"] == class_name for row in found["nearest"])
+    assert found["nearest"] and all(row["class_name"] == class_name for row in found["nearest"])
 
 
 def test_the_nearest_row_comes_first_and_nothing_known_is_none() -> None:

@@ -6,6 +6,13 @@ import os
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same few examples everywhere; a slow machine is no failure.
+settings.register_profile(
+    "same", derandomize=True, max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("same")
 
 # Before anything imports torch or huggingface_hub; subprocesses inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -10,7 +10,7 @@ import torch
 
 from diffcompress.bank import bank as banks
 from diffcompress.bank.shards import make_shards, read_shards, shard_path
-from diffcompress.bank.targets import Targets
+from diffcompress.bank.targets import TAYLOR_BATCH_SIZE, Targets, refit_batch, taylor_batches
 from diffcompress.errors import RunStopped, UsageError
 from diffcompress.images.images import Images
 from diffcompress.pipeline.load import load
@@ -99,6 +99,11 @@ def test_the_diffusion_target_is_the_noise_in_the_input(tmp_path, teacher, bank,
     without = targets(tmp_path, teacher, bank, runtime, trajectory_share=0.0, with_diffusion=False).batch(2)
     assert without.diffusion_target is None and torch.equal(without.noisy, batch.noisy)
     assert [len(part.noisy) for part in without.split(3)] == [3, 3, 2]
+    for batch_part, rows in zip(batch.split(3), (slice(0, 3), slice(3, 6), slice(6, 8)), strict=True):
+        assert torch.equal(batch_part.timestep, batch.timestep[rows])
+        assert torch.equal(batch_part.diffusion_target, batch.diffusion_target[rows])
+        assert torch.equal(batch_part.conditioning["class_labels"], batch.conditioning["class_labels"][rows])
+    assert len(batch.conditioning["class_labels"].unique()) > 1
 
 
 def test_a_pool_is_used_as_often_as_asked_and_then_replaced(tmp_path, teacher, bank, runtime):
@@ -273,11 +278,38 @@ def test_guidance_moves_the_samples_and_one_is_none(guided_teacher):
 
 
 def test_fresh_targets_have_the_recipes_share_of_null_conditions(guided_teacher, runtime, tmp_path):
-    section = BankSection(num_samples=16, sampler_steps=2, null_share=0.5)
+    section = BankSection(num_samples=16, sampler_steps=2, null_share=0.25)
     bank = banks.fill(tmp_path / "bank", guided_teacher, section, 0, None, runtime, Progress())
     made = targets(tmp_path / "t", guided_teacher, bank, runtime, reuse=1)
-    labels = torch.cat([made.batch(step).conditioning["class_labels"] for step in range(10)])
-    assert 0.3 < (labels == bank.conditions.null).float().mean() < 0.7
+    labels = torch.cat([made.batch(step).conditioning["class_labels"] for step in range(20)])
+    assert 0.15 < (labels == bank.conditions.null).float().mean() < 0.35
+
+
+def test_layers_are_refitted_at_noise_levels_spread_evenly(teacher, bank):
+    noisy, timestep, conditioning = refit_batch(teacher, bank, 0, 25)
+    assert [len(value) for value in (noisy, timestep, conditioning["class_labels"])] == [25] * 3
+    assert (timestep // 2).tolist() == list(range(25))  # one of every two of the 50 timesteps
+    clean, _ = teacher.noise.clean_and_noise(teacher.noise.target(noisy, noisy, timestep), noisy, timestep)
+    assert torch.isfinite(clean).all()
+    again, other = (refit_batch(teacher, bank, seed, 25)[0] for seed in (0, 1))
+    assert torch.equal(noisy, again) and not torch.equal(noisy, other)
+
+
+def test_channels_are_ranked_at_mirrored_noise_levels_in_batches_that_memory_holds(teacher, bank):
+    whole, parts = (
+        list(taylor_batches(teacher, replace(bank, batch_size=size), 0)) for size in (TAYLOR_BATCH_SIZE, 12)
+    )
+    assert [len(part[0]) for part in parts[:3]] == [12, 12, 8]
+    for number in (0, 1, 3):
+        joined = torch.cat([part[number] for part in parts])
+        assert torch.equal(torch.cat([part[number] for part in whole]), joined)
+    for noisy, timestep, conditioning, target in whole:
+        assert (timestep.view(-1, 2).sum(1) == 49).all()
+        clean, noise = teacher.noise.clean_and_noise(target, noisy, timestep)
+        torch.testing.assert_close(teacher.noise.noisy(clean, noise, timestep), noisy)
+        nearest = (clean[:, None] - bank.clean[None]).abs().amax((2, 3, 4)).min(1)
+        assert (nearest.values < 0.02).all()
+        assert torch.equal(conditioning["class_labels"], bank.index[nearest.indices])
 
 
 def test_a_run_of_no_steps_has_targets_to_spare(teacher, bank, runtime, tmp_path):

@@ -16,10 +16,13 @@ from diffcompress.evaluation.correction import SEED_SHIFT
 from diffcompress.evaluation.failed import failed_share, total_variation
 from diffcompress.evaluation.features import EXTRACTOR_FILE, Extractor, FeatureSpace, demo_space, find_space
 from diffcompress.evaluation.frechet import frechet_distance
+from diffcompress.pipeline.load import load
 from diffcompress.pipeline.sampling import sample
 from diffcompress.recipe import BankSection
 from diffcompress.records.protocol import Protocol, check_same
 from diffcompress.runtime import Progress, StopRequest, start
+from diffcompress.sources.resolve import resolve
+from tests import tiny
 from tests.evaluation import models
 
 PROTOCOL = Protocol(sampler_steps=2, num_samples=10)
@@ -63,6 +66,16 @@ def test_rows_are_those_of_the_samples(tmp_path, pipeline, space):
     assert torch.allclose(drawn.features, space.features(images), atol=1e-5)
     assert torch.allclose(drawn.variation, total_variation(images), atol=1e-6)
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+
+
+def test_samples_have_the_guidance_and_steps_of_the_protocol(tmp_path):
+    dit = load(resolve(str(tiny.save_dit(tmp_path / "dit"))))
+    protocol = replace(PROTOCOL, num_samples=3, sampler_steps=3, guidance=2.5)
+    drawn = SampleCache(tmp_path / "cache", StopRequest(), Progress()).draw(dit, protocol, None, "sampling")
+    expected = sample(dit, range(3), seed=protocol.sampling_seed, num_steps=3, guidance=2.5)
+    torch.testing.assert_close(drawn.images, expected.half().float())
+    weights = weights_key(dit)
+    assert entry_key(weights, protocol) != entry_key(weights, replace(protocol, guidance=2.0))
 
 
 def test_a_bank_of_the_same_seed_holds_none_of_the_evaluated_samples(tmp_path, pipeline):

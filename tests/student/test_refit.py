@@ -126,6 +126,34 @@ def test_a_layer_without_a_bias_is_fitted_through_the_origin_and_grouped_convolu
     assert all(torch.equal(value, before[name]) for name, value in student.second.state_dict().items())
 
 
+@pytest.mark.parametrize(("count", "ridge"), [(9, 1e-3), (200, 1e-4)])
+def test_a_layer_is_the_ridge_regression_of_its_teachers_outputs(count, ridge):
+    """Towards what it was, in closed form; ten times the ridge below four rows an input."""
+    torch.manual_seed(0)
+    teacher, student = nn.Sequential(nn.Linear(3, 4)), nn.Sequential(nn.Linear(3, 2))
+    rules = TensorRules(
+        {"width": IndexSet("width", 4, 2)},
+        (
+            TensorRule("0.weight", "0.weight", (("width",), ()), (2, 3), scale=3.0),
+            TensorRule("0.bias", "0.bias", (("width",),), (2,), scale=3.0),
+        ),
+    )
+    given = torch.randn(count, 3) + 2
+    with torch.no_grad():
+        given[:, 2] = given[:, 1] + 1e-2 * given[:, 2]  # two inputs nearly alike: the ridge has a say
+        x, y = given.double(), 3.0 * teacher(given)[:, [0, 3]].double()
+    centred = x - x.mean(0)
+    scatter = centred.T @ centred / count
+    penalty = ridge * scatter.diagonal().mean() * torch.eye(3, dtype=torch.float64)
+    before = student[0].weight.detach().double()
+    right = centred.T @ (y - y.mean(0)) / count + penalty @ before.T
+    weight = torch.linalg.solve(scatter + penalty, right).T
+    assert refit(student, teacher, rules, {"width": torch.tensor([0, 3])}, lambda model: model(given)) == 1
+    assert (weight - 3.0 * teacher[0].weight[[0, 3]]).abs().max() > 1e-2  # the ridge did have a say
+    torch.testing.assert_close(student[0].weight.double(), weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(student[0].bias.double(), y.mean(0) - weight @ x.mean(0), rtol=1e-4, atol=1e-4)
+
+
 def test_what_is_inherited_is_where_it_starts_from():
     """Without rows to learn from the ridge keeps the inherited weights."""
     teacher = tiny.unet(tiny.UNET)

@@ -56,6 +56,19 @@ def test_muon_agrees_with_that_of_torch():
         assert mine.norm().item() == pytest.approx(theirs.norm().item(), rel=0.02)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_weights_decay_by_their_rate(decay):
+    """Decoupled, in both parts of the optimizer: with gradients of zero nothing else moves."""
+    model = network()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer = Optimizer(model, TrainingSection(weight_decay=decay))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step(0.1)
+    for value, now in zip(before, model.parameters(), strict=True):
+        torch.testing.assert_close(now.detach(), value * (1 - 0.1 * decay))
+
+
 def test_directions_move_alike_and_those_without_gradient_stay():
     torch.manual_seed(0)
     left, right = torch.linalg.qr(torch.randn(16, 4))[0], torch.linalg.qr(torch.randn(9, 4))[0]

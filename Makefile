@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types demo-teacher demo-teachers bench
+.PHONY: help demo test test-all mutants lint types demo-teacher demo-teachers bench
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 15
@@ -21,6 +21,9 @@ test: $(STAMP) ## run the tests
 
 test-all: $(STAMP) ## run the tests with the slow ones: every family end to end
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q -m "slow or not slow"
+
+mutants: $(STAMP) ## apply one-line mistakes to a copy of the package; the tests must notice each (ten minutes on one core)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants
 
 lint: $(STAMP) types ## ruff, formatting, types and import direction
 	$(BIN)/ruff check .

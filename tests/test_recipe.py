@@ -78,6 +78,7 @@ def test_set_reaches_lists_and_reads_numbers_as_people_write_them():
     assert loaded.stages[0].num_steps == 7
     assert loaded.training.learning_rate == 1e-4
     assert loaded.targets.reuse == 3
+    assert recipes.load("default", ("stages.0.name=nan", "description='1e-4'")).description == "1e-4"
 
 
 @pytest.mark.parametrize(

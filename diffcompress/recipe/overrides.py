@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
 
 from diffcompress.recipe.sections import default_stages
+
+_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
 def override(data: dict[str, Any], text: str) -> None:
@@ -36,8 +39,5 @@ def _read(text: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ValueError(f"'{text}' is not a YAML value") from None
-    try:
-        # YAML 1.1 reads 1e-3 as text; a person means a number.
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+    # YAML 1.1 reads 1e-3 as text; a person who writes it without quotes means a number.
+    return float(text) if isinstance(value, str) and _EXPONENT.fullmatch(text.strip()) else value

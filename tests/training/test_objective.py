@@ -94,7 +94,14 @@ def test_the_teacher_and_the_batch_get_no_gradient(worked):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("norm", "squared"), ("fine", "l1"), ("gate", "per_sample"), ("coarse_weight", 0.0), ("group_size", 8)],
+    [
+        ("norm", "squared"),
+        ("fine", "l1"),
+        ("gate", "per_sample"),
+        ("coarse_weight", 0.0),
+        ("group_size", 8),
+        ("power", 0.5),
+    ],
 )
 def test_every_option_of_a_stage_reaches_its_loss(worked, option, value):
     work, batch, _, _ = worked
@@ -124,3 +131,6 @@ def test_output_norm_is_that_of_output_kd(worked):
     stage = StageSection(name="one", num_steps=1, weights=weights, output_norm="l1")
     total, _ = step_losses(work.trainee, work.teacher, batch, stage, lambda value: value)
     assert total.item() == pytest.approx(error.mean(), rel=1e-4)
+    half = stage.model_copy(update={"power": 0.5})
+    total, _ = step_losses(work.trainee, work.teacher, batch, half, lambda value: value)
+    assert total.item() == pytest.approx(np.sqrt(error.reshape(len(error), -1).mean(1)).mean(), rel=1e-4)

@@ -6,6 +6,7 @@ from enum import IntEnum
 _LONGEST_WORD = 300
 _ENDLESS = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}")
 _LONGEST = 4000
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class ExitStatus(IntEnum):
@@ -27,7 +28,8 @@ class DiffCompressError(Exception):
     exit_status = ExitStatus.RUN_FAILED
 
     def __init__(self, message: str, hint: str = "") -> None:
-        # Values of the user's are quoted in it, and some are endless.
+        # Values of the user's are quoted in it: some are endless, or would move the cursor.
+        message = _CONTROLS.sub(lambda letter: letter[0].encode("unicode_escape").decode(), message)
         message = _ENDLESS.sub(lambda word: f"{word[0][:_LONGEST_WORD]}...", message)
         message = message if len(message) <= _LONGEST else f"{message[:_LONGEST]}..."
         super().__init__(message)
@@ -36,7 +38,11 @@ class DiffCompressError(Exception):
 
 
 class DamagedError(DiffCompressError):
-    """A file of ours that cannot be read any more."""
+    """A file of ours that cannot be read any more; `step` says how what it held is made again: "is drawn"."""
+
+    def __init__(self, message: str, hint: str = "", step: str = "is made") -> None:
+        super().__init__(message, hint)
+        self.step = step
 
 
 class UsageError(DiffCompressError):

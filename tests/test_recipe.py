@@ -120,6 +120,39 @@ def test_a_file_that_is_no_mapping(text, tmp_path):
         recipes.load(str(file))
 
 
+def _doubling(lines):
+    """YAML that means a list of 10 ** lines items."""
+    own = [f"a0: &a0 [{', '.join('1' * 10)}]"]
+    return "\n".join(own + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, lines)])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (_doubling(9), "an alias"),
+        ("a: &a {b: 1}\nc:\n  <<: [" + ", ".join(["*a"] * 9) + "]", "an alias"),
+        ("[" * 5000, "nested too deeply"),
+        ("seed: 2020-02-31", "day"),
+        ("seed: " + "9" * 5000, "digits"),
+        ("? " + "x" * 400_000 + "\n: 1", "unknown key"),
+        ("\n".join(f"key{i}: {i}" for i in range(5000)), "4980 more"),
+        ("? [1, 2]\n: 3", "unhashable"),
+        ("1: 2", "string"),
+    ],
+    ids=["aliases", "merges", "deep", "date", "digits", "long", "many", "unhashable", "number"],
+)
+def test_what_is_out_of_bounds_is_told_in_one_short_line(text, said, tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=r"bad\.yaml") as caught:
+        recipes.load(str(file))
+    assert said in caught.value.message and len(caught.value.message) < 4100 and "\n" not in caught.value.message
+    for override in (f"seed={text}", f"{text}=1"):
+        with pytest.raises(UsageError) as caught:
+            recipes.load("default", (override,))
+        assert len(caught.value.message) < 4100 and "\n" not in caught.value.message
+
+
 @pytest.mark.parametrize("method", ["output-kd", "feature-kd", "none"])
 def test_a_baseline_has_the_same_budget_and_setting(method):
     ours, baseline = recipes.load(), recipes.load(method=method)

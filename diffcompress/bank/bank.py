@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffcompress.bank.shards import Tensors, make_shards, read_shards
+from diffcompress.bank.shards import Tensors, are_of, make_shards, read_shards
 from diffcompress.errors import UsageError
 from diffcompress.images import images
 from diffcompress.noise import generator
@@ -23,9 +24,11 @@ from diffcompress.pipeline.conditions import Conditions
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.sampling import automatic_batch_size, sample
 from diffcompress.recipe import BankSection
-from diffcompress.records.run_folder import read_json, write_json
+from diffcompress.records import shapes
+from diffcompress.records.run_files import discard, kept, read_json, write_json
 from diffcompress.runtime import Progress, Runtime
 
+RECORD = "bank.json"
 SHARD_SIZE = 128
 TRAJECTORY_BYTES = 2 << 30
 KEEP_STREAM = 11
@@ -72,7 +75,8 @@ def fill(
     """
     if own is not None:
         return _from_images(folder, teacher, section, own, runtime, progress)
-    key = _key(teacher.fingerprint, section.model_dump(), seed, teacher.sample_shape, teacher.conditions.texts)
+    key = content_key(teacher.fingerprint, section.model_dump(), seed, teacher.sample_shape, teacher.conditions.texts)
+    _mend_record(folder, key, runtime, progress)
     if _record(folder).get("key", key) != key:
         raise UsageError(
             f"the bank in {folder} was drawn with other prompts, another seed, teacher or recipe",
@@ -92,8 +96,8 @@ def fill(
         ]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    make_shards(folder, section.num_samples, SHARD_SIZE, make, runtime, progress, "bank")
-    rows = read_shards(folder, section.num_samples, SHARD_SIZE)
+    make_shards(folder, section.num_samples, SHARD_SIZE, make, runtime, progress, "bank", key)
+    rows = read_shards(folder, section.num_samples, SHARD_SIZE, key)
     trajectory = {name: rows.pop(f"trajectory.{name}").flatten(0, 1) for name in TRAJECTORY}
     trajectory["index"] = torch.arange(section.num_samples).repeat_interleave(keep)
     return Bank(rows["clean"], rows["condition"], teacher.conditions, trajectory, key, batch_size, section.null_share)
@@ -154,14 +158,24 @@ def call_bytes(teacher: LoadedPipeline) -> int:
 
 def _record(folder: Path) -> dict[str, Any]:
     """What the bank in `folder` was begun with; empty where there is none."""
-    file = folder / "bank.json"
-    return read_json(file, "key", "batch_size") if file.exists() else {}
+    file = folder / RECORD
+    return dict(read_json(file, kind=shapes.Bank)) if file.exists() else {}
+
+
+def _mend_record(folder: Path, key: str, runtime: Runtime, progress: Progress) -> None:
+    """Remove a record that cannot be read, or that tells of another bank than the one whose shards lie there."""
+    if runtime.is_main:
+        found = kept(folder / RECORD, partial(read_json, kind=shapes.Bank), progress.warn)
+        if found is not None and found["key"] != key and are_of(folder, key):
+            progress.warn(f"{folder / RECORD} is damaged: it tells of another bank; it is written again")
+            discard(folder / RECORD)
+    runtime.wait()
 
 
 def _settled_batch_size(folder: Path, teacher: LoadedPipeline, runtime: Runtime, **told: object) -> int:
     """Found from memory once and recorded with `told`, so that a resumed run asks its teacher in the same batches."""
     if runtime.is_main and "batch_size" not in _record(folder):
-        write_json(folder / "bank.json", {**told, "batch_size": automatic_batch_size(teacher)})
+        write_json(folder / RECORD, {**told, "batch_size": automatic_batch_size(teacher)})
     runtime.wait()
     return int(_record(folder)["batch_size"])
 
@@ -177,21 +191,22 @@ def _from_images(
     """The user's own images, through the autoencoder once for latent teachers."""
     digest = loaded.digest
     if loaded.commit is not None:
-        digest = _key(digest, loaded.source)
+        digest = content_key(digest, loaded.source)
+    _mend_record(folder, digest, runtime, progress)
     _check_same(folder, loaded, digest)
     told = {"key": digest, "source": loaded.source, "num_samples": len(loaded), "warnings": loaded.warnings}
     batch_size = _settled_batch_size(folder, teacher, runtime, **told)
     if teacher.codec is None:
         clean = loaded.pixels()
     else:
-        key = _key(teacher.fingerprint, digest)
+        key = content_key(teacher.fingerprint, digest)
 
         def encode(rows: range) -> Tensors:
             assert teacher.codec is not None
             return {"clean": teacher.codec.encode(loaded.pixels(rows.start, rows.stop))}
 
-        make_shards(folder / key[:16], len(loaded), SHARD_SIZE, encode, runtime, progress, "latents")
-        clean = read_shards(folder / key[:16], len(loaded), SHARD_SIZE)["clean"]
+        make_shards(folder / key[:16], len(loaded), SHARD_SIZE, encode, runtime, progress, "latents", key)
+        clean = read_shards(folder / key[:16], len(loaded), SHARD_SIZE, key)["clean"]
         if clean.shape[1:] != teacher.sample_shape:
             raise UsageError(
                 f"'{loaded.source}' gives latents of shape {list(clean.shape[1:])}, the teacher takes "
@@ -206,12 +221,14 @@ def _check_same(folder: Path, loaded: images.Images, digest: str) -> None:
     before = _record(folder)
     if before.get("key", digest) == digest:
         return
-    others = f"those of {loaded.source}" if before["source"] != loaded.source else "others"
+    source = before.get("source", "another place")
+    others = f"those of {loaded.source}" if source != loaded.source else "others"
     raise UsageError(
-        f"this run began with the images of {before['source']}, and now they are {others}",
+        f"this run began with the images of {source}, and now they are {others}",
         "choose another --output, or --overwrite to begin anew",
     )
 
 
-def _key(*parts: object) -> str:
+def content_key(*parts: object) -> str:
+    """A hash of what something follows from."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

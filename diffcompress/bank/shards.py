@@ -1,15 +1,15 @@
-"""Safetensors shards shared out over processes: finished ones stay, missing ones are made."""
+"""Safetensors shards shared out over processes: finished ones stay, missing and damaged ones are made."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from diffcompress.records.run_folder import read_tensors, write_atomically
+from diffcompress.errors import DamagedError
+from diffcompress.records.run_files import kept, read_header, read_tensors, write_tensors
 from diffcompress.runtime import Progress, Runtime
 
 Tensors = dict[str, Tensor]
@@ -27,19 +27,22 @@ def make_shards(
     runtime: Runtime,
     progress: Progress,
     task: str,
+    key: str = "",
 ) -> None:
     """Make every missing shard of items 0..total-1; `make(range)` returns tensors with one row per item.
 
-    Processes take turns by shard. A stop request is honoured between shards: raises RunStopped or RunInterrupted.
+    key: what the items follow from; a shard of others is made again, as is a damaged one. Processes take turns by
+    shard. A stop request is honoured between shards: raises RunStopped or RunInterrupted.
     """
-    ranges = [range(start, min(start + shard_size, total)) for start in range(0, total, shard_size)]
+    ranges = _ranges(total, shard_size)
     for first in range(0, len(ranges), runtime.count):
         index = first + runtime.index
-        if index < len(ranges) and not shard_path(folder, index).exists():
-            progress.update(task, ranges[first].start, total)  # what was there before took no time now
-            tensors = {name: value.contiguous() for name, value in make(ranges[index]).items()}
-            write_atomically(shard_path(folder, index), functools.partial(save_file, tensors))
-            progress.update(task, ranges[min(first + runtime.count, len(ranges)) - 1].stop, total)
+        if index < len(ranges):
+            file, of = shard_path(folder, index), _of(key, ranges[index])
+            if kept(file, partial(read_tensors, of=of), progress.warn) is None:
+                progress.update(task, ranges[first].start, total)  # what was there before took no time now
+                write_tensors(file, make(ranges[index]), {"of": of})
+                progress.update(task, ranges[min(first + runtime.count, len(ranges)) - 1].stop, total)
         if runtime.should_stop():
             runtime.wait()
             runtime.stop.raise_if_set()
@@ -47,14 +50,32 @@ def make_shards(
     runtime.wait()
 
 
-def read_shards(folder: Path, total: int, shard_size: int) -> Tensors:
+def read_shards(folder: Path, total: int, shard_size: int, key: str = "") -> Tensors:
     """All shards of a folder, end to end."""
-    return end_to_end(shards(folder, total, shard_size), total)
+    return end_to_end(shards(folder, total, shard_size, key), total)
 
 
-def shards(folder: Path, total: int, shard_size: int) -> Iterator[Tensors]:
+def shards(folder: Path, total: int, shard_size: int, key: str = "") -> Iterator[Tensors]:
     """One after another."""
-    return (read_tensors(shard_path(folder, index)) for index in range(-(-total // shard_size)))
+    for index, items in enumerate(_ranges(total, shard_size)):
+        yield read_tensors(shard_path(folder, index), of=_of(key, items))
+
+
+def are_of(folder: Path, key: str) -> bool:
+    """Whether the first shard of a folder is of what `key` stands for."""
+    try:
+        return read_header(shard_path(folder, 0)).get("of", "").startswith(f"{key} ")
+    except (FileNotFoundError, DamagedError):
+        return False
+
+
+def _ranges(total: int, shard_size: int) -> list[range]:
+    return [range(start, min(start + shard_size, total)) for start in range(0, total, shard_size)]
+
+
+def _of(key: str, items: range) -> str:
+    """What a shard says that it holds."""
+    return f"{key} {items.start}-{items.stop}"
 
 
 def end_to_end(parts: Iterable[Tensors], total: int) -> Tensors:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffcompress.bank.bank import Bank, call_bytes
+from diffcompress.bank.bank import Bank, call_bytes, content_key
 from diffcompress.bank.shards import Tensors, end_to_end, make_shards, shards
 from diffcompress.noise import generator
 from diffcompress.pipeline.load import LoadedPipeline
@@ -131,6 +131,7 @@ class Targets:
             self._pool = None
             forward = self.pool_size - self.num_trajectory
             folder = self.folder / f"pool-{number:05d}-of-{forward}-{self.section.timesteps}"
+            key = content_key(self.teacher.fingerprint, self.bank.key, self.bank.null_share, self.seed, folder.name)
             if forward:
                 make_shards(
                     folder,
@@ -140,18 +141,19 @@ class Targets:
                     self.runtime,
                     self.progress,
                     "targets",
+                    key,
                 )
             if self.runtime.is_main and not self.keep:
                 for old in self.folder.glob("pool-*"):
                     if old.name < folder.name:
                         discard(old)
-            self._pool = number, end_to_end(self._parts(number, folder, forward), self.pool_size)
+            self._pool = number, end_to_end(self._parts(number, folder, forward, key), self.pool_size)
         return self._pool[1]
 
-    def _parts(self, number: int, folder: Path, forward: int) -> Iterator[Tensors]:
+    def _parts(self, number: int, folder: Path, forward: int, key: str) -> Iterator[Tensors]:
         if self.num_trajectory:
             yield self._from_trajectories(number)
-        yield from shards(folder, forward, SHARD_SIZE)
+        yield from shards(folder, forward, SHARD_SIZE, key)
 
     def _from_trajectories(self, number: int) -> Tensors:
         """Stored calls for pool `number`: consecutive pools walk through one shuffled order of all of them."""

@@ -87,6 +87,21 @@ def _prepare_environment(offline: bool) -> None:
 _OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "failed to map segment")
 
 
+# What the user can mend: permissions, and a file where a folder should be or the other way round.
+_IN_THE_WAY = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+    errno.ELOOP,
+    errno.ENXIO,
+)
+
+
 class _Terminated(BaseException):
     """SIGTERM where no job looks out for it yet, as KeyboardInterrupt is Ctrl-C: no library catches it on the way."""
 
@@ -138,10 +153,11 @@ def explain(error: BaseException) -> tuple[str, str, ExitStatus]:
     if _is_out_of_memory(error):
         hint = "free memory or use a larger machine; shrink takes a smaller batch with --set training.batch_size=16"
         return f"out of memory ({told or type(error).__name__})", hint, ExitStatus.DOES_NOT_FIT
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
+    if isinstance(error, OSError) and error.errno in _IN_THE_WAY:
+        where = error.filename2 or error.filename
         return (
-            f"cannot use {error.filename}: {error.strerror}",
-            "choose another path or mend its permissions",
+            f"cannot use {where}: {error.strerror}",
+            "choose another path, or mend what lies there and its permissions",
             ExitStatus.USAGE,
         )
     return f"unexpected {type(error).__name__}: {told or 'no message'}", "--traceback shows more", ExitStatus.RUN_FAILED

@@ -9,19 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from diffcompress.errors import DamagedError
 from diffcompress.evaluation.failed import total_variation
 from diffcompress.evaluation.features import FeatureSpace
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.sampling import automatic_batch_size, sample
 from diffcompress.records.protocol import Protocol
-from diffcompress.records.run_folder import discard, read_tensors, write_atomically
+from diffcompress.records.run_files import discard, kept, read_tensors, write_tensors
 from diffcompress.runtime import Progress, StopRequest
 from diffcompress.sources.reference import DEMO_FOLDER
 
@@ -72,39 +71,38 @@ class SampleCache:
 
     def _find(self, key: str, count: int) -> Tensors | None:
         """An entry of at least `count` rows: sample i follows from (seed, i), so a longer entry serves as well."""
-        for folder in (self.folder, *self.ready):
-            path = folder / f"{key}.safetensors"
-            if not path.is_file():
-                continue
-            try:
-                tensors = read_tensors(path, finite=False)  # of a broken student they are not
-            except DamagedError as error:
-                self.progress.warn(f"{error.message}; samples are drawn again")
-                continue
-            if len(tensors["variation"]) >= count:
-                return tensors
-        return None
+        # Those of a broken student are not finite.
+        read = partial(read_tensors, of=key, finite=False)
+        found = [kept(self.folder / f"{key}.safetensors", read, self.progress.warn)]
+        ready = (folder / f"{key}.safetensors" for folder in self.ready)
+        found += [read_tensors(path, finite=False) for path in ready if path.is_file()]
+        return next((tensors for tensors in found if tensors and len(tensors["variation"]) >= count), None)
 
     def _make(
         self, key: str, count: int, pipeline: LoadedPipeline, protocol: Protocol, space: FeatureSpace | None, task: str
     ) -> Tensors:
         folder = self.folder / f"{key}-{count}"
-        batch_size, batches, done = automatic_batch_size(pipeline), [], 0
+        batches: list[Tensors] = []
+        batch_size, done = automatic_batch_size(pipeline), 0
         while done < count:
-            path = folder / f"{done:08d}.safetensors"
-            if not path.exists():
-                _save(path, _rows(pipeline, protocol, space, range(done, min(done + batch_size, count))))
-            batches.append(read_tensors(path, finite=False))
-            done += len(batches[-1]["variation"])
+            path, of = folder / f"{done:08d}.safetensors", f"{key} {done}"
+            rows = kept(path, partial(read_tensors, of=of, finite=False), self.progress.warn)
+            if rows is None:
+                rows = _rows(pipeline, protocol, space, range(done, min(done + batch_size, count)))
+                write_tensors(path, rows, {"of": of})
+            batches.append(rows)
+            batch_size = len(batches[0]["variation"])  # as it began, whatever memory is free by now
+            done += len(rows["variation"])
             self.progress.update(task, done, count)
             self.stop.raise_if_set()
         tensors = _end_to_end(batches)
         made = {
+            "of": key,
             "model": pipeline.reference.name,
             "weights": weights_key(pipeline),
             "protocol": json.dumps(protocol.to_json()),
         }
-        _save(self.folder / f"{key}.safetensors", tensors, made)
+        write_tensors(self.folder / f"{key}.safetensors", tensors, made)
         discard(folder)
         return tensors
 
@@ -172,8 +170,3 @@ def _pixels(pipeline: LoadedPipeline, images: Tensor) -> Tensor:
 
 def _end_to_end(parts: list[Tensors]) -> Tensors:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _save(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
-    whole = {name: value.contiguous() for name, value in tensors.items()}
-    write_atomically(path, lambda part: save_file(whole, part, metadata=metadata))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diffcompress.errors import UsageError
@@ -24,7 +23,7 @@ from diffcompress.pipeline.predicting import in_terms_of
 from diffcompress.pipeline.sampling import automatic_batch_size, conditioning_for
 from diffcompress.records.metrics import NO_TEACHER, PROBE, ROLES, SAMPLE_CHECKS, Metrics
 from diffcompress.records.protocol import Protocol
-from diffcompress.records.run_folder import write_atomically
+from diffcompress.records.run_files import write_tensors
 from diffcompress.runtime import Progress, StopRequest
 
 NUM_SAVED = 64
@@ -85,7 +84,8 @@ def evaluate_pipeline(
     if samples_folder is not None:
         for role in ROLES:
             if role in drawn:
-                _save_images(samples_folder / f"{role}.safetensors", drawn[role].pixels[:NUM_SAVED])
+                images = drawn[role].pixels[:NUM_SAVED].to(torch.float32)
+                write_tensors(samples_folder / f"{role}.safetensors", {"images": images})
     name = space.name if space is not None else None
     return {
         "protocol": protocol.to_json(),
@@ -216,7 +216,3 @@ def _add_sample_checks(metrics: Metrics, drawn: Mapping[str, Drawn], seed: int) 
         if role != "teacher" and not one.num_broken
     }
     metrics.add("paired_distance", "rms pixel difference", "lower", apart, samples=len(teacher.pixels))
-
-
-def _save_images(path: Path, images: Tensor) -> None:
-    write_atomically(path, lambda part: save_file({"images": images.to(torch.float32).contiguous()}, part))

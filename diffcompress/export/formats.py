@@ -11,13 +11,16 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from diffcompress.errors import DamagedError
 from diffcompress.export import provenance
 from diffcompress.export.onnx import check_inputs, check_installed, export_onnx
 from diffcompress.export.weights import as_shipped
 from diffcompress.families.base import Family
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import ExportSection
-from diffcompress.records.run_folder import RunFolder, read_json, write_atomically, write_json
+from diffcompress.records import shapes
+from diffcompress.records.run_files import read_json, write_atomically, write_json
+from diffcompress.records.run_folder import RunFolder
 from diffcompress.runtime import dtype_name
 
 RECORD = "exports.json"
@@ -33,10 +36,14 @@ def check(section: ExportSection, family: Family, config: Mapping[str, Any]) -> 
 
 def written(run: RunFolder, section: ExportSection) -> dict[str, Any] | None:
     """exports.json's content, where all that `section` asks for is there and of the weights in `run.pipeline`."""
-    record = run.exports / RECORD
-    found = dict(read_json(record, kind=dict)) if record.exists() else {}
-    shipped = read_json(run.pipeline / provenance.FILE, kind=dict)["files"]
-    return found if (found.get("asked"), found.get("pipeline_files")) == (section.model_dump(), shipped) else None
+    try:
+        found = dict(read_json(run.exports / RECORD, kind=shapes.Exports))
+        hashes = {name: provenance.sha256(run.exports / name) for name in found["files"]}
+    except (OSError, DamagedError):
+        return None
+    shipped = read_json(run.pipeline / provenance.FILE, kind=shapes.Provenance)["files"]
+    asked = (found["asked"], found["pipeline_files"], found["files"])
+    return found if asked == (section.model_dump(), shipped, hashes) else None
 
 
 def write_formats(

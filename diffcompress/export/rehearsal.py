@@ -8,8 +8,8 @@ import gc
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import diffusers
 import torch
 
 from diffcompress.errors import DiffCompressError, UsageError
@@ -17,19 +17,20 @@ from diffcompress.export import probe
 from diffcompress.export.proof import drawing, why_no_image
 from diffcompress.export.weights import write_rest
 from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.pipeline.whole import load_whole
 from diffcompress.runtime import Progress
-from diffcompress.sources.linking import unlist
 
 # One model's other parts, half-precision weights as float32.
 ROOM = 2
 _LONGEST_QUOTE = 200
 
 
-def rehearse(teacher: LoadedPipeline, progress: Progress) -> None:
+def rehearse(teacher: LoadedPipeline, progress: Progress) -> Any:
     """Load the pipeline that the student will get, with the teacher's own denoiser, and draw one image in one step.
 
-    Where an image cannot be drawn here (a long video, too little memory or disk) the progress is told. Raises
-    UsageError when the pipeline does not load or does not draw, which the export would find out after the training.
+    Returns that pipeline where it has text encoders, which are needed again. Where an image cannot be drawn here (a
+    long video, too little memory or disk) the progress is told. Raises UsageError when the pipeline does not load or
+    does not draw, which the export would find out after the training.
     """
     try:
         with tempfile.TemporaryDirectory(prefix="diffcompress-rehearsal-") as scratch:
@@ -38,8 +39,9 @@ def rehearse(teacher: LoadedPipeline, progress: Progress) -> None:
             write_rest(folder, teacher, borrow=True)
             why_not = why_no_image(folder, teacher, room=ROOM)
             if why_not is None:
-                _load_and_draw(teacher, folder)
-            elif teacher.reference.pipeline is not None:
+                whole = _load_and_draw(teacher, folder)
+                return whole if teacher.takes_text else None
+            if teacher.reference.pipeline is not None:
                 progress.note(f"the teacher's own pipeline was not tried before the run: {why_not}")
     except (MemoryError, torch.OutOfMemoryError):
         progress.warn("the teacher's own pipeline was not tried before the run: it does not fit into memory")
@@ -51,18 +53,16 @@ def rehearse(teacher: LoadedPipeline, progress: Progress) -> None:
         gc.collect()
         if teacher.device.type == "cuda":
             torch.cuda.empty_cache()
+    return None
 
 
-def _load_and_draw(teacher: LoadedPipeline, folder: Path) -> None:
+def _load_and_draw(teacher: LoadedPipeline, folder: Path) -> Any:
     reference, name = teacher.reference, teacher.family.subfolder
-    given = {name: teacher.denoiser, "torch_dtype": next(teacher.denoiser.parameters()).dtype}
-    unlist(folder, name)
     with _refused(
         f"the pipeline of '{reference.id}' cannot be loaded by diffusers alone",
         "the student would come with the same parts: check that they are complete and belong together",
     ):
-        whole = diffusers.DiffusionPipeline.from_pretrained(folder, **given, **dict.fromkeys(reference.left_out))
-        whole.to(teacher.device)
+        whole = load_whole(folder, teacher, next(teacher.denoiser.parameters()).dtype)
     with _refused(
         f"the pipeline of '{reference.id}' loads but does not draw, by {type(whole).__name__} of diffusers alone",
         "the student's would fail alike: check that scheduler, autoencoder and encoders belong to this denoiser",
@@ -72,6 +72,7 @@ def _load_and_draw(teacher: LoadedPipeline, folder: Path) -> None:
             probe.draw(whole, name, options, num_steps=1)
         except (ValueError, IndexError):  # some solvers take no single step
             probe.draw(whole, name, options)
+    return whole
 
 
 @contextlib.contextmanager

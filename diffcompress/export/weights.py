@@ -14,13 +14,13 @@ from torch import nn
 
 from diffcompress.errors import DiffCompressError
 from diffcompress.export import provenance as provenances
-from diffcompress.images.prompts import OWN_FILE
+from diffcompress.images.prompts import OWN_FILE, own_file
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.records.run_folder import RunFolder, read_json, write_atomically, write_json
 from diffcompress.report import card, reading
 from diffcompress.runtime import dtype_name
-from diffcompress.sources.licence import is_demo, licence_files, licence_of
-from diffcompress.sources.linking import check_space, is_own, link_pipeline
+from diffcompress.sources.licence import licence_files, licence_of
+from diffcompress.sources.linking import check_space, link_pipeline
 
 
 def export_pipeline(
@@ -106,9 +106,7 @@ def write_rest(folder: Path, teacher: LoadedPipeline, *, borrow: bool = False) -
     others = [part for part in reference.parts if part != subfolder]
     if not borrow:
         check_space(folder, reference.other_bytes() or 0)
-    # Of a demo, or of a student of one; elsewhere a file of that name is the user's own.
-    prompts, ours = reference.pipeline / OWN_FILE, (reference.pipeline / provenances.FILE).is_file()
-    if (ours or is_demo(reference)) and is_own(prompts, reference.pipeline):
+    if (prompts := own_file(reference)) is not None:
         shutil.copyfile(prompts, folder / OWN_FILE)
     link_pipeline(reference.pipeline, others, folder, borrow=borrow)
     _tell_prediction(folder / "scheduler" / "scheduler_config.json", reference.scheduler)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from diffcompress import inputs
 from diffcompress.errors import UsageError
 from diffcompress.images.columns import stated_labels, text_of
 from diffcompress.images.prompts import unfit
@@ -31,7 +32,8 @@ _MOST_TOLD = 8
 
 def image_files(folder: Path) -> list[Path]:
     """Every image below `folder`, in order; raises UsageError where there is no such folder."""
-    return sorted(path for path in _walk(_required(folder)) if path.suffix.lower() in SUFFIXES)
+    found = (path for path in _walk(_required(folder)) if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in found if path.is_file() or not path.exists())  # a pipe would be waited for
 
 
 def passed_over(folder: Path) -> tuple[list[str], list[str]]:
@@ -156,7 +158,7 @@ def _rows(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and content, with a file_name, of every line; raises UsageError for what is none."""
     try:
         # Captions may hold what Python takes for the end of a line, such as U+2028.
-        lines = (folder / METADATA).read_text(encoding="utf-8-sig").split("\n")
+        lines = inputs.read_text(folder / METADATA, encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {folder / METADATA} ({type(error).__name__})", "save it as UTF-8") from error
     for number, line in enumerate(lines, 1):

@@ -14,7 +14,7 @@ from diffcompress.errors import AccessError, UsageError
 from diffcompress.images import columns as naming
 from diffcompress.images.columns import Columns
 from diffcompress.images.hub_rows import SPLIT, open_rows, refusals
-from diffcompress.records.run_folder import read_json, write_atomically, write_json, write_text
+from diffcompress.records.run_files import damaged, kept, read_json, write_atomically, write_json, write_text
 from diffcompress.runtime import Progress, StopRequest
 from diffcompress.sources import hub, hub_errors
 
@@ -93,13 +93,12 @@ def fetch(data: str, limit: int, progress: Progress, stop: StopRequest | None = 
     folder = _home(name) / commit
     folder.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(folder.with_suffix(".lock")):  # of several processes one fetches
-        found = _kept(folder)
+        found = kept(folder / _RECORD, _recorded, progress.warn)
         if found is None or not (found.complete or found.num_images >= limit):
             if hub.is_offline():
                 raise _not_cached(f"{limit} images of '{name}' are")
             write_atomically(folder, functools.partial(_download, name, commit, limit, progress, stop))
-            found = _kept(folder)
-    assert found is not None
+            found = _recorded(folder / _RECORD)
     return replace(found, notes=(*notes, *_told(found)))
 
 
@@ -141,11 +140,13 @@ def _download(name: str, commit: str, limit: int, progress: Progress, stop: Stop
     write_json(folder / _RECORD, {k: v for k, v in asdict(record).items() if k not in ("folder", "notes")})
 
 
-def _kept(folder: Path) -> HubImages | None:
-    if not (folder / _RECORD).is_file():
-        return None
-    values = read_json(folder / _RECORD, kind=dict)
-    return HubImages(**{**values, "folder": folder, "columns": Columns(**values["columns"])})
+def _recorded(file: Path) -> HubImages:
+    """What `_download` wrote down; raises DamagedError."""
+    values = read_json(file, kind=dict)
+    try:
+        return HubImages(**{**values, "folder": file.parent, "columns": Columns(**values["columns"])})
+    except (TypeError, KeyError) as error:
+        raise damaged(file, str(error)) from error
 
 
 def _told(found: HubImages) -> list[str]:

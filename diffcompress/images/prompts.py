@@ -10,9 +10,13 @@ from pathlib import Path
 
 import torch
 
+from diffcompress import inputs
 from diffcompress.errors import UsageError
 from diffcompress.noise import generator
+from diffcompress.records.fingerprints import PROVENANCE
 from diffcompress.runtime import Progress
+from diffcompress.sources.licence import is_demo
+from diffcompress.sources.linking import is_own
 from diffcompress.sources.reference import Reference
 
 PROMPT_STREAM = 401
@@ -74,7 +78,7 @@ def read(file: Path, progress: Progress | None = None) -> list[str]:
     """One prompt a line, each once, empty lines skipped; raises UsageError when the file has none, holds a line that
     is none, or cannot be read as UTF-8."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
+        lines = inputs.read_text(file, encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise UsageError(f"cannot read the prompts in '{file}': {error.strerror}", "name a text file") from error
     except UnicodeDecodeError as error:
@@ -99,10 +103,23 @@ def unfit(text: str) -> str | None:
     return None if half is None else f"half a character (U+{ord(half):04X}, a lone surrogate)"
 
 
-def default_for(reference: Reference, count: int) -> list[str]:
+def own_file(reference: Reference) -> Path | None:
+    """The prompts that a demo, or a student of one, brings along; a file of that name elsewhere is the user's own."""
+    if reference.pipeline is None:
+        return None
+    file = reference.pipeline / OWN_FILE
+    ours = is_demo(reference) or (reference.pipeline / PROVENANCE).is_file()
+    return file if ours and is_own(file, reference.pipeline) else None
+
+
+def default_for(reference: Reference, count: int, progress: Progress | None = None) -> list[str]:
     """A demo's own prompts, all of them; the grammar's first `count` for any other teacher."""
-    own = reference.pipeline / OWN_FILE if reference.pipeline is not None else None
-    return read(own) if own is not None and own.is_file() else grammar(count)
+    if (own := own_file(reference)) is not None:
+        return read(own)
+    if progress is not None and reference.pipeline is not None and (reference.pipeline / OWN_FILE).exists():
+        file = reference.pipeline / OWN_FILE
+        progress.note(f"{file} is not taken for the teacher's prompts: name it with --prompts if it is meant")
+    return grammar(count)
 
 
 def _words(text: str) -> list[str]:

@@ -4,36 +4,54 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffcompress.errors import DamagedError
+from diffcompress.images.hub_images import is_id
 from diffcompress.jobs.request import Request
 from diffcompress.records.fingerprints import is_sound
 from diffcompress.records.run_folder import RunFolder
 from diffcompress.report import reading
+from diffcompress.runtime import Progress
+from diffcompress.sources.licence import licence_of, unused
 from diffcompress.sources.weights import fingerprint, weight_files
 
 FIELDS = (*reading.SUMMARY, "warnings")
 
 
-def answer(request: Request) -> dict[str, Any] | None:
+def answer(request: Request, progress: Progress) -> dict[str, Any] | None:
     """What `shrink` returns of the run that is asked for; None while anything of it is left to do, a push included."""
     ratio = request.target["ratio"]
     if request.push_to_hub is not None or (request.output is None and ratio is None):
         return None
     folder = request.folder(ratio)
-    if (
-        not folder.is_finished
-        or not is_sound(folder)
-        or request.more_time(folder) is not None
-        or not _is_same(folder, request)
-    ):
+    try:
+        whole = folder.is_finished and is_sound(folder) and request.more_time(folder) is None
+        if not whole or not _is_same(folder, request) or _lacks_formats(folder, request):
+            return None
+    except DamagedError:  # the step that it is of makes it again, or tells
         return None
-    told = reading.collect(folder)
-    licence = told["provenance"].get("license", {}).get("id")
-    return None if request.license not in (None, licence) or _lacks_formats(folder, request) else _fields(told)
+    told = reading.collect(folder) if folder.is_reported else _redrawn(folder)
+    known = told["provenance"]["license"]
+    if request.license in (None, known["id"]):
+        return _fields(told)
+    licence = licence_of(request.reference, request.license)
+    if licence.id != request.license:
+        progress.warn(unused(licence, request.license))
+        return _fields(told)
+    from diffcompress.export.provenance import relicense  # seconds of imports
+
+    relicense(folder.pipeline, request.license)
+    return _fields(_redrawn(folder))
 
 
 def result(folder: RunFolder) -> dict[str, Any]:
     """What `shrink --json` prints of a run."""
     return _fields(reading.collect(folder))
+
+
+def _redrawn(folder: RunFolder) -> dict[str, Any]:
+    from diffcompress.report.page import write_report  # seconds of imports
+
+    return write_report(folder)
 
 
 def _fields(told: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +61,11 @@ def _fields(told: dict[str, Any]) -> dict[str, Any]:
 def _is_same(folder: RunFolder, request: Request) -> bool:
     reference = request.reference
     reference.fetch(reference.denoiser_part)
-    return folder.is_run(request.identity(fingerprint(reference, weight_files(reference.denoiser))))
+    asked = request.identity(fingerprint(reference, weight_files(reference.denoiser)))
+    before = folder.identity.get("data")
+    if request.data is not None and is_id(request.data) and str(before).startswith(f"{request.data}@"):
+        asked["data"] = before  # the commit that it stood for when the run began
+    return folder.is_run(asked)
 
 
 def _lacks_formats(folder: RunFolder, request: Request) -> bool:

@@ -11,6 +11,7 @@ from diffcompress.errors import DamagedError, UsageError
 from diffcompress.evaluation import frontier
 from diffcompress.evaluation import gates as gating
 from diffcompress.evaluation.features import find_space
+from diffcompress.images.hub_images import pinned
 from diffcompress.jobs.evaluate import check_junit, checked, score, write_junit
 from diffcompress.jobs.setting import Asked, Setting, fetched, prepare
 from diffcompress.pipeline.load import LoadedPipeline
@@ -52,7 +53,7 @@ def compare(
     checked(num_samples, sampler_steps, seed)
     space = find_space(None, feature_weights) if feature_weights is not None else None
     parsed = gating.parse(gates, metric_names(space.name if space else None), ("teacher",) if teacher else ())
-    names = _names(students)
+    names, data = _names(students), pinned(data)
     earlier = {text: _earlier(Path(text)) for text in students if Path(text).is_file()}
     references = {text: resolve(text, scheduler) for text in students if text not in earlier}
     if not references:

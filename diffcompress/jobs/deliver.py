@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from diffcompress.bank.bank import Bank
+from diffcompress.bank.bank import RECORD, Bank
 from diffcompress.errors import DiffCompressError
 from diffcompress.evaluation.doubts import beats_teacher
 from diffcompress.evaluation.features import FeatureSpace, choose_space, protocol_for
@@ -23,11 +24,14 @@ from diffcompress.jobs.students import as_student
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.predicting import predicting
 from diffcompress.recipe import Recipe
+from diffcompress.records import shapes
 from diffcompress.records.fingerprints import is_sound
+from diffcompress.records.metrics import ROLES
 from diffcompress.records.protocol import Protocol
-from diffcompress.records.run_folder import read_json, write_json
+from diffcompress.records.run_files import kept, read_json, read_tensors, write_json
 from diffcompress.report.page import write_report
 from diffcompress.runtime import Progress
+from diffcompress.training.state import counters
 
 # Without a feature space no distance is estimated, and fewer samples tell the rest.
 SAMPLES_WITHOUT_SPACE = 256
@@ -37,12 +41,13 @@ def conclude(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module, ban
     """Evaluate and ship the student `trained`, which was `start`; for the main process alone."""
     folder, request = run.folder, run.request
     recipe = recipe.model_copy(update={"export": request.recipe.export})
-    if not folder.metrics.exists():
+    if not _is_evaluated(run):
         with run.timed("evaluation"):
             write_json(folder.metrics, _evaluated(run, recipe, start, trained))
         run.runtime.stop.raise_if_set()
     write_json(folder.warnings, _warnings(run))
     with run.timed("export"):
+        kept(folder.proof, partial(read_json, kind=shapes.Proof), run.progress.warn)
         exported = folder.is_exported
         if exported and not is_sound(folder):
             run.progress.warn(f"{folder.pipeline} is not what was proved any more, and is written again")
@@ -57,6 +62,15 @@ def conclude(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module, ban
         pushed = hub.push(folder, request.push_to_hub, public=request.public, progress=run.progress)
         run.progress.note(f"pushed to {pushed['url']}, commit {pushed['commit']}")
         write_report(folder)
+
+
+def _is_evaluated(run: Run) -> bool:
+    """Whether metrics and samples are there and whole; what is damaged is told and removed."""
+    samples = [file for role in ROLES if (file := run.folder.samples / f"{role}.safetensors").exists()]
+    read = partial(read_tensors, finite=False)
+    whole = [kept(file, read, run.progress.warn) is not None for file in samples]
+    found = kept(run.folder.metrics, partial(read_json, kind=shapes.Evaluation), run.progress.warn)
+    return found is not None and all(whole)
 
 
 def judged(
@@ -147,11 +161,11 @@ def _export_dtype(run: Run) -> torch.dtype:
 def _warnings(run: Run) -> list[str]:
     found = []
     for folder in run.folder.stages()[-1:]:  # counters run on over the stages
-        counters = read_json(folder / "final" / "state.json", "skipped", "rollbacks", "learning_rate_scale")
-        if counters["skipped"] or counters["rollbacks"]:
+        counted = counters(folder / "final")
+        if counted["skipped"] or counted["rollbacks"]:
             found.append(
-                f"training: {counters['skipped']} steps skipped for non-finite values, "
-                f"{counters['rollbacks']} rollbacks (learning rate x {counters['learning_rate_scale']:g})"
+                f"training: {counted['skipped']} steps skipped for non-finite values, "
+                f"{counted['rollbacks']} rollbacks (learning rate x {counted['learning_rate_scale']:g})"
             )
-    found += [*run.teacher.conditions.warnings, *read_json(run.folder.bank / "bank.json").get("warnings", [])]
-    return found + beats_teacher(read_json(run.folder.metrics, "metrics")["metrics"])
+    found += [*run.teacher.conditions.warnings, *read_json(run.folder.bank / RECORD, kind=dict).get("warnings", [])]
+    return found + beats_teacher(read_json(run.folder.metrics, kind=shapes.Evaluation)["metrics"])

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from diffcompress import runtime as runtimes
-from diffcompress.errors import UsageError
+from diffcompress.errors import DamagedError, UsageError
 from diffcompress.evaluation import gates as gating
 from diffcompress.evaluation.features import find_space
 from diffcompress.evaluation.score import evaluate_pipeline
 from diffcompress.images.hub_images import pinned
 from diffcompress.jobs.setting import Asked, Setting, fetched, prepare, writable
 from diffcompress.pipeline.load import LoadedPipeline, state_fingerprint
-from diffcompress.records.fingerprints import is_sound
+from diffcompress.records.fingerprints import PROVENANCE, differs_from_provenance, is_sound
 from diffcompress.records.metrics import metric_names
 from diffcompress.records.run_folder import EVALUATION, RunFolder, read_json, write_json
 from diffcompress.runtime import Progress
@@ -57,7 +57,6 @@ def evaluate(
     space = find_space(None, feature_weights) if feature_weights is not None else None
     student = str(student)
     teacher, data = (None if given is None else str(given) for given in (teacher, data))
-    _tell_changed(student, progress)
     start = _start_of(student)
     models = [name for name, given in (("teacher", teacher), ("untrained", start)) if given is not None]
     parsed = gating.parse(gates, metric_names(space.name if space else None), models)
@@ -112,6 +111,7 @@ def score(
         samples_folder=folder / "samples",
         progress=setting.progress,
     )
+    scored["warnings"] += _changed(student.reference)
     for text in scored["warnings"]:
         setting.progress.warn(text if name is None else f"{name}: {text}")
     verdicts = gating.judge(gates, scored["metrics"], space.name if space is not None else None)
@@ -158,11 +158,18 @@ def _output_folder(output: str | Path | None, student: Reference) -> Path:
     return RunFolder(Path(student.id).expanduser().resolve().parent).evaluation
 
 
-def _tell_changed(student: str, progress: Progress) -> None:
-    """Warn of a run's own pipeline that is not what its run left."""
-    run = RunFolder(Path(student).expanduser().resolve().parent)
-    if Path(student).expanduser().resolve() == run.pipeline and run.is_exported and not is_sound(run):
-        progress.warn(f"{run.pipeline} is not what was proved any more; the run's own command writes it again")
+def _changed(student: Reference) -> list[str]:
+    """A warning of a student of ours that is not what it was made as."""
+    place = (student.pipeline or student.denoiser).expanduser().resolve()
+    run = RunFolder(place.parent)
+    try:
+        if place == run.pipeline and run.is_exported and not is_sound(run):
+            return [f"{place} is not what was proved any more; the run's own command writes it again"]
+    except DamagedError as error:
+        return [f"{error.message}: nothing proves the pipeline beside it; the run's own command proves it again"]
+    if differs_from_provenance(place):
+        return [f"the weights in {place} are not those that its {PROVENANCE} tells of"]
+    return []
 
 
 def _start_of(student: str) -> Path | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from diffcompress import __version__
 from diffcompress import runtime as runtimes
@@ -17,10 +19,12 @@ from diffcompress.jobs.request import Request
 from diffcompress.jobs.setting import texts_for
 from diffcompress.pipeline.encoding import with_prompts
 from diffcompress.pipeline.load import LoadedPipeline, check_teacher, describe, load
-from diffcompress.records.run_folder import RunFolder, read_json, write_json
+from diffcompress.records import shapes
+from diffcompress.records.run_files import kept, read_json, write_json
+from diffcompress.records.run_folder import RunFolder
 from diffcompress.runtime import Progress, Runtime
 from diffcompress.sources.fetch import fetch
-from diffcompress.sources.licence import licence_of
+from diffcompress.sources.licence import licence_of, unused
 from diffcompress.sources.weights import require_parts
 from diffcompress.student.plan import StudentPlan, plan
 
@@ -53,7 +57,7 @@ class Run:
             write_json(self.folder.timings, self._timings() | {name: round(seconds, 2)})
 
     def _timings(self) -> dict[str, float]:
-        return read_json(self.folder.timings, kind=dict) if self.folder.timings.exists() else {}
+        return read_json(self.folder.timings, kind=shapes.Timings) if self.folder.timings.exists() else {}
 
 
 @contextlib.contextmanager
@@ -77,24 +81,36 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
     teacher = load(reference, runtime.device, sample_size=recipe.bank.sample_size)
     texts = texts_for(teacher, recipe, request.data, request.prompts, progress)
     identity = request.identity(teacher.fingerprint)
-    if runtime.is_main and not folder.bank.exists():
-        rehearse(teacher, progress)
+    # With the text encoders, which are loaded once: they encode the prompts, and leave.
+    whole = rehearse(teacher, progress) if runtime.is_main and not folder.bank.exists() else None
     runtime.stop.install()
     try:
         own = _own_images(request, teacher, texts, runtime, progress)
         claim = folder.claim(identity, overwrite=request.overwrite, inputs=request.inputs)
         with claim if runtime.is_main else contextlib.nullcontext():
             runtime.wait()
-            teacher = with_prompts(teacher, texts, folder.conditions, runtime, progress, recipe.bank.text_length)
+            length = recipe.bank.text_length
+            teacher = with_prompts(teacher, texts, folder.conditions, runtime, progress, length, whole)
+            whole = None
+            gc.collect()
             _tell_version(folder, progress)
             for note in (*reference.notes, *student_plan.notes):
                 progress.note(note)
             if runtime.is_main:
+                _mend(folder, request, progress)
                 write_json(folder.plan, student_plan.to_json())
                 write_json(folder.environment, runtimes.environment(runtime))
             yield Run(request, folder, teacher, student_plan, own, runtime, progress)
     finally:
         runtime.stop.restore()
+
+
+def _mend(folder: RunFolder, request: Request, progress: Progress) -> None:
+    """Remove records of time that are damaged. What --max-time asks for now then counts as what was granted."""
+    kept(folder.timings, partial(read_json, kind=shapes.Timings), progress.warn)
+    begun = folder.budget.exists() and request.max_time is not None
+    if kept(folder.budget, partial(read_json, kind=shapes.Budget), progress.warn) is None and begun:
+        write_json(folder.budget, {"max_time": request.max_time})
 
 
 def _tell_version(folder: RunFolder, progress: Progress) -> None:
@@ -126,7 +142,6 @@ def _check(request: Request, runtime: Runtime, progress: Progress) -> None:
         )
     licence = licence_of(request.reference, request.license)
     if request.license not in (None, licence.id):
-        told = f"{licence.source} says {licence.id}" if licence.is_known else licence.source
-        progress.warn(f"--license {request.license} is not used: {told}")
+        progress.warn(unused(licence, request.license))
     if request.push_to_hub is not None and runtime.is_main:
         hub.check(request.push_to_hub, public=request.public, licence=licence)

@@ -160,7 +160,7 @@ def texts_for(
                 "samples are drawn (bank.num_samples of shrink, --num-samples of evaluate)"
             )
         return images.mixed(texts, limit)[:limit]
-    return prompting.default_for(model.reference, recipe.bank.num_prompts)
+    return prompting.default_for(model.reference, recipe.bank.num_prompts, progress)
 
 
 def _real_images(data: str, model: LoadedPipeline, num_images: int, progress: Progress) -> images.Images:

@@ -57,7 +57,7 @@ def shrink(
         prompts=prompts, dtype=target.dtype(dtype), scheduler=scheduler, output=output, shared=shared,
         overwrite=overwrite, max_time=max_time, device=device, license=license, push_to_hub=push_to_hub, public=public,
     )  # fmt: skip
-    found = answer(request)
+    found = answer(request, progress)
     if found is None:
         for doubt in recipes.doubts(recipe, reference.class_name):
             progress.warn(doubt)

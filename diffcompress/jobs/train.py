@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
-from diffcompress import recipe as recipes
 from diffcompress.bank.bank import Bank
 from diffcompress.bank.targets import Targets
+from diffcompress.errors import DamagedError
 from diffcompress.jobs.run import Run
 from diffcompress.jobs.students import as_student, averaged_student, copy_student, initial_student, taught_family
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.sampling import sample
 from diffcompress.recipe import Recipe
-from diffcompress.records.run_folder import damaged, discard, read_tensors, write_atomically, write_json, write_text
+from diffcompress.records.run_files import (
+    damaged,
+    discard,
+    kept,
+    read_tensors,
+    write_json,
+    write_stamped,
+    write_tensors,
+)
+from diffcompress.records.run_folder import read_recipe
 from diffcompress.report.sheets import write_sheet
 from diffcompress.training import budget, micro
 from diffcompress.training.ema import Ema
@@ -34,16 +42,19 @@ Look = Callable[[int, LoadedPipeline], None]
 def starting_student(run: Run, bank: Bank) -> nn.Module:
     """The student before training, kept in the run folder so that a resumed run starts from the same."""
     file = run.folder.student_init
-    ranked = not file.exists()
-    student = initial_student(run.teacher, run.plan, run.request.recipe, bank, ranked=ranked, progress=run.progress)
-    if file.exists():
+    make = partial(initial_student, run.teacher, run.plan, run.request.recipe, bank, progress=run.progress)
+    student = None
+    # It follows from teacher, bank and recipe: one that is damaged is made again, and is the same.
+    if run.runtime.is_main and kept(file, read_tensors, run.progress.warn) is None:
+        student = make()
+        write_tensors(file, student.state_dict())
+    run.runtime.wait()
+    if student is None:
+        student = make(ranked=False)
         try:
             student.load_state_dict(read_tensors(file))
         except RuntimeError as error:
             raise damaged(file, str(error)) from error
-    elif run.runtime.is_main:
-        write_atomically(file, functools.partial(save_file, student.state_dict()))
-    run.runtime.wait()
     return student.to(run.runtime.device)
 
 
@@ -55,10 +66,12 @@ def train(run: Run, start: nn.Module, bank: Bank, *, look: Look | None = None) -
     trained = trainee(run, start)
     recipe = _settled(run, trained, bank)
     job = training_job(run, recipe, trained, bank, look=look)
-    for index, stage in enumerate(recipe.stages):
-        folder = run.folder.stage(index, stage.name)
-        run_stage(job, index, folder)
-        run.set_seconds(folder.name, job.state.counters.seconds)
+    folders = [run.folder.stage(index, stage.name) for index, stage in enumerate(recipe.stages)]
+    # What a later stage has begun from is not needed any more.
+    begun = [index for index, folder in enumerate(folders) if Checkpoints(folder).latest is not None]
+    for index in range(max(begun, default=0), len(folders)):
+        run_stage(job, index, folders[index])
+        run.set_seconds(folders[index].name, job.state.counters.seconds)
     return recipe, averaged_student(run.plan, start, job.state)
 
 
@@ -91,7 +104,7 @@ def training_job(run: Run, recipe: Recipe, trainee: Trainee, bank: Bank, *, look
         keep=run.folder.shared is not None,
         with_diffusion=any(stage.weights.diffusion > 0 for stage in recipe.stages),
     )
-    look = look or functools.partial(_draw_sheet, run, recipe)
+    look = look or partial(_draw_sheet, run, recipe)
 
     def preview(step: int) -> None:
         look(step, as_student(run.teacher, run.plan, averaged_student(run.plan, trainee.student, state)))
@@ -109,11 +122,9 @@ def _draw_sheet(run: Run, recipe: Recipe, step: int, student: LoadedPipeline) ->
 
 def _settled(run: Run, trainee: Trainee, bank: Bank) -> Recipe:
     """The recipe of this run with its final step counts: what recipe.yaml says once it is written."""
-    file = run.folder.recipe
-    settled = file.exists()
+    recipe = _written(run)
     run.runtime.wait()  # before any process goes on to write it
-    if settled:
-        recipe = recipes.parse(file.read_text(encoding="utf-8"), str(file))
+    if recipe is not None:
         more = run.request.more_time(run.folder)
         return recipe if more is None else _extended(run, recipe, more)
     recipe = _with_micro_batches(run, trainee)
@@ -122,6 +133,21 @@ def _settled(run: Run, trainee: Trainee, bank: Bank) -> Recipe:
         run.progress.note(f"{recipe.num_steps} steps fit into {max_time:g} s of training")
     _write(run, recipe)
     return recipe
+
+
+def _written(run: Run) -> Recipe | None:
+    """What recipe.yaml says; None where there is none, or a damaged one whose step counts are those that were asked
+    for. Raises DamagedError for one with step counts of its own."""
+    folder = run.folder
+    try:
+        if folder.budget.exists() and folder.stages():
+            return read_recipe(folder.recipe)
+        return kept(folder.recipe, read_recipe, run.progress.warn)
+    except FileNotFoundError:
+        return None
+    except DamagedError as error:
+        advice = f"delete it and the stage folders of {folder.path}, and run the same command again: it trains anew"
+        raise DamagedError(f"{error.message}; it held the step counts that --max-time led to", advice) from error
 
 
 def _extended(run: Run, recipe: Recipe, max_time: float) -> Recipe:
@@ -143,7 +169,7 @@ def _extended(run: Run, recipe: Recipe, max_time: float) -> Recipe:
 
 def _write(run: Run, recipe: Recipe) -> None:
     if run.runtime.is_main:
-        write_text(run.folder.recipe, recipe.to_yaml())
+        write_stamped(run.folder.recipe, recipe.to_yaml())
         if run.request.max_time is not None:
             write_json(run.folder.budget, {"max_time": run.request.max_time})
     run.runtime.wait()

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
 @dataclass
 class Cut:
-    """limit: tokens that a tokenizer was told to keep; count, first: of the different texts that have more."""
+    """limit: tokens that a tokenizer was told to keep; count, first: of the different texts that have more; left: a
+    hash of what each of these keeps."""
 
     limit: int
     count: int = 0
     first: str | None = None
+    left: list[str] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -46,12 +50,15 @@ def warning(metadata: Sequence[Mapping[str, str] | None], total: int) -> str | N
             part = Cut(**values)
             cut = whole.setdefault(name, Cut(part.limit))
             cut.limit, cut.count, cut.first = part.limit, cut.count + part.count, cut.first or part.first
+            cut.left += part.left
     widest = max(whole.values(), key=lambda cut: cut.limit, default=None)
     if widest is None or widest.first is None:
         return None
+    equal = sum(times for times in Counter(widest.left).values() if times > 1)
     return (
         f"{widest.count:,} of {total:,} prompts are longer than the {widest.limit} tokens that the teacher reads and "
-        f"are cut there, first '{widest.first[:60]}...': those that differ only behind are one prompt to it"
+        f"are cut there, first '{widest.first[:60]}...': "
+        + (f"{equal:,} of them became equal to others" if equal else "none of them became equal to another")
     )
 
 
@@ -68,6 +75,8 @@ def _watching(cls: type, name: str, found: dict[str, Cut]) -> type:
                 if len(tokens) > cut.limit and one not in seen:
                     seen.add(one)
                     cut.count, cut.first = cut.count + 1, cut.first or one
+                    kept = json.dumps([int(token) for token in tokens[: cut.limit - 1]])  # before a last mark
+                    cut.left.append(hashlib.sha256(kept.encode()).hexdigest()[:16])
         return cls.__call__(self, text, *args, **kwargs)  # type: ignore[operator]
 
     return type(cls.__name__, (cls,), {"__call__": call})

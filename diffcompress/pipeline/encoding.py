@@ -10,20 +10,19 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from diffcompress.errors import DiffCompressError, UsageError
 from diffcompress.pipeline import cut_prompts
 from diffcompress.pipeline.conditions import Conditions, trace
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.stored_rows import stored_table
-from diffcompress.records.run_folder import write_atomically
+from diffcompress.pipeline.whole import load_whole
+from diffcompress.records.run_files import kept, read_header, read_tensors, write_tensors
 from diffcompress.runtime import Progress, Runtime
-from diffcompress.sources.linking import link_pipeline, part_files, unlist
+from diffcompress.sources.linking import link_pipeline, part_files
 from diffcompress.sources.weights import require_parts
 
 # Prompts encoded in one call, and kept in one file.
@@ -38,10 +37,12 @@ def with_prompts(
     runtime: Runtime,
     progress: Progress,
     text_length: int | None = None,
+    whole: Any = None,
 ) -> LoadedPipeline:
     """`pipeline` with `prompts` as its conditions, encoded into `folder` where that is not done yet, read from there.
 
     text_length: tokens of a prompt, for pipelines that let one choose (max_sequence_length); None: their default.
+    whole: the diffusers pipeline, where it was loaded before.
     Pipelines without text are returned as they are. Raises UsageError when the text parts of the pipeline are missing
     or cannot encode; RunStopped or RunInterrupted between shards.
     """
@@ -54,16 +55,16 @@ def with_prompts(
         )
     place = folder / _key(pipeline, prompts, text_length)
     shards = [list(prompts[start : start + SHARD_SIZE]) for start in range(0, len(prompts), SHARD_SIZE)]
-    if runtime.is_main and not all((place / _name(number)).is_file() for number in range(len(shards))):
-        _encode(pipeline, shards, place, runtime, progress, text_length)
+    if runtime.is_main and not _all_there(place, len(shards), progress):
+        _encode(pipeline, shards, place, runtime, progress, text_length, whole)
     runtime.wait()
     runtime.stop.raise_if_set()
     files = [place / _name(number) for number in range(len(shards))]
-    null = place / f"{NULL}.safetensors"
+    null = place / _name(NULL)
     # Without null conditioning the file says so: safetensors has no empty ones.
     has_null = "none" not in stored_table([null])
     table = stored_table([*files, null] if has_null else files)
-    told = cut_prompts.warning([safe_open(file, framework="pt").metadata() for file in files], len(prompts))
+    told = cut_prompts.warning([read_header(file) for file in files], len(prompts))
     if told is not None:
         progress.warn(told)
     warnings = () if told is None else (told,)
@@ -78,39 +79,22 @@ def _encode(
     runtime: Runtime,
     progress: Progress,
     text_length: int | None,
+    whole: Any,
 ) -> None:
-    from diffusers import DiffusionPipeline
-
-    reference, family = pipeline.reference, pipeline.family
-    assert reference.pipeline is not None
-    text_parts = [part for part in reference.parts if part.startswith(("text_encoder", "tokenizer"))]
-    others = [part for part in reference.parts if part != reference.denoiser_part]
-    reference.fetch(*others)
-    require_parts(reference, text_parts)
-    part = {reference.denoiser_part: pipeline.denoiser} | dict.fromkeys(reference.left_out)
-    try:
-        # With the very files that the student will come with, whatever variant each part has.
-        with tempfile.TemporaryDirectory(prefix="diffcompress-parts-") as scratch:
-            link_pipeline(reference.pipeline, others, Path(scratch), borrow=True)
-            unlist(Path(scratch), reference.denoiser_part)
-            whole = DiffusionPipeline.from_pretrained(scratch, **part, torch_dtype=_dtype(pipeline))
-    except (MemoryError, torch.OutOfMemoryError, DiffCompressError):
-        raise
-    except Exception as error:  # of many kinds, by what is broken
-        raise UsageError(
-            f"the pipeline of '{reference.id}' cannot be loaded: {error}", "check that it is complete"
-        ) from error
-    whole.to(pipeline.device)
+    family = pipeline.family
+    if whole is None or whole.dtype != _dtype(pipeline):
+        whole = _loaded(pipeline)
     total = sum(len(shard) for shard in shards)
+    null_file = place / _name(NULL)
     for number, prompts in enumerate(shards):
         file = place / _name(number)
-        if not file.is_file():
+        if not (file.is_file() and null_file.is_file()):
             progress.update("prompts", number * SHARD_SIZE, total)
             with cut_prompts.watched(whole) as cut:
                 rows, null = trace(whole, family, prompts, pipeline.sample_shape, text_length)
-            if not (place / f"{NULL}.safetensors").is_file():
-                _save(place / f"{NULL}.safetensors", null or {"none": torch.zeros(1)})
-            _save(file, rows, cut_prompts.stored(cut))
+            if not null_file.is_file():
+                write_tensors(null_file, null or {"none": torch.zeros(1)}, _of(place, NULL))
+            write_tensors(file, rows, _of(place, number) | cut_prompts.stored(cut))
             progress.update("prompts", min((number + 1) * SHARD_SIZE, total), total)
         runtime.stop.raise_if_set()
     del whole
@@ -119,13 +103,42 @@ def _encode(
         torch.cuda.empty_cache()
 
 
-def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    whole = {name: value.contiguous() for name, value in tensors.items()}
-    write_atomically(path, functools.partial(save_file, whole, metadata=metadata))
+def _loaded(pipeline: LoadedPipeline) -> Any:
+    """With the very files that the student will come with, whatever variant each part has."""
+    reference = pipeline.reference
+    assert reference.pipeline is not None
+    others = [part for part in reference.parts if part != reference.denoiser_part]
+    reference.fetch(*others)
+    require_parts(reference, [part for part in others if part.startswith(("text_encoder", "tokenizer"))])
+    try:
+        with tempfile.TemporaryDirectory(prefix="diffcompress-parts-") as scratch:
+            link_pipeline(reference.pipeline, others, Path(scratch), borrow=True)
+            return load_whole(Path(scratch), pipeline, _dtype(pipeline))
+    except (MemoryError, torch.OutOfMemoryError, DiffCompressError):
+        raise
+    except Exception as error:  # of many kinds, by what is broken
+        raise UsageError(
+            f"the pipeline of '{reference.id}' cannot be loaded: {error}", "check that it is complete"
+        ) from error
 
 
-def _name(number: int) -> str:
-    return f"shard-{number:05d}.safetensors"
+def _all_there(place: Path, count: int, progress: Progress) -> bool:
+    """Whether all `count` shards and the null conditioning are there; what is damaged is told and removed."""
+    names: list[int | str] = [*range(count), NULL]
+    found = [
+        kept(place / _name(name), functools.partial(read_tensors, of=_of(place, name)["of"]), progress.warn) is not None
+        for name in names
+    ]
+    return all(found)
+
+
+def _name(of: int | str) -> str:
+    return f"{of}.safetensors" if isinstance(of, str) else f"shard-{of:05d}.safetensors"
+
+
+def _of(place: Path, name: int | str) -> dict[str, str]:
+    """What the header of a file says that it holds."""
+    return {"of": f"{place.name} {name}"}
 
 
 def _dtype(pipeline: LoadedPipeline) -> torch.dtype:

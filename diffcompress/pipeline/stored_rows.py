@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from diffcompress.records.run_folder import damaged
+from diffcompress.records.run_files import open_tensors
 
 
 class StoredRows:
@@ -46,14 +45,7 @@ class StoredRows:
         return found
 
 
-def _opened(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise damaged(file, str(error)) from error
-
-
 def stored_table(files: Sequence[Path]) -> dict[str, StoredRows]:
     """Every tensor of the first of `files`, continued by the others. Raises DamagedError."""
-    shards = [_opened(file) for file in files]
+    shards = [open_tensors(file) for file in files]
     return {name: StoredRows([shard.get_slice(name) for shard in shards]) for name in shards[0].keys()}  # noqa: SIM118

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import yaml
-
+from diffcompress.inputs import parse_yaml
 from diffcompress.recipe.sections import default_stages
 
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
@@ -36,8 +35,8 @@ def _item(node: Any, part: str) -> int:
 
 def _read(text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text)
+    except ValueError:
         raise ValueError(f"'{text}' is not a YAML value") from None
     # YAML 1.1 reads 1e-3 as text; a person who writes it without quotes means a number.
     return float(text) if isinstance(value, str) and _EXPONENT.fullmatch(text.strip()) else value

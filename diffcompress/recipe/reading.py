@@ -8,13 +8,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from diffcompress import inputs
 from diffcompress.errors import UsageError
 from diffcompress.recipe.methods import METHODS, OURS, as_baseline
 from diffcompress.recipe.overrides import override
 from diffcompress.recipe.sections import Recipe
+
+_LARGEST = 1 << 20  # of a recipe, in bytes
+_MOST_TOLD = 20  # mistakes
 
 
 def builtin_folder() -> Path:
@@ -102,22 +105,21 @@ def _read(name_or_file: str) -> str:
     builtin = builtin_folder() / f"{name_or_file}.yaml"
     path = builtin if builtin.is_file() else Path(name_or_file)
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return inputs.read_text(path, largest=_LARGEST)
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that no file has
         names = builtin_names()
+        reason = error.strerror if isinstance(error, OSError) else "no UTF-8"
         raise UsageError(
-            f"no recipe '{name_or_file}': neither a built-in name nor a readable file ({type(error).__name__})",
+            f"no recipe '{name_or_file}': neither a built-in name nor a readable file ({reason})",
             f"built-in recipes: {', '.join(names)}{nearest(name_or_file, names)}",
         ) from error
 
 
 def _mapping(text: str, source: str) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(
-            f"recipe '{source}' is not valid YAML: {' '.join(str(error).split())}", "mend the file"
-        ) from error
+        data = inputs.parse_yaml(text)
+    except ValueError as error:
+        raise UsageError(f"recipe '{source}' is not valid YAML: {error}", "mend the file") from error
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -143,11 +145,18 @@ def _validated(data: dict[str, Any], source: str, problems: Sequence[str] = ()) 
         found = [_problem(item) for item in error.errors() if item["type"] != "too_short" or item["input"] == []]
         problems = [*problems, *found]
     if recipe is None or problems:
+        told = [_cut(text) for text in problems[:_MOST_TOLD]]
+        more = [f"{len(problems) - len(told)} more"] if len(problems) > len(told) else []
         raise UsageError(
-            f"recipe '{source}' has {len(problems)} bad value(s): " + "; ".join(problems),
+            f"recipe '{source}' has {len(problems)} bad value(s): " + "; ".join([*told, *more]),
             "see diffcompress recipes show default",
         )
     return recipe
+
+
+def _cut(text: str) -> str:
+    """Keys and values may be endless, what is wrong with them stands at the end."""
+    return text if len(text) <= 160 else f"{text[:100]}...{text[-50:]}"
 
 
 def _problem(item: Any) -> str:

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from diffcompress.errors import DamagedError
+from diffcompress.records import shapes
 from diffcompress.records.run_folder import RunFolder, read_json
 
 PROVENANCE = "diffcompress.json"
@@ -35,14 +36,24 @@ def other_hashes(folder: Path) -> dict[str, str]:
     return {name: sha256(file) for name, file in named.items() if name not in _CHANGING}
 
 
+def differs_from_provenance(folder: Path) -> bool:
+    """Whether a pipeline that tells what it was made as, in diffcompress.json, holds other weights than that says."""
+    if not (folder / PROVENANCE).is_file():
+        return False
+    try:
+        return weight_hashes(folder) != read_json(folder / PROVENANCE, kind=shapes.Provenance)["files"]
+    except (DamagedError, OSError):
+        return True
+
+
 def is_sound(run: RunFolder) -> bool:
     """Whether `run.pipeline` holds the files that were proved, and the weights of its provenance.
 
     Reads every file of it. Raises DamagedError for a proof that cannot be read.
     """
-    proof = read_json(run.proof, "files")
+    proof = read_json(run.proof, "files", kind=shapes.Proof)
     try:
-        stated = read_json(run.pipeline / PROVENANCE, "files")["files"]
+        stated = read_json(run.pipeline / PROVENANCE, kind=shapes.Provenance)["files"]
         weights = weight_hashes(run.pipeline)
         others = other_hashes(run.pipeline) if "others" in proof else None
     except (DamagedError, OSError):

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import shutil
-from collections.abc import Callable
+import stat
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from diffcompress.errors import DamagedError, RunStopped
+
+T = TypeVar("T")
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 _LONGEST = 200  # of what a library says, in characters
+_STAMP = "# checksum "
+_HEADER, _CHECKSUM, _OF = "diffcompress", "checksum", "of"  # in safetensors files
 _STEPS = (  # by how the names of their files begin
     ("bank", "is drawn from the teacher"),
     ("conditions", "is encoded"),
@@ -25,6 +34,10 @@ _STEPS = (  # by how the names of their files begin
     ("cache", "is drawn"),
     ("metrics", "is evaluated"),
     ("export", "is exported and proved"),
+    ("report", "is drawn"),
+    ("recipe", "is written"),
+    ("assembled", "is put together"),
+    ("record", "is fetched"),
 )
 
 
@@ -39,8 +52,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         write(part)
-        if path.is_dir() and not part.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        _make_way(path, for_folder=part.is_dir())
         _let_others_read(part)
         if path.is_dir():
             old = path.with_name(path.name + ".old")
@@ -62,6 +74,19 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+def _make_way(path: Path, *, for_folder: bool) -> None:
+    """Nothing but an empty folder is removed: what else lies at a name of ours, and is of another kind, may be the
+    user's."""
+    if not path.is_dir():
+        if for_folder and path.exists():
+            raise damaged(path, "it is a file, where a folder belongs")
+    elif not for_folder:
+        try:
+            path.rmdir()
+        except OSError as error:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path)) from error
+
+
 def _let_others_read(made: Path) -> None:
     """safetensors writes for the owner alone: its files get the mode of any other, linked ones stay as they are."""
     for file in made.rglob("*.safetensors") if made.is_dir() else [made]:
@@ -79,38 +104,137 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path, *keys: str, kind: Any = (dict, list)) -> Any:
-    """What `write_json` left in `path`: a dict with `keys`, where any are named. DamagedError for what is no `kind`."""
+def read_text(path: Path, errors: str = "strict") -> str:
+    """The text of a file of ours; raises DamagedError for what is none. errors: as of `open`, for broken UTF-8."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        if not stat.S_ISREG(path.stat().st_mode):  # a named pipe would be waited for
+            raise damaged(path, "it is a folder" if path.is_dir() else "it is no regular file")
+        return path.read_text(encoding="utf-8", errors=errors)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise damaged(path, str(error)) from error
-    if not isinstance(value, dict if keys else kind):
-        raise damaged(path, f"it holds a {type(value).__name__}")
+
+
+def read_json(path: Path, *keys: str, kind: Any = dict | list) -> Any:
+    """What `write_json` left in `path`: of the type `kind` (see `shapes`), with `keys`. Raises DamagedError."""
+    text = read_text(path)
+    try:
+        value = json.loads(text)
+        _adapter(kind).validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, str(error)) from error
     if lacking := [key for key in keys if key not in value]:
         raise damaged(path, f"it has no '{lacking[0]}'")
     return value
 
 
-def read_tensors(path: Path, *, finite: bool = True) -> dict[str, Any]:
-    """The tensors of a safetensors file of ours; raises DamagedError for a broken file, and for NaN or infinite values
-    where all must be `finite`."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    from torch import isfinite
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def write_stamped(path: Path, text: str) -> None:
+    """`text`, which has comments from # on, with its checksum in the last line."""
+    write_text(path, f"{text}{_STAMP}{zlib.crc32(text.encode()):08x}\n")
+
+
+def read_stamped(path: Path) -> str:
+    """What `write_stamped` was given, or a text without a checksum; raises DamagedError."""
+    text = read_text(path)
+    start = text.rfind(_STAMP)
+    if start < 0:
+        return text
+    if text[start:] != f"{_STAMP}{zlib.crc32(text[:start].encode()):08x}\n":
+        raise damaged(path, "its checksum is not that of what it holds")
+    return text[:start]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], told: Mapping[str, str] | None = None) -> None:
+    """A safetensors file with a checksum of all it says; `told` stands in its header."""
+    from safetensors.torch import save_file
+
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    header = dict(told or {})
+    header[_CHECKSUM] = _checksum(whole, header)
+    # In one entry: safetensors writes several in an order of its own, different every time.
+    metadata = {_HEADER: json.dumps(header, sort_keys=True)}
+    write_atomically(path, lambda part: save_file(whole, part, metadata=metadata))
+
+
+def read_tensors(path: Path, *, of: str | None = None, finite: bool = True) -> dict[str, Any]:
+    """The tensors of a safetensors file of ours.
+
+    of: what the file must say that it holds (as `told`). Raises DamagedError for a file that is broken, not what was
+    written, or of something else, and for NaN or infinite values where all must be `finite`.
+    """
+    with open_tensors(path) as file:
+        told = _told(path, file)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if told and told.pop(_CHECKSUM, None) != _checksum(tensors, told):
+        raise damaged(path, "its checksum is not that of what it holds")
+    if of is not None and told.get(_OF) != of:
+        raise damaged(path, "it holds something else, or what an earlier version wrote")
+    for name, value in tensors.items() if finite else ():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise damaged(path, f"{name} holds NaN or infinite values")
+    return tensors
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """What `write_tensors` was told beside the tensors; raises DamagedError."""
+    with open_tensors(path) as file:
+        return _told(path, file)
+
+
+def open_tensors(path: Path) -> Any:
+    """A safetensors file of ours, mapped into memory; raises DamagedError."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        tensors = load_file(path)
+        if not stat.S_ISREG(path.stat().st_mode):  # a named pipe would be waited for
+            raise damaged(path, "it is a folder" if path.is_dir() else "it is no regular file")
+        return safe_open(path, framework="pt")
     except FileNotFoundError:
         raise
     except (SafetensorError, OSError) as error:
         raise damaged(path, str(error)) from error
-    for name, value in tensors.items() if finite else ():
-        if value.is_floating_point() and not isfinite(value).all():
-            raise damaged(path, f"{name} holds NaN or infinite values")
-    return tensors
+
+
+def _told(path: Path, file: Any) -> dict[str, str]:
+    try:
+        return dict(json.loads((file.metadata() or {}).get(_HEADER, "{}")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise damaged(path, f"its header: {error}") from error
+
+
+def _checksum(tensors: Mapping[str, Any], told: Mapping[str, str]) -> str:
+    """CRC-32 of names, dtypes, shapes and values, and of what the header tells: of accidents, not of forgery."""
+    from torch import uint8
+
+    crc = zlib.crc32(json.dumps(sorted(told.items())).encode())
+    for name, value in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {value.dtype} {list(value.shape)}".encode(), crc)
+        crc = zlib.crc32(value.contiguous().reshape(-1).view(uint8).numpy(), crc)
+    return f"crc32 {crc:08x}"
+
+
+def kept(path: Path, read: Callable[[Path], T], warn: Callable[[str], None]) -> T | None:
+    """What `read` finds in `path`; None where nothing is, or what is damaged: told by `warn` and removed, so that the
+    caller makes it again. Raises DamagedError for a folder that holds something, which is none of ours."""
+    try:
+        return read(path)
+    except FileNotFoundError:
+        return None
+    except DamagedError as error:
+        if path.is_dir() and any(path.iterdir()):
+            raise
+        warn(f"{error.message}; what it held {error.step} again")
+        discard(path)
+        return None
 
 
 def damaged(path: Path, why: str) -> DamagedError:
@@ -118,7 +242,7 @@ def damaged(path: Path, why: str) -> DamagedError:
     whole = path.parent if path.parent.name == "final" or path.parent.name.startswith("step-") else path
     step = next((step for part in reversed(path.parts) for name, step in _STEPS if part.startswith(name)), "is made")
     hint = f"delete {whole} and run the same command again: what it held {step} again"
-    return DamagedError(f"{path} is damaged: {' '.join(why.split())[:_LONGEST]}", hint)
+    return DamagedError(f"{path} is damaged: {' '.join(why.split())[:_LONGEST]}", hint, step)
 
 
 def discard(path: Path) -> None:

@@ -8,12 +8,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from diffcompress import recipe as recipes
 from diffcompress.errors import DamagedError, UsageError
+from diffcompress.recipe import Recipe
+from diffcompress.records import shapes
 from diffcompress.records.run_files import (
     damaged,
     discard,
     read_json,
+    read_stamped,
     read_tensors,
+    read_text,
     write_atomically,
     write_json,
     write_text,
@@ -35,6 +40,14 @@ __all__ = [
 _MARKER = "run.json"
 _UNCLAIMED = (".lock", f"{_MARKER}.part")  # what a run leaves that was stopped before its marker stood
 EVALUATION = "evaluation.json"  # in the folder of an evaluation
+
+
+def read_recipe(file: Path) -> Recipe:
+    """What recipe.yaml of a run says; raises DamagedError."""
+    try:
+        return recipes.parse(read_stamped(file), str(file))
+    except UsageError as error:
+        raise damaged(file, error.message) from error
 
 
 class RunFolder:
@@ -78,29 +91,45 @@ class RunFolder:
 
     @property
     def granted(self) -> float:
-        """Seconds of training that --max-time gave, or that the recipe's steps have taken."""
-        return float(read_json(self.budget, "max_time")["max_time"]) if self.budget.exists() else self.trained_seconds
+        """Seconds of training that --max-time gave, or that the recipe's steps have taken; raises DamagedError."""
+        if self.budget.exists():
+            return float(read_json(self.budget, kind=shapes.Budget)["max_time"])
+        return self.trained_seconds
 
     @property
     def trained_seconds(self) -> float:
         """What all stages have taken so far."""
-        timings = read_json(self.timings, kind=dict) if self.timings.exists() else {}
+        timings = read_json(self.timings, kind=shapes.Timings) if self.timings.exists() else {}
         return sum(seconds for name, seconds in timings.items() if name.startswith("stage-"))
 
     @property
     def is_exported(self) -> bool:
-        return self.pipeline.is_dir() and self.proof.exists() and bool(read_json(self.proof, "passed")["passed"])
+        """Raises DamagedError for a proof that cannot be read."""
+        return self.pipeline.is_dir() and self.proof.exists() and read_json(self.proof, kind=shapes.Proof)["passed"]
 
     @property
     def is_finished(self) -> bool:
-        """Nothing of what was asked for first is left to do: trained, evaluated, exported, reported.
+        """Nothing of what was asked for first is left to do, the report aside: trained, evaluated, exported.
 
         Raises DamagedError where a file that tells of it cannot be read.
         """
-        told = (self.plan, self.metrics, self.report_json)
-        there = all(file.exists() for file in (self.marker, self.recipe, self.report_html, *told))
-        trained = all((stage / "final").is_dir() for stage in self.stages())
-        return there and trained and self.is_exported and all(read_json(file) is not None for file in told)
+        there = all(file.exists() for file in (self.marker, self.recipe, self.plan, self.metrics))
+        trained = bool(self.stages()) and all((stage / "final").is_dir() for stage in self.stages())
+        if not (there and trained and self.is_exported):
+            return False
+        read_json(self.plan, kind=shapes.Plan)
+        read_json(self.metrics, kind=shapes.Evaluation)
+        read_recipe(self.recipe)
+        return True
+
+    @property
+    def is_reported(self) -> bool:
+        """Whether the report is there and whole."""
+        try:
+            read_json(self.report_json, kind=dict)
+            return read_text(self.report_html).rstrip().endswith("</html>")
+        except (FileNotFoundError, DamagedError):
+            return False
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -114,7 +143,7 @@ class RunFolder:
 
     def _marked(self) -> dict[str, Any] | None:
         try:
-            found = read_json(self.marker, kind=dict)
+            found = read_json(self.marker, kind=shapes.Asked)
         except (OSError, DamagedError):
             return None
         return dict(found)

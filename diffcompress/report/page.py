@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select_autoescape
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from PIL import Image, UnidentifiedImageError
 
-from diffcompress.records.run_folder import RunFolder, write_json, write_text
+from diffcompress.errors import DamagedError
+from diffcompress.records.run_files import read_tensors, write_json, write_text
+from diffcompress.records.run_folder import RunFolder
 from diffcompress.report import card, charts, numbers, reading, trust
 from diffcompress.report.sheets import grid
 
@@ -27,6 +28,8 @@ def write_report(run: RunFolder) -> dict[str, Any]:
     """
     collected = reading.collect(run)
     pictures = sheets(run, collected["not_computed"])
+    broken = [file.name for file in _previews(run) if not _is_picture(file)]
+    collected["not_computed"] += [f"samples while it trained: samples/{name} is damaged" for name in broken]
     if collected["provenance"]:
         card.write(run.pipeline, collected["provenance"], collected)
     write_text(run.report_html, html(run, collected, pictures))
@@ -72,13 +75,12 @@ def sheets(run: RunFolder, not_computed: list[str]) -> dict[str, str]:
     for role in ROLES:
         path = run.samples / f"{role}.safetensors"
         try:
-            images = load_file(path)["images"][:SHEET_SAMPLES]
-        except (OSError, SafetensorError, KeyError):
+            picture = grid(read_tensors(path, finite=False)["images"][:SHEET_SAMPLES], SHEET_COLUMNS)
+        except (OSError, DamagedError, KeyError, ValueError):
             if role != "untrained":
                 not_computed.append(f"sample sheet of the {role}: no readable {path.relative_to(run.path).as_posix()}")
             continue
         buffer = io.BytesIO()
-        picture = grid(images, SHEET_COLUMNS)
         # Drawn at twice the size: browsers scale small pictures more evenly from there.
         picture.resize((picture.width * 2, picture.height * 2), resample=0).save(buffer, format="PNG", optimize=True)
         found[role] = _data_uri(buffer.getvalue())
@@ -87,10 +89,23 @@ def sheets(run: RunFolder, not_computed: list[str]) -> dict[str, str]:
 
 def previews(run: RunFolder) -> list[dict[str, Any]]:
     """Samples drawn during training, at most MOST_PREVIEWS of them evenly spread, the last always among them."""
-    files = sorted(run.samples.glob("preview-*.png"))
+    files = [file for file in _previews(run) if _is_picture(file)]
     if len(files) > MOST_PREVIEWS:
         files = [files[round(i * (len(files) - 1) / (MOST_PREVIEWS - 1))] for i in range(MOST_PREVIEWS)]
     return [{"step": _step(file), "uri": _data_uri(file.read_bytes())} for file in files]
+
+
+def _previews(run: RunFolder) -> list[Path]:
+    return sorted(run.samples.glob("preview-*.png"))
+
+
+def _is_picture(file: Path) -> bool:
+    try:
+        with Image.open(file) as picture:
+            picture.verify()
+    except (OSError, SyntaxError, UnidentifiedImageError):
+        return False
+    return True
 
 
 def _step(file: Path) -> str:

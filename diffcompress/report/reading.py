@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diffcompress.errors import UsageError
-from diffcompress.records.fingerprints import is_sound
+from diffcompress.errors import DamagedError, UsageError
+from diffcompress.records import shapes
+from diffcompress.records.fingerprints import PROVENANCE, is_sound
+from diffcompress.records.run_files import read_json, read_stamped, read_text
 from diffcompress.records.run_folder import EVALUATION, RunFolder
 from diffcompress.report import evidence, numbers
 from diffcompress.sources.licence import STATED
@@ -41,19 +44,19 @@ def collect(run: RunFolder) -> dict[str, Any]:
     """
     reader = _Reader(run)
     asked = dict(run.identity)
-    provenance = reader.json(run.pipeline / "diffcompress.json", "the exported pipeline", {})
-    pushed = reader.json(run.pushed, None, None)
+    provenance = reader.json(run.pipeline / PROVENANCE, "the exported pipeline", shapes.Provenance, {})
+    pushed = reader.json(run.pushed, None, shapes.Pushed, None)
     licence = provenance.get("license") or {}
     if licence.get("source") == STATED:
         asked["license"] = licence["id"]
-    plan = reader.json(run.plan, "sizes and configuration of the student", {})
-    evaluation = reader.json(run.metrics, "quality, speed and agreement", {})
-    timings = reader.json(run.timings, "timings", {})
-    proof = reader.json(run.proof, "export proof", None)
-    recipe = reader.text(run.recipe, "the resolved recipe")
-    environment = reader.json(run.environment, "versions and device", {})
-    warnings = reader.json(run.warnings, None, [])
-    stages = _stages(run, timings, reader.missing)
+    plan = reader.json(run.plan, "sizes and configuration of the student", shapes.Plan, {})
+    evaluation = reader.json(run.metrics, "quality, speed and agreement", shapes.Evaluation, {})
+    timings = reader.json(run.timings, "timings", shapes.Timings, {})
+    proof = reader.json(run.proof, "export proof", shapes.Proof, None)
+    recipe = reader.read(run.recipe, "the resolved recipe", read_stamped, None)
+    environment = reader.json(run.environment, "versions and device", shapes.Environment, {})
+    warnings = reader.json(run.warnings, None, shapes.Warnings, [])
+    stages = _stages(reader, timings)
     metrics = dict(evaluation.get("metrics") or {})
     judged = _judged(reader, asked.get("fingerprint"))
     skipped = metrics.pop("not_computed", None) or evaluation.get("not_computed")
@@ -84,7 +87,7 @@ def collect(run: RunFolder) -> dict[str, Any]:
         "proof": proof,
         "timings": timings,
         "environment": environment,
-        "exports": reader.json(run.exports / "exports.json", None, None),
+        "exports": reader.json(run.exports / "exports.json", None, shapes.Exports, None),
         "provenance": provenance,
         "warnings": warnings,
         "not_computed": [*reader.missing, *numbers.lacking(skipped or ())],
@@ -94,20 +97,28 @@ def collect(run: RunFolder) -> dict[str, Any]:
 
 def curves(folder: Path) -> list[dict[str, float]]:
     """Logged rows of a stage in step order; the later row of a step counts. Broken lines are dropped."""
+    return _logged(folder)[0]
+
+
+def _logged(folder: Path) -> tuple[list[dict[str, float]], int]:
+    """`curves`, and how many lines are broken."""
     rows: dict[int, dict[str, float]] = {}
+    broken = 0
     try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
+        lines = read_text(folder / "metrics.jsonl", errors="replace").splitlines()
+    except FileNotFoundError:
+        return [], 0
+    except DamagedError:
+        return [], 1
     for line in lines:
         try:
             row = json.loads(line)
             rows[int(row["step"])] = {
                 key: float(v) for key, v in row.items() if isinstance(v, (int, float)) and math.isfinite(v)
             }
-        except (ValueError, KeyError, TypeError):
-            continue
-    return [rows[step] for step in sorted(rows)]
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+            broken += 1
+    return [rows[step] for step in sorted(rows)], broken
 
 
 def command(asked: Mapping[str, Any], *, recipe: str, output: str) -> str:
@@ -148,26 +159,19 @@ class _Reader:
         self.run = run
         self.missing: list[str] = []
 
-    def text(self, path: Path, what: str | None) -> str | None:
+    def read(self, path: Path, what: str | None, read: Callable[[Path], Any], default: Any) -> Any:
+        name = path.relative_to(self.run.path).as_posix()
         try:
-            return path.read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            if what or path.exists():
-                self.missing.append(f"{what or path.name}: there is no {path.relative_to(self.run.path).as_posix()}")
-        return None
+            return read(path)
+        except FileNotFoundError:
+            if what:
+                self.missing.append(f"{what}: there is no {name}")
+        except DamagedError:
+            self.missing.append(f"{what or path.name}: {name} is damaged")
+        return default
 
-    def json(self, path: Path, what: str | None, default: Any) -> Any:
-        text = self.text(path, what)
-        if text is None:
-            return default
-        try:
-            found = json.loads(text)
-        except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, list if isinstance(default, list) else dict):
-            self.missing.append(f"{what or path.name}: {path.relative_to(self.run.path).as_posix()} is damaged")
-            return default
-        return found
+    def json(self, path: Path, what: str | None, kind: Any, default: Any) -> Any:
+        return self.read(path, what, partial(read_json, kind=kind), default)
 
 
 def _judged(reader: _Reader, teacher: str | None) -> dict[str, Any]:
@@ -175,22 +179,25 @@ def _judged(reader: _Reader, teacher: str | None) -> dict[str, Any]:
 
     teacher: the fingerprint of the run's; what was judged against another one says nothing here either.
     """
-    found = reader.json(reader.run.evaluation / EVALUATION, None, {})
+    found = reader.json(reader.run.evaluation / EVALUATION, None, shapes.Evaluation, {})
     if not found or not reader.run.pipeline.is_dir() or (found["teacher"] or {}).get("fingerprint", teacher) != teacher:
         return {}
     try:
         student = resolve(str(reader.run.pipeline))
-        same = found["student"]["fingerprint"] == fingerprint(student, weight_files(student.denoiser))
+        same = found["student"].get("fingerprint") == fingerprint(student, weight_files(student.denoiser))
     except UsageError:  # of a damaged pipeline nothing is known
         return {}
     return dict(found) if same else {}
 
 
-def _stages(run: RunFolder, timings: dict[str, float], missing: list[str]) -> list[dict[str, Any]]:
+def _stages(reader: _Reader, timings: dict[str, float]) -> list[dict[str, Any]]:
     """One record for each stage folder. Guard-rail counters run on over all stages; each stage gets its own share."""
     stages, before = [], {"skipped": 0, "rollbacks": 0}
-    for folder in run.stages():
-        rows, state = curves(folder), _state(folder)
+    missing = reader.missing
+    for folder in reader.run.stages():
+        (rows, broken), state = _logged(folder), _state(reader, folder)
+        if broken:
+            missing.append(f"training curves: {folder.name}/metrics.jsonl is damaged in part ({broken} lines)")
         counted = {key: state.get(key) for key in before}
         finished = (folder / "final").is_dir()
         if not finished:
@@ -214,14 +221,12 @@ def _stages(run: RunFolder, timings: dict[str, float], missing: list[str]) -> li
     return stages
 
 
-def _state(folder: Path) -> dict[str, Any]:
+def _state(reader: _Reader, folder: Path) -> dict[str, Any]:
     """Counters of the stage's last checkpoint, empty when there is none."""
     checkpoints = [folder / "final", *sorted((folder / "checkpoints").glob("step-*"), reverse=True)]
     for file in (checkpoint / "state.json" for checkpoint in checkpoints):
-        try:
-            return dict(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            continue
+        if found := reader.json(file, None, shapes.Counted, None):
+            return dict(found)
     return {}
 
 

@@ -20,8 +20,9 @@ import torch
 from torch import nn
 
 from diffcompress.errors import AccessError, UsageError
+from diffcompress.records import shapes
 from diffcompress.records.fingerprints import sha256
-from diffcompress.records.run_folder import read_json, write_atomically, write_json
+from diffcompress.records.run_files import kept, read_json, write_atomically, write_json
 from diffcompress.runtime import Progress
 from diffcompress.sources import hub
 from diffcompress.sources.linking import check_space, is_own, link_part
@@ -47,20 +48,21 @@ def assembled(reference: Reference, progress: Progress | None = None) -> Referen
     around = reference.surroundings
     if around is None:
         return reference
-    digest = _hash_of(reference.denoiser)
+    digest, progress = _hash_of(reference.denoiser), progress or Progress()
     place = _cache() / _key(reference, around, digest)
+    read = functools.partial(read_json, kind=shapes.Assembled)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with place.with_suffix(".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes the first makes it
-            if not (place / RECORD).is_file():
-                write_atomically(place, functools.partial(_write, reference, around, digest, progress or Progress()))
+            if kept(place / RECORD, read, progress.warn) is None:
+                write_atomically(place, functools.partial(_write, reference, around, digest, progress))
     except OSError as error:
         raise UsageError(
             f"the pipeline around {reference.denoiser.name} cannot be put together in {place.parent}: {error}",
             "set HF_HOME to a folder that can be written to",
         ) from error
-    return replace(reference, pipeline=place, surroundings=None, origins=read_json(place / RECORD)["parts"])
+    return replace(reference, pipeline=place, surroundings=None, origins=read(place / RECORD)["parts"])
 
 
 def _write(reference: Reference, around: Surroundings, digest: str, progress: Progress, folder: Path) -> None:

@@ -68,6 +68,12 @@ def stated_by_user(id: str) -> Licence:
     return Licence(id, STATED)
 
 
+def unused(licence: Licence, stated: str) -> str:
+    """What to say of a `stated` licence that does not count, as `licence` does."""
+    told = f"{licence.source} says {licence.id}" if licence.is_known else licence.source
+    return f"--license {stated} is not used: {told}"
+
+
 def licence_files(reference: Reference) -> list[Path]:
     """Licence texts of the teacher's folder, to be copied as they are."""
     folder = _folder(reference)

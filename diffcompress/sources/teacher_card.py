@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from diffcompress.inputs import parse_yaml
 
 # More of a card is not looked at; a front matter is a page.
 _MOST_BYTES = 1 << 20
@@ -65,19 +65,10 @@ def _of_lines(text: str) -> Stated | None:
     return Stated(None, why=f"it says '{quoted}', which is no single licence at its head")
 
 
-class _Loader(yaml.SafeLoader):
-    """Without aliases: merged into each other, a few lines of them take forever."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("an alias")
-        return super().compose_node(parent, index)
-
-
 def _parsed(block: str) -> dict[str, Any] | None:
     """None where `block` is no YAML of a mapping."""
     try:
-        value = yaml.load(block, _Loader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, RecursionError, ValueError):  # ValueError: a date that is none
+        value = parse_yaml(block)
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diffcompress.records.run_folder import write_text
+from diffcompress.records.run_files import kept, read_text, write_text
 
 
 class MetricsLog:
-    def __init__(self, path: Path, first_step: int, *, active: bool) -> None:
+    def __init__(self, path: Path, first_step: int, *, active: bool, warn: Callable[[str], None]) -> None:
         """Drops rows from `first_step` on: they will be computed again. Only the main process is `active`."""
         self.path, self.active = path, active
-        if active and path.exists():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = [line for line in lines if _step(line) < first_step]
-            write_text(path, "".join(line + "\n" for line in kept))
+        if active:
+            lines = (kept(path, partial(read_text, errors="replace"), warn) or "").splitlines()
+            write_text(path, "".join(line + "\n" for line in lines if _step(line) < first_step))
 
     def write(self, row: dict[str, Any]) -> None:
         if self.active:
@@ -27,5 +28,5 @@ class MetricsLog:
 def _step(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")  # a line cut off by a kill

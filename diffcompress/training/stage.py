@@ -48,6 +48,8 @@ def run_stage(job: Job, index: int, folder: Path) -> None:
     checkpoints = Checkpoints(folder)
     if checkpoints.latest is not None:
         state.load(checkpoints.latest)
+        if job.runtime.is_main:
+            checkpoints.mend(job.progress.warn)
     elif job.runtime.is_main:
         state.counters.seconds = 0.0
         checkpoints.save(state)
@@ -58,7 +60,8 @@ def run_stage(job: Job, index: int, folder: Path) -> None:
             return
         if job.runtime.is_main:  # it was given more steps
             checkpoints.reopen()
-    log = MetricsLog(folder / "metrics.jsonl", state.counters.step, active=job.runtime.is_main)
+    main, warn = job.runtime.is_main, job.progress.warn
+    log = MetricsLog(folder / "metrics.jsonl", state.counters.step, active=main, warn=warn)
     recent: deque[bool] = deque(maxlen=WINDOW)
     resumed, before, saved = time.monotonic(), state.counters.seconds, time.monotonic()
 
@@ -77,7 +80,7 @@ def run_stage(job: Job, index: int, folder: Path) -> None:
             state.counters.skipped += 1
             if sum(recent) >= MOST_SKIPPED:
                 _roll_back(job, checkpoints)
-                log = MetricsLog(log.path, state.counters.step, active=log.active)
+                log = MetricsLog(log.path, state.counters.step, active=main, warn=warn)
                 recent.clear()
                 continue
         elif step % recipe.training.log_every_steps == 0 or step + 1 == last:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from safetensors.torch import save_file
+import torch
 from torch import Tensor, nn
 
-from diffcompress.records.run_folder import damaged, discard, read_json, read_tensors, write_atomically, write_json
+from diffcompress.records import shapes
+from diffcompress.records.run_files import (
+    damaged,
+    discard,
+    kept,
+    read_header,
+    read_json,
+    read_tensors,
+    write_atomically,
+    write_json,
+    write_tensors,
+)
 from diffcompress.training.ema import Ema
 from diffcompress.training.optim import Optimizer
+
+TENSORS, COUNTERS = "state.safetensors", "state.json"
 
 
 @dataclass
@@ -41,26 +58,38 @@ class TrainingState:
 
         def write(part: Path) -> None:
             part.mkdir()
-            save_file(
-                {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part / "state.safetensors"
-            )
-            write_json(part / "state.json", asdict(self.counters))
+            # Once more beside the tensors, under their checksum: these count, the file is for people.
+            write_tensors(part / TENSORS, tensors, {"counters": json.dumps(asdict(self.counters))})
+            write_json(part / COUNTERS, asdict(self.counters))
 
         write_atomically(folder, write)
 
     def load(self, folder: Path) -> None:
         """Raises DamagedError for a checkpoint that is broken, or of another model."""
-        file = folder / "state.safetensors"
-        try:
-            tensors = read_tensors(file, finite=False)
-            self.model.load_state_dict(_below(tensors, "model"))
-            self.counters = Counters(**read_json(folder / "state.json"))
-        except (FileNotFoundError, RuntimeError, TypeError) as error:
-            raise damaged(file, str(error)) from error
+        file = folder / TENSORS
         device = next(self.model.parameters()).device
-        for name, value in _below(tensors, "ema").items():
-            self.ema.tensors[name] = value.to(device)
-        self.optimizer.load(_below(tensors, "optimizer"))
+        try:
+            told = read_header(file)
+            tensors = read_tensors(file, finite="counters" not in told)  # else a checksum says that it is as it was
+            averages = _below(tensors, "ema")
+            if {n: v.shape for n, v in averages.items()} != {n: v.shape for n, v in self.ema.tensors.items()}:
+                raise damaged(file, "its averaged weights are those of another model")
+            self.model.load_state_dict(_below(tensors, "model"))
+            self.optimizer.load(_below(tensors, "optimizer"))
+            self.counters = Counters(**counters(folder))
+        except torch.OutOfMemoryError:
+            raise
+        except (FileNotFoundError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise damaged(file, str(error)) from error
+        self.ema.tensors = {name: value.to(device) for name, value in averages.items()}
+
+
+def counters(checkpoint: Path) -> dict[str, Any]:
+    """The counters of a checkpoint; raises DamagedError, and FileNotFoundError where there is none."""
+    told = read_header(checkpoint / TENSORS).get("counters")
+    if told is None:  # an earlier version's
+        return dict(read_json(checkpoint / COUNTERS, kind=shapes.Counted))
+    return dict(json.loads(told))
 
 
 class Checkpoints:
@@ -87,7 +116,16 @@ class Checkpoints:
     @property
     def final_step(self) -> int:
         """The step that a finished stage ended with."""
-        return int(read_json(self.final / "state.json", "step")["step"])
+        return int(counters(self.final)["step"])
+
+    def mend(self, warn: Callable[[str], None]) -> None:
+        """Write the counters of the latest checkpoint again, where their file is not what its tensors tell."""
+        if self.latest is None:
+            return
+        told = counters(self.latest)
+        found = kept(self.latest / COUNTERS, partial(read_json, kind=shapes.Counted), warn)
+        if found != told:
+            write_json(self.latest / COUNTERS, told)
 
     def reopen(self) -> None:
         """Turn a finished stage into one that goes on from its last step."""

@@ -1,12 +1,15 @@
 """The bank and the targets: what they hold follows from integers, whoever draws it and in whatever order."""
 
 import copy
+import os
+import shutil
 import types
 from dataclasses import replace
 
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from diffcompress.bank import bank as banks
 from diffcompress.bank.shards import make_shards, read_shards, shard_path
@@ -16,6 +19,7 @@ from diffcompress.images.images import Images
 from diffcompress.pipeline.load import load
 from diffcompress.pipeline.sampling import sample
 from diffcompress.recipe import BankSection, TargetsSection
+from diffcompress.records.run_files import read_json, write_json
 from diffcompress.runtime import Progress, start
 from diffcompress.sources.resolve import resolve
 from tests import tiny
@@ -161,7 +165,10 @@ class Heard(Progress):
     """Keeps what it was told."""
 
     def __init__(self):
-        self.told = []
+        self.told, self.warnings = [], []
+
+    def warn(self, text):
+        self.warnings.append(text)
 
     def note(self, text):
         self.told.append(text)
@@ -183,6 +190,54 @@ def test_what_was_there_before_is_not_told_as_speed(tmp_path, runtime):
     assert again() == [("rows", 5, 5)]
     shard_path(tmp_path, 1).unlink()
     assert again() == [("rows", 2, 5), ("rows", 4, 5), ("rows", 5, 5)]
+
+
+def _cut(folder):
+    file = shard_path(folder, 1)
+    file.write_bytes(file.read_bytes()[:-3])
+
+
+def _swapped(folder):
+    shutil.copyfile(shard_path(folder, 0), shard_path(folder, 1))
+
+
+def _not_a_number(folder):
+    rows = load_file(shard_path(folder, 1))
+    rows["clean"][0] = torch.nan
+    save_file(rows, shard_path(folder, 1))
+
+
+def _a_pipe(folder):
+    shard_path(folder, 1).unlink()
+    os.mkfifo(shard_path(folder, 1))
+
+
+def _of_another_key(folder):
+    write_json(folder / "bank.json", read_json(folder / "bank.json") | {"key": "0" * 64})
+
+
+def _of_no_size(folder):
+    write_json(folder / "bank.json", read_json(folder / "bank.json") | {"batch_size": "many"})
+
+
+@pytest.mark.parametrize("damage", [_cut, _swapped, _not_a_number, _a_pipe, _of_another_key, _of_no_size])
+def test_what_is_damaged_in_a_bank_is_made_again_and_is_the_same(tmp_path, teacher, runtime, bank, damage):
+    banks.fill(tmp_path, teacher, SECTION, 0, None, runtime, Progress())
+    damage(tmp_path)
+    heard = Heard()
+    again = banks.fill(tmp_path, teacher, SECTION, 0, None, runtime, heard)
+    assert len(heard.warnings) == 1 and " is damaged: " in heard.warnings[0] and str(tmp_path) in heard.warnings[0]
+    assert torch.equal(again.clean, bank.clean) and again.key == bank.key
+    assert all(torch.equal(again.trajectory[name], value) for name, value in bank.trajectory.items())
+
+
+def test_targets_of_other_weights_are_made_again(tmp_path, teacher, bank, runtime):
+    right = targets(tmp_path / "a", teacher, bank, runtime).batch(0)
+    targets(tmp_path / "b", teacher, replace(bank, key="another"), runtime).batch(0)
+    other = targets(tmp_path / "b", teacher, bank, runtime)
+    other.progress = Heard()
+    assert torch.equal(other.batch(0).prediction, right.prediction)
+    assert [" is damaged: it holds something else" in text for text in other.progress.warnings] == [True]
 
 
 def test_guidance_of_a_teacher_that_knows_none_is_told(tmp_path, teacher, runtime):

@@ -133,6 +133,20 @@ def test_a_damaged_entry_is_drawn_again_and_said_so(tmp_path, pipeline):
     assert len(progress.warnings) == 1
 
 
+def test_samples_that_were_stopped_for_are_the_same_bytes(tmp_path, pipeline, monkeypatch):
+    """However much memory is free by then: rounding depends on how many are drawn at once."""
+    whole = SampleCache(tmp_path / "whole", StopRequest(), Progress())
+    monkeypatch.setattr(caching, "automatic_batch_size", lambda _: 3)
+    whole.draw(pipeline, PROTOCOL, None, "sampling")
+    stop = StopRequest()
+    with pytest.raises(RunStopped):
+        SampleCache(tmp_path / "parts", stop, StopAfter(stop, 1)).draw(pipeline, PROTOCOL, None, "sampling")
+    monkeypatch.setattr(caching, "automatic_batch_size", lambda _: 7)
+    SampleCache(tmp_path / "parts", StopRequest(), Progress()).draw(pipeline, PROTOCOL, None, "sampling")
+    (one,), (other,) = (list((tmp_path / name).iterdir()) for name in ("whole", "parts"))
+    assert one.read_bytes() == other.read_bytes()
+
+
 def test_the_key_follows_from_weights_sampler_seed_and_extractor(tmp_path, pipeline):
     other = models.loaded(tmp_path, seed=3)
     bare = replace(pipeline, fingerprint="")

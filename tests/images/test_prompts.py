@@ -1,10 +1,17 @@
 """Prompts: the grammar, the user's file."""
 
+import os
+import shutil
+import threading
+from pathlib import Path
+
 import pytest
 
+from diffcompress import inputs
 from diffcompress.errors import UsageError
 from diffcompress.images import prompts
 from diffcompress.runtime import Progress
+from diffcompress.sources.resolve import resolve
 
 
 def test_the_grammar_gives_thousands_of_different_prompts_that_follow_from_their_number():
@@ -41,6 +48,42 @@ def test_a_prompt_that_would_end_the_process_is_refused_and_equal_ones_are_told(
     file.write_text("a cat\n" + "x" * 1_000_000)
     with pytest.raises(UsageError, match=r"line 2 of .* holds a text of 1,000,000 characters"):
         prompts.read(file)
+
+
+def test_a_file_of_that_name_beside_a_teacher_is_not_taken_for_its_prompts(tmp_path):
+    """A demo, and a student of one, bring theirs along."""
+    notes, progress = [], Progress()
+    progress.note = notes.append
+    demo = resolve("demo:mmdit")
+    assert len(prompts.default_for(demo, 5, progress)) > 100 and notes == []
+    teacher = shutil.copytree(demo.pipeline, tmp_path / "teacher")
+    assert prompts.default_for(resolve(str(teacher)), 5, progress) == prompts.grammar(5)
+    assert notes == [
+        f"{teacher / 'prompts.txt'} is not taken for the teacher's prompts: name it with --prompts if it is meant"
+    ]
+    (teacher / "diffcompress.json").write_text("{}")
+    assert len(prompts.default_for(resolve(str(teacher)), 5)) > 100
+    (tmp_path / "mine.txt").write_text("a secret")
+    (teacher / "prompts.txt").unlink()
+    (teacher / "prompts.txt").symlink_to(tmp_path / "mine.txt")
+    assert prompts.default_for(resolve(str(teacher)), 5) == prompts.grammar(5)
+
+
+def test_a_pipe_is_read_and_not_waited_for_without_end(tmp_path, monkeypatch):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    monkeypatch.setattr(inputs, "PIPE_SECONDS", 0.1)
+    with pytest.raises(UsageError, match="nothing came through it"):
+        prompts.read(pipe)
+    monkeypatch.setattr(inputs, "PIPE_SECONDS", 30.0)
+    writer = threading.Thread(target=lambda: pipe.write_text("a cat\na dog\n"))
+    writer.start()
+    assert prompts.read(pipe) == ["a cat", "a dog"]
+    writer.join()
+    with pytest.raises(UsageError, match="it is a folder"):
+        prompts.read(tmp_path)
+    with pytest.raises(UsageError, match="no regular file"):
+        prompts.read(Path("/dev/zero"))
 
 
 def test_prompts_end_with_their_line_and_begin_after_a_byte_order_mark(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from diffcompress import runtime as runtimes
 from diffcompress.errors import UsageError
@@ -83,6 +84,44 @@ def test_prompts_that_are_cut_are_told(name: str, most: int | None, tmp_path: Pa
         else:
             assert f"17 of 18 prompts are longer than the {most + 2} tokens" in told.warnings[0]
             assert texts[0] in told.warnings[0]
+            assert told.warnings[0].endswith(": 17 of them became equal to others")
+    different = ["abcdefghij"[number:] * 3 for number in range(4)]
+    told = Warned()
+    with_prompts(teacher, different, tmp_path / "conditions", runtime, told)
+    assert [text.endswith(": none of them became equal to another") for text in told.warnings] == [True] * bool(most)
+
+
+@pytest.mark.parametrize("name", ["shard-00001", "null"])
+def test_a_damaged_file_of_prompts_is_encoded_again_alone(name: str, tmp_path: Path) -> None:
+    import_module("tests.families.pipe_stable_diffusion").pipeline().save_pretrained(tmp_path / "teacher")
+    texts = [text for text in PROMPTS if len(text) < 9] + ["c"]
+    teacher, runtime = load(resolve(str(tmp_path / "teacher"))), runtimes.start("cpu")
+    with_prompts(teacher, texts, tmp_path / "conditions", runtime, Progress())
+    before = {file: file.read_bytes() for file in (tmp_path / "conditions").rglob("*.safetensors")}
+    stamps = {file: file.stat().st_mtime_ns for file in before}
+    (file,) = (file for file in before if file.stem == name)
+    file.write_bytes(before[file][:-2] + b"xx")
+    told = Warned()
+    with_prompts(teacher, texts, tmp_path / "conditions", runtime, told)
+    assert [text.startswith(f"{file} is damaged: its checksum") for text in told.warnings] == [True]
+    assert {file: file.read_bytes() for file in before} == before
+    changed = [one.stem for one in before if one.stat().st_mtime_ns != stamps[one]]
+    assert changed == [name] or (name == "null" and set(changed) <= {"null", "shard-00000"})
+
+
+@pytest.mark.parametrize(("name", "part"), [("pipe_stable_diffusion", "text_encoder"), ("pipe_sd3", "text_encoder_3")])
+def test_an_encoder_that_lacks_a_tensor_is_refused(name: str, part: str, tmp_path: Path) -> None:
+    """transformers makes up what is missing, and says so where nobody looks."""
+    import_module(f"tests.families.{name}").pipeline().save_pretrained(tmp_path / "teacher")
+    file = tmp_path / "teacher" / part / "model.safetensors"
+    tensors = load_file(file)
+    lost = next(name for name in tensors if name.endswith(("self_attn.k_proj.weight", "SelfAttention.k.weight")))
+    save_file({name: value for name, value in tensors.items() if name != lost}, file, {"format": "pt"})
+    teacher = load(resolve(str(tmp_path / "teacher")))
+    with pytest.raises(
+        UsageError, match=rf"the {part} of .* is not whole: it lacks 1 tensor\(s\), first .*{lost[-8:]}"
+    ):
+        with_prompts(teacher, ["a"], tmp_path / "conditions", runtimes.start("cpu"), Progress())
 
 
 def test_an_encoder_of_the_same_size_is_not_taken_for_the_old_one(tmp_path: Path) -> None:

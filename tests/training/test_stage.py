@@ -6,8 +6,9 @@ import types
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from diffcompress.errors import DiffCompressError, RunStopped
+from diffcompress.errors import DamagedError, DiffCompressError, RunStopped
 from diffcompress.families import registry
 from diffcompress.recipe import TrainingSection
 from diffcompress.runtime import Progress
@@ -102,6 +103,44 @@ def test_stopped_anywhere_and_resumed_is_bit_equal(world, tmp_path):
     assert [(r["step"], r["loss"]) for r in rows(tmp_path / "whole" / "stage")] == [
         (r["step"], r["loss"]) for r in rows(tmp_path / "parts" / "stage")
     ]
+
+
+def _flipped(final):
+    content = bytearray((final / "state.safetensors").read_bytes())
+    content[-5] ^= 64
+    (final / "state.safetensors").write_bytes(bytes(content))
+
+
+def _of_another_model(final):
+    tensors = load_file(final / "state.safetensors")
+    save_file({name: value for name, value in tensors.items() if "conv_in" not in name}, final / "state.safetensors")
+
+
+def _not_finite(final):
+    tensors = load_file(final / "state.safetensors")
+    save_file({name: value * float("nan") for name, value in tensors.items()}, final / "state.safetensors")
+
+
+@pytest.mark.parametrize("damage", [_flipped, _of_another_model, _not_finite])
+def test_a_damaged_checkpoint_is_named_and_nothing_is_trained_from_it(world, tmp_path, damage):
+    run_stage(job(world, tmp_path), 0, tmp_path / "stage")
+    damage(tmp_path / "stage" / "final")
+    again = job(world, tmp_path)
+    with pytest.raises(DamagedError, match=r"final/state.safetensors is damaged") as caught:
+        run_stage(again, 0, tmp_path / "stage")
+    assert caught.value.hint.startswith(f"delete {tmp_path / 'stage' / 'final'} and")
+
+
+@pytest.mark.parametrize("content", ["", '{"step": 3, "skipped": 0, "rollbacks": 0, "seconds": 1.0}', '{"step": "x"}'])
+def test_counters_are_those_of_the_tensors(world, tmp_path, content):
+    run_stage(job(world, tmp_path), 0, tmp_path / "stage")
+    file = tmp_path / "stage" / "final" / "state.json"
+    before = json.loads(file.read_text())
+    file.write_text(content)
+    again = job(world, tmp_path)
+    run_stage(again, 0, tmp_path / "stage")
+    assert again.state.counters.step == before["step"] == 20
+    assert json.loads(file.read_text()) == before
 
 
 class StopAfter(Progress):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +24,8 @@ from diffcompress.export.weights import rounded
 from diffcompress.noise import generator
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.records.fingerprints import other_hashes, weight_hashes
-from diffcompress.records.run_folder import RunFolder, discard, write_json
+from diffcompress.records.run_folder import RunFolder, write_json
+from diffcompress.records.scratch import scratch
 from diffcompress.runtime import dtype_name
 
 TOLERANCE = 1e-4
@@ -34,7 +33,6 @@ TOLERANCE = 1e-4
 ROOM = 4
 # Elements of a video's latent that a CPU samples and decodes in a minute or so.
 LARGEST_VIDEO = 200_000
-_SCRATCH, OLDEST = "diffcompress-proof-", 24 * 3600.0
 
 
 def prove(
@@ -147,9 +145,8 @@ def _elsewhere(
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
     }
-    _clean()
-    with tempfile.TemporaryDirectory(prefix=_SCRATCH) as scratch:
-        files = [Path(scratch) / name for name in ("asked.json", "inputs.safetensors", "outputs.safetensors")]
+    with scratch("proof") as place:
+        files = [place / name for name in ("asked.json", "inputs.safetensors", "outputs.safetensors")]
         tensors: dict[str, Tensor] = {}
         skeleton = probe.flatten(call, tensors)
         write_json(files[0], asked | {"call": skeleton})
@@ -158,7 +155,7 @@ def _elsewhere(
         # A session of its own, or Ctrl-C on a terminal would end it and look like an export that does not load.
         done = subprocess.run(
             command,
-            cwd=scratch,
+            cwd=place,
             env=os.environ | hidden,
             capture_output=True,
             text=True,
@@ -172,14 +169,6 @@ def _elsewhere(
                 "keep the run folder and report this as a bug",
             )
         return load_file(files[2]), json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def _clean() -> None:
-    """Remove the scratch folders of proofs that were killed; none takes as long as OLDEST."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
-        with contextlib.suppress(OSError):  # another user's, or gone meanwhile
-            if time.time() - folder.stat().st_mtime > OLDEST:
-                discard(folder)
 
 
 def _difference(found: Tensor | None, expected: Tensor) -> float | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from diffcompress.export.proof import drawing, why_no_image
 from diffcompress.export.weights import write_rest
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.whole import load_whole
+from diffcompress.records.scratch import scratch
 from diffcompress.runtime import Progress
 
 # One model's other parts, half-precision weights as float32.
@@ -33,9 +33,7 @@ def rehearse(teacher: LoadedPipeline, progress: Progress) -> Any:
     does not draw, which the export would find out after the training.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix="diffcompress-rehearsal-") as scratch:
-            folder = Path(scratch) / "pipeline"
-            folder.mkdir()
+        with scratch("rehearsal") as folder:
             write_rest(folder, teacher, borrow=True)
             why_not = why_no_image(folder, teacher, room=ROOM)
             if why_not is None:

@@ -6,7 +6,6 @@ import functools
 import gc
 import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.stored_rows import stored_table
 from diffcompress.pipeline.whole import load_whole
 from diffcompress.records.run_files import kept, read_header, read_tensors, write_tensors
+from diffcompress.records.scratch import scratch
 from diffcompress.runtime import Progress, Runtime
 from diffcompress.sources.linking import link_pipeline, part_files
 from diffcompress.sources.weights import require_parts
@@ -111,9 +111,9 @@ def _loaded(pipeline: LoadedPipeline) -> Any:
     reference.fetch(*others)
     require_parts(reference, [part for part in others if part.startswith(("text_encoder", "tokenizer"))])
     try:
-        with tempfile.TemporaryDirectory(prefix="diffcompress-parts-") as scratch:
-            link_pipeline(reference.pipeline, others, Path(scratch), borrow=True)
-            return load_whole(Path(scratch), pipeline, _dtype(pipeline))
+        with scratch("parts") as folder:
+            link_pipeline(reference.pipeline, others, folder, borrow=True)
+            return load_whole(folder, pipeline, _dtype(pipeline))
     except (MemoryError, torch.OutOfMemoryError, DiffCompressError):
         raise
     except Exception as error:  # of many kinds, by what is broken

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import os
+import platform
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from diffcompress import recipe as recipes
 from diffcompress.errors import DamagedError, UsageError
@@ -38,7 +41,8 @@ __all__ = [
 ]
 
 _MARKER = "run.json"
-_UNCLAIMED = (".lock", f"{_MARKER}.part")  # what a run leaves that was stopped before its marker stood
+_LOCK, _HOLDER = ".lock", ".holder"
+_UNCLAIMED = (_LOCK, _HOLDER, f"{_MARKER}.part")  # what a run leaves that was stopped before its marker stood
 EVALUATION = "evaluation.json"  # in the folder of an evaluation
 
 
@@ -172,35 +176,53 @@ class RunFolder:
         if lost := [path for path in inputs if foreign and path.resolve().is_relative_to(self.path.resolve())]:
             raise UsageError(f"--overwrite would delete {lost[0]}, which this run reads", "choose another --output")
         created = not self.path.exists()
+        unwanted = False
+        try:
+            with self._held():
+                try:
+                    if foreign:
+                        self._empty()
+                    if not mine:
+                        write_json(self.marker, identity)
+                except OSError as error:
+                    unwanted = created
+                    raise self._unwritable(error) from error
+                try:
+                    yield
+                except UsageError:
+                    if not (mine or self.stages() or (self.shared is None and any(self.bank.glob("shard-*")))):
+                        self._empty()
+                        unwanted = created
+                    raise
+        finally:
+            if unwanted:  # once nobody holds it: Windows removes no file that is open
+                discard(self.path)
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """The folder's lock, which ends with the process however that ends."""
+        lock, holder = FileLock(self.path / _LOCK, timeout=0), self.path / _HOLDER
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("a")
+            lock.acquire()
+        except Timeout as error:
+            told = holder.read_text(encoding="utf-8", errors="replace")[:100] if holder.is_file() else ""
+            raise UsageError(
+                f"another process is working on {self.path}{f' ({told.strip()})' if told else ''}",
+                "wait for it, or choose another --output",
+            ) from error
         except OSError as error:
-            raise UsageError(f"cannot write to {self.path}: {error.strerror}", "choose another --output") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UsageError(
-                    f"another process is working on {self.path}", "wait for it, or choose another --output"
-                ) from error
-            try:
-                if foreign:
-                    self._empty()
-                if not mine:
-                    write_json(self.marker, identity)
-            except OSError as error:
-                if created:
-                    discard(self.path)
-                raise UsageError(f"cannot write to {self.path}: {error.strerror}", "choose another --output") from error
-            try:
-                yield
-            except UsageError:
-                if not (mine or self.stages() or (self.shared is None and any(self.bank.glob("shard-*")))):
-                    self._empty()
-                    if created:
-                        discard(self.path)
-                raise
+            raise self._unwritable(error) from error
+        try:
+            with contextlib.suppress(OSError):
+                holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+    def _unwritable(self, error: OSError) -> UsageError:
+        return UsageError(f"cannot write to {self.path}: {error.strerror}", "choose another --output")
 
     def _refusal(self, identity: dict[str, Any]) -> UsageError:
         """Of a folder that holds something else; what is a run is not to be deleted lightly."""
@@ -218,5 +240,5 @@ class RunFolder:
 
     def _empty(self) -> None:
         for entry in self.path.iterdir():
-            if entry.name != ".lock":
+            if entry.name not in (_LOCK, _HOLDER):
                 discard(entry)

@@ -6,7 +6,6 @@ from the pipeline folder that it lies in, or downloaded. Its denoiser stays wher
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import json
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import diffusers
 import torch
+from filelock import FileLock
 from torch import nn
 
 from diffcompress.errors import AccessError, UsageError
@@ -53,8 +53,7 @@ def assembled(reference: Reference, progress: Progress | None = None) -> Referen
     read = functools.partial(read_json, kind=shapes.Assembled)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with place.with_suffix(".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes the first makes it
+        with FileLock(place.with_suffix(".lock")):  # of several processes the first makes it
             if kept(place / RECORD, read, progress.warn) is None:
                 write_atomically(place, functools.partial(_write, reference, around, digest, progress))
     except OSError as error:

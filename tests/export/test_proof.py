@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import diffusers
@@ -73,14 +71,3 @@ def test_the_fresh_process_blocks_diffcompress_alone() -> None:
         with pytest.raises(ImportError):
             blocker.find_spec(name)
     assert blocker.find_spec("diffusers") is None
-
-
-def test_what_a_killed_proof_left_is_removed_and_what_is_fresh_is_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    for name in ("diffcompress-proof-old", "diffcompress-proof-new", "other-old"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "inputs.safetensors").touch()
-    for name in ("diffcompress-proof-old", "other-old"):
-        os.utime(tmp_path / name, (0, 0))
-    proof._clean()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["diffcompress-proof-new", "other-old"]

@@ -195,7 +195,7 @@ def test_a_second_process_is_locked_out_until_the_first_ends(tmp_path):
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         for overwrite in (False, True):
-            with pytest.raises(UsageError, match="another process"):
+            with pytest.raises(UsageError, match=rf"another process is working on .* \(process {holder.pid} on "):
                 with RunFolder(tmp_path / "run").claim(IDENTITY, overwrite=overwrite):
                     pass
     finally:
@@ -203,6 +203,7 @@ def test_a_second_process_is_locked_out_until_the_first_ends(tmp_path):
         holder.communicate()
     with RunFolder(tmp_path / "run").claim(IDENTITY):
         pass
+    assert sorted(os.listdir(tmp_path / "run")) == [".lock", "run.json"]
 
 
 def test_what_is_no_run_folder(tmp_path):

@@ -37,7 +37,10 @@ def test_a_change_that_means_nothing_survives_and_the_checkout_stays_as_it_is(tm
     (real, *_) = (mutant for mutant in LIST if mutant.file == "training/ema.py")
     harmless = replace(real, new=real.old + "        decay = decay + 0.0\n", name="harmless")
     before = (mutants.ROOT / "diffcompress" / real.file).read_bytes()
-    code = f"from tests.mutants import *\nimport tests.mutants as m\nm.read = lambda: {[real, harmless]!r}\nsys.exit(main())"
+    code = (
+        "from tests.mutants import *\nimport tests.mutants as m\n"
+        f"m.read = lambda: {[real, harmless]!r}\nsys.exit(main())"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=mutants.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert "1 of 2 mutants noticed" in done.stdout

@@ -15,7 +15,7 @@ import time
 
 import torch
 
-from diffcompress.evaluation.cache import SHIPPED_FOLDER, SampleCache, entry_key, weights_key
+from diffcompress.evaluation.cache import SHIPPED_FOLDER, SampleCache, entry_key
 from diffcompress.evaluation.features import demo_space, protocol_for
 from diffcompress.evaluation.frechet import frechet_distance, kernel_distance
 from diffcompress.pipeline.load import load
@@ -39,7 +39,7 @@ def main() -> None:
     started = time.perf_counter()
     drawn = SampleCache(SHIPPED_FOLDER, StopRequest(), Lines(), ready=()).draw(teacher, protocol, space, "teacher")
     seconds = time.perf_counter() - started
-    key = entry_key(weights_key(teacher), protocol)
+    key = entry_key(teacher.fingerprint, protocol)
     assert drawn.features is not None
     assert space.real is not None
     assert space.held_out is not None

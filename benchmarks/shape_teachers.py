@@ -11,7 +11,6 @@ trained beside each. Writes WORK/<name>/{model_index.json, ...} and WORK/<name>-
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import time
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch.nn import functional
 from diffcompress.evaluation.features import FeatureSpace, RealImages
 from diffcompress.evaluation.frechet import Moments
 from diffcompress.recipe import TrainingSection
+from diffcompress.records.fingerprints import sha256
 from diffcompress.training.optim import Optimizer
 
 WORK = Path("build/shape-teachers")
@@ -127,7 +127,7 @@ def space(name: str, work: Path = WORK) -> FeatureSpace:
         train_space(name, path)
     model = Classifier(CONFIGS[name]["in_channels"])
     model.load_state_dict(load_file(path))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = sha256(path)
     plain = FeatureSpace("own", digest, model.eval().requires_grad_(False))
     real = {}
     for split in ("train", "test"):

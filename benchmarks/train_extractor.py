@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from diffcompress.evaluation.features import Extractor, FeatureSpace, sha256
+from diffcompress.evaluation.features import Extractor, FeatureSpace
 from diffcompress.evaluation.frechet import Moments, frechet_distance, kernel_distance
+from diffcompress.records.fingerprints import sha256
 
 SEED = 0
 BATCH_SIZE = 128

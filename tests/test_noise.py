@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from diffcompress.noise import Flow, from_scheduler, generator
+from diffcompress.noise import Flow, from_scheduler, generator, streams
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
@@ -214,3 +214,11 @@ def test_generators_follow_from_their_integers_alone():
     }
     assert len(draws) == 5
     assert torch.equal(torch.randn(3, generator=generator(5, 6)), torch.randn(3, generator=generator(5, 6)))
+
+
+def test_no_two_streams_share_their_numbers_and_none_ever_changes() -> None:
+    """Banks, stored targets and published results follow from these integers."""
+    named = {name: value for name, value in vars(streams).items() if name.isupper()}
+    assert len(set(named.values())) == len(named)
+    assert list(named.values()) == [1, 2, 11, 12, 21, 22, 23, 24, 25, 26, 31, 301, 302, 303, 401, 2_000_003]
+    assert generator(0, streams.NOISE, 3).initial_seed() == 5_326_038_651_468_352_210

@@ -6,8 +6,6 @@ condition). It costs nothing beyond sampling the bank.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,19 +17,18 @@ from torch import Tensor
 from diffcompress.bank.shards import Tensors, are_of, make_shards, read_shards
 from diffcompress.errors import UsageError
 from diffcompress.images import images
-from diffcompress.noise import generator
+from diffcompress.noise import generator, streams
 from diffcompress.pipeline.conditions import Conditions
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.sampling import automatic_batch_size, sample
 from diffcompress.recipe import BankSection
-from diffcompress.records import shapes
+from diffcompress.records import fingerprints, shapes
 from diffcompress.records.run_files import discard, kept, read_json, write_json
 from diffcompress.runtime import Progress, Runtime
 
 RECORD = "bank.json"
 SHARD_SIZE = 128
 TRAJECTORY_BYTES = 2 << 30
-KEEP_STREAM = 11
 TRAJECTORY = ("noisy", "timestep", "prediction", "condition")
 
 
@@ -75,7 +72,9 @@ def fill(
     """
     if own is not None:
         return _from_images(folder, teacher, section, own, runtime, progress)
-    key = content_key(teacher.fingerprint, section.model_dump(), seed, teacher.sample_shape, teacher.conditions.texts)
+    key = fingerprints.of_json(
+        [teacher.fingerprint, section.model_dump(), seed, teacher.sample_shape, teacher.conditions.texts]
+    )
     _mend_record(folder, key, runtime, progress)
     if _record(folder).get("key", key) != key:
         raise UsageError(
@@ -118,7 +117,7 @@ def _sample_batch(teacher: LoadedPipeline, section: BankSection, seed: int, indi
         record=lambda *call: calls.append(tuple(tensor.cpu() for tensor in call)),
     )
     _check_finite(calls)
-    kept = torch.stack([_kept(len(calls), section, keep, generator(seed, KEEP_STREAM, i)) for i in indices])
+    kept = torch.stack([_kept(len(calls), section, keep, generator(seed, streams.KEPT_CALLS, i)) for i in indices])
     samples = torch.arange(len(indices))[:, None]
     stacked = [torch.stack(tensors, 1)[samples, kept] for tensors in zip(*calls, strict=True)]
     trajectory = {f"trajectory.{name}": value for name, value in zip(TRAJECTORY, stacked, strict=True)}
@@ -191,7 +190,7 @@ def _from_images(
     """The user's own images, through the autoencoder once for latent teachers."""
     digest = loaded.digest
     if loaded.commit is not None:
-        digest = content_key(digest, loaded.source)
+        digest = fingerprints.of_json([digest, loaded.source])
     _mend_record(folder, digest, runtime, progress)
     _check_same(folder, loaded, digest)
     told = {"key": digest, "source": loaded.source, "num_samples": len(loaded), "warnings": loaded.warnings}
@@ -199,7 +198,7 @@ def _from_images(
     if teacher.codec is None:
         clean = loaded.pixels()
     else:
-        key = content_key(teacher.fingerprint, digest)
+        key = fingerprints.of_json([teacher.fingerprint, digest])
 
         def encode(rows: range) -> Tensors:
             assert teacher.codec is not None
@@ -227,8 +226,3 @@ def _check_same(folder: Path, loaded: images.Images, digest: str) -> None:
         f"this run began with the images of {source}, and now they are {others}",
         "choose another --output, or --overwrite to begin anew",
     )
-
-
-def content_key(*parts: object) -> str:
-    """A hash of what something follows from."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -15,18 +15,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffcompress.bank.bank import Bank, call_bytes, content_key
+from diffcompress.bank.bank import Bank, call_bytes
 from diffcompress.bank.shards import Tensors, end_to_end, make_shards, shards
-from diffcompress.noise import generator
+from diffcompress.noise import generator, streams
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import TargetsSection
+from diffcompress.records import fingerprints
 from diffcompress.records.run_folder import discard
 from diffcompress.runtime import Progress, Runtime
 
 SHARD_SIZE = 512
 # Of a pool at most, on disk and in memory, however large the teacher's samples are.
 POOL_BYTES = 4 << 30
-ENTRY_STREAM, MIX_STREAM, ORDER_STREAM, FRESH_STREAM, TAYLOR_STREAM, REFIT_STREAM = 21, 22, 23, 24, 25, 26
 TAYLOR_BATCHES, TAYLOR_BATCH_SIZE = 8, 32
 FIELDS = ("noisy", "timestep", "prediction", "index", "condition")
 
@@ -106,12 +106,12 @@ class Targets:
         number, within = divmod(step, steps_per_epoch * self.reuse)
         epoch, position = divmod(within, steps_per_epoch)
         pool = self._load_pool(number)
-        order = torch.randperm(self.pool_size, generator=generator(self.seed, ORDER_STREAM, number, epoch))
+        order = torch.randperm(self.pool_size, generator=generator(self.seed, streams.POOL_ORDER, number, epoch))
         return self.assembled(pool, order[position * self.batch_size : (position + 1) * self.batch_size][share])
 
     def drawn(self, step: int) -> Tensors:
         """This process's share of the entries of one batch, with new predictions of the teacher's."""
-        return self._predicted(FRESH_STREAM, step, range(self.batch_size)[self.runtime.share(self.batch_size)])
+        return self._predicted(streams.FRESH_ENTRY, step, range(self.batch_size)[self.runtime.share(self.batch_size)])
 
     def assembled(self, entries: Tensors, rows: Tensor | None = None) -> Batch:
         """A batch of the given rows of `entries`, all of them by default."""
@@ -131,13 +131,15 @@ class Targets:
             self._pool = None
             forward = self.pool_size - self.num_trajectory
             folder = self.folder / f"pool-{number:05d}-of-{forward}-{self.section.timesteps}"
-            key = content_key(self.teacher.fingerprint, self.bank.key, self.bank.null_share, self.seed, folder.name)
+            key = fingerprints.of_json(
+                [self.teacher.fingerprint, self.bank.key, self.bank.null_share, self.seed, folder.name]
+            )
             if forward:
                 make_shards(
                     folder,
                     forward,
                     SHARD_SIZE,
-                    lambda r: self._predicted(ENTRY_STREAM, number, r),
+                    lambda r: self._predicted(streams.POOL_ENTRY, number, r),
                     self.runtime,
                     self.progress,
                     "targets",
@@ -157,7 +159,7 @@ class Targets:
 
     def _from_trajectories(self, number: int) -> Tensors:
         """Stored calls for pool `number`: consecutive pools walk through one shuffled order of all of them."""
-        order = torch.randperm(self.bank.num_trajectory, generator=generator(self.seed, MIX_STREAM))
+        order = torch.randperm(self.bank.num_trajectory, generator=generator(self.seed, streams.TRAJECTORY_ORDER))
         positions = (number * self.num_trajectory + torch.arange(self.num_trajectory)) % self.bank.num_trajectory
         return {name: value[order[positions]] for name, value in self.bank.trajectory.items()}
 
@@ -205,7 +207,7 @@ def taylor_batches(
     """
     size = min(TAYLOR_BATCH_SIZE, bank.batch_size)
     for number in range(TAYLOR_BATCHES):
-        own = generator(seed, TAYLOR_STREAM, number)
+        own = generator(seed, streams.TAYLOR, number)
         index = torch.randint(bank.num_samples, (TAYLOR_BATCH_SIZE,), generator=own)
         clean, noise = bank.clean[index], torch.randn(TAYLOR_BATCH_SIZE, *teacher.sample_shape, generator=own)
         timestep = teacher.noise.draw_timesteps(TAYLOR_BATCH_SIZE, own, "antithetic")
@@ -220,7 +222,7 @@ def taylor_batches(
 
 def refit_batch(teacher: LoadedPipeline, bank: Bank, seed: int, size: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """One batch (noisy, timestep, conditioning) of the bank at noise levels spread evenly, on the teacher's device."""
-    own = generator(seed, REFIT_STREAM)
+    own = generator(seed, streams.REFIT)
     index = torch.randint(bank.num_samples, (size,), generator=own)
     clean, noise = bank.clean[index], torch.randn(size, *teacher.sample_shape, generator=own)
     timestep = teacher.noise.at((torch.arange(size) + torch.rand(size, generator=own)) / size)

@@ -11,12 +11,10 @@ from torch import Tensor
 
 from diffcompress.evaluation.frechet import mean_estimate
 from diffcompress.losses.fit import fit_line
-from diffcompress.noise import generator
+from diffcompress.noise import generator, streams
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.predicting import in_terms_of
 from diffcompress.records.metrics import Estimate
-
-AGREEMENT_STREAM = 301
 
 
 @dataclass(frozen=True)
@@ -99,10 +97,10 @@ def _summary(ratio: Tensor, levels: tuple[Level, ...], seed: int) -> Agreement:
 
 
 def _inputs(teacher: LoadedPipeline, clean: Tensor, level: int, num_levels: int, seed: int) -> tuple[Tensor, Tensor]:
-    streams = [generator(seed, AGREEMENT_STREAM, level, i) for i in range(len(clean))]
-    share = torch.stack([torch.rand((), generator=stream, dtype=torch.float64) for stream in streams])
+    drawn = [generator(seed, streams.AGREEMENT, level, i) for i in range(len(clean))]
+    share = torch.stack([torch.rand((), generator=one, dtype=torch.float64) for one in drawn])
     timestep = teacher.noise.at((level + share) / num_levels)
-    noise = torch.stack([torch.randn(clean.shape[1:], generator=stream) for stream in streams])
+    noise = torch.stack([torch.randn(clean.shape[1:], generator=one) for one in drawn])
     return teacher.noise.noisy(clean, noise, timestep), timestep
 
 

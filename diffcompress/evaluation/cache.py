@@ -6,7 +6,6 @@ An entry is one safetensors file `<key>.safetensors` with a row per sample; whil
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from diffcompress.evaluation.failed import total_variation
 from diffcompress.evaluation.features import FeatureSpace
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.sampling import automatic_batch_size, sample
+from diffcompress.records import fingerprints
 from diffcompress.records.protocol import Protocol
 from diffcompress.records.run_files import discard, kept, read_tensors, write_tensors
 from diffcompress.runtime import Progress, StopRequest
@@ -61,7 +61,7 @@ class SampleCache:
 
         Raises RunStopped or RunInterrupted between batches; the same call goes on.
         """
-        key, count = entry_key(weights_key(pipeline), protocol), protocol.num_samples
+        key, count = entry_key(pipeline.fingerprint, protocol), protocol.num_samples
         tensors = self._find(key, count) or self._make(key, count, pipeline, protocol, space, task)
         features = tensors["features"][:count] if "features" in tensors else None
         images = tensors["images"][: min(count, NUM_IMAGES)].float()
@@ -99,25 +99,12 @@ class SampleCache:
         made = {
             "of": key,
             "model": pipeline.reference.name,
-            "weights": weights_key(pipeline),
+            "weights": pipeline.fingerprint,
             "protocol": json.dumps(protocol.to_json()),
         }
         write_tensors(self.folder / f"{key}.safetensors", tensors, made)
         discard(folder)
         return tensors
-
-
-def weights_key(pipeline: LoadedPipeline) -> str:
-    """The fingerprint of a loaded pipeline; of one that was never written, a hash of its configs and tensors."""
-    if pipeline.fingerprint:
-        return pipeline.fingerprint
-    digest = hashlib.sha256(
-        json.dumps([dict(pipeline.config), pipeline.reference.scheduler], sort_keys=True, default=str).encode()
-    )
-    for name, value in sorted(pipeline.denoiser.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def entry_key(weights: str, protocol: Protocol) -> str:
@@ -136,7 +123,7 @@ def entry_key(weights: str, protocol: Protocol) -> str:
         parts += [protocol.guidance, protocol.conditions]
     if protocol.clip is not None:
         parts.append(protocol.clip)
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+    return fingerprints.of_json(parts)[:24]
 
 
 def _rows(pipeline: LoadedPipeline, protocol: Protocol, space: FeatureSpace | None, indices: range) -> Tensors:

@@ -7,7 +7,6 @@ mend, training should mend too; what is left once training has levelled off take
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,17 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from diffcompress.evaluation.agreement import predictions
-from diffcompress.evaluation.cache import weights_key
 from diffcompress.losses.fit import fit_line
-from diffcompress.noise import generator
+from diffcompress.noise import generator, streams
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.sampling import automatic_batch_size
+from diffcompress.records import fingerprints
 from diffcompress.records.metrics import full_name
 
-CORRECTION_STREAM = 303
 NUM_IMAGES = 64
-# Samples that the lines are fitted on come from another seed than those that are evaluated.
-SEED_SHIFT = 2_000_003
 MOST, LEAST = 0.5, 0.2
 
 
@@ -49,7 +45,7 @@ class Correction:
 
     def digest(self) -> str:
         parts = (self.timestep, self.slope, self.intercept)
-        return hashlib.sha256(b"".join(value.double().numpy().tobytes() for value in parts)).hexdigest()
+        return fingerprints.of_bytes(value.double().numpy().tobytes() for value in parts)
 
 
 @torch.no_grad()
@@ -63,11 +59,11 @@ def fit(
     seed: int,
 ) -> Correction:
     """Least squares over all of `clean` `[N, C, *spatial]`, noised to each of the sampler's `num_steps` levels."""
-    streams = [generator(seed, CORRECTION_STREAM, i) for i in range(len(clean))]
+    drawn = [generator(seed, streams.CORRECTION, i) for i in range(len(clean))]
     batch_size = automatic_batch_size(teacher)
     timesteps, slopes, intercepts = teacher.noise.grid(num_steps)[:, 0], [], []
     for timestep in timesteps:
-        noise = torch.stack([torch.randn(clean.shape[1:], generator=stream) for stream in streams])
+        noise = torch.stack([torch.randn(clean.shape[1:], generator=one) for one in drawn])
         repeated = timestep.expand(len(clean))
         noisy = teacher.noise.noisy(clean, noise, repeated)
         ours, theirs = (
@@ -83,7 +79,7 @@ def corrected(student: LoadedPipeline, correction: Correction) -> LoadedPipeline
     """`student` with corrected predictions, to be sampled like any other pipeline; itself where nothing is to mend."""
     if bool((correction.slope == 1).all()) and not correction.intercept.any():
         return student
-    key = hashlib.sha256(f"{weights_key(student)} {correction.digest()}".encode()).hexdigest()
+    key = fingerprints.of_text(f"{student.fingerprint} {correction.digest()}")
     family: Any = _CorrectedFamily(student.family, correction)
     return replace(student, family=family, fingerprint=key)
 

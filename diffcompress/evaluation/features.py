@@ -23,7 +23,7 @@ from diffcompress.sources.reference import DEMO_FOLDER, demo_names
 from diffcompress.sources.resolve import resolve
 from diffcompress.sources.weights import fingerprint, weight_files
 
-__all__ = ["DIMENSION", "Extractor", "FeatureSpace", "RealImages", "choose_space", "demo_space", "find_space", "sha256"]
+__all__ = ["DIMENSION", "Extractor", "FeatureSpace", "RealImages", "choose_space", "demo_space", "find_space"]
 
 EXTRACTOR_FILE = DEMO_FOLDER / "extractor.safetensors"
 REFERENCE_FILE = DEMO_FOLDER / "reference.safetensors"

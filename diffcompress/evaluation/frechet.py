@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from diffcompress.errors import UsageError
-from diffcompress.noise import generator
+from diffcompress.noise import generator, streams
 from diffcompress.records.metrics import Estimate
 
 RESAMPLES = 100
-BOOTSTRAP_STREAM = 302
 MOST_EXACT_DIMENSIONS = 256
 BLOCK = 1024
 
@@ -98,7 +97,7 @@ def share_estimate(hits: Tensor) -> Estimate:
 
 
 def _resamples(count: int, seed: int) -> list[Tensor]:
-    stream = generator(seed, BOOTSTRAP_STREAM)
+    stream = generator(seed, streams.BOOTSTRAP)
     return [torch.randint(count, (count,), generator=stream) for _ in range(RESAMPLES)]
 
 

@@ -18,6 +18,7 @@ from diffcompress.evaluation.doubts import beats_teacher
 from diffcompress.evaluation.failed import failed_share
 from diffcompress.evaluation.features import FeatureSpace
 from diffcompress.evaluation.frechet import mean_estimate
+from diffcompress.noise import streams
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.predicting import in_terms_of
 from diffcompress.pipeline.sampling import automatic_batch_size, conditioning_for
@@ -137,7 +138,7 @@ def _corrected(
     """The student behind its best lines to the teacher, fitted on teacher samples that nothing is evaluated on."""
     apart = replace(
         protocol,
-        seed=protocol.seed + correction.SEED_SHIFT,
+        seed=protocol.seed + streams.PROBE_SEED_SHIFT,
         num_samples=min(correction.NUM_IMAGES, protocol.num_samples),
         feature_space=None,
         extractor=None,

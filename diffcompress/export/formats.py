@@ -19,6 +19,7 @@ from diffcompress.families.base import Family
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import ExportSection
 from diffcompress.records import shapes
+from diffcompress.records.fingerprints import sha256
 from diffcompress.records.run_files import read_json, write_atomically, write_json
 from diffcompress.records.run_folder import RunFolder
 from diffcompress.runtime import dtype_name
@@ -38,7 +39,7 @@ def written(run: RunFolder, section: ExportSection) -> dict[str, Any] | None:
     """exports.json's content, where all that `section` asks for is there and of the weights in `run.pipeline`."""
     try:
         found = dict(read_json(run.exports / RECORD, kind=shapes.Exports))
-        hashes = {name: provenance.sha256(run.exports / name) for name in found["files"]}
+        hashes = {name: sha256(run.exports / name) for name in found["files"]}
     except (OSError, DamagedError):
         return None
     shipped = read_json(run.pipeline / provenance.FILE, kind=shapes.Provenance)["files"]
@@ -72,7 +73,7 @@ def write_formats(
             plain = nn.Module.to(rounded, torch.float32)
             told = export_onnx(teacher.family, plain, config, folder / ONNX)
             record["onnx"] = {"file": ONNX, "dtype": "float32"} | told
-        record["files"] = {file.name: provenance.sha256(file) for file in sorted(folder.iterdir())}
+        record["files"] = {file.name: sha256(file) for file in sorted(folder.iterdir())}
         write_json(folder / RECORD, record)
 
     write_atomically(run.exports, write)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from diffcompress.pipeline.load import LoadedPipeline
-from diffcompress.records.fingerprints import PROVENANCE, sha256, weight_hashes
+from diffcompress.records.fingerprints import PROVENANCE, of_model_file, weight_hashes
 from diffcompress.records.run_folder import read_json, write_json
 from diffcompress.runtime import dtype_name
 from diffcompress.sources.hub_names import public_name
@@ -106,4 +106,4 @@ def _known_hash(reference: Reference, file: Path, root: Path) -> str:
     """As the Hub states it, which was checked when it was downloaded; else computed."""
     repository = getattr(reference, "repository", None)
     stated = (repository.files or {}).get(file.relative_to(root).as_posix()) if repository else None
-    return (stated.sha256 if stated else None) or sha256(file)
+    return (stated.sha256 if stated else None) or of_model_file(file)

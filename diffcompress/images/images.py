@@ -24,14 +24,11 @@ from diffcompress.images.folder import (
     passed_over,
 )
 from diffcompress.images.pixels import SHARD_SIZE, Images, read_pixels
-from diffcompress.noise import generator
+from diffcompress.noise import generator, streams
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.runtime import Progress, StopRequest, free_memory
 
 T = TypeVar("T")
-
-
-ORDER_STREAM = 12
 
 
 def read_for(
@@ -196,7 +193,7 @@ def mixed(found: Sequence[T], limit: int | None) -> list[T]:
     """`found` as it is or, where it is more than `limit`, in an order that follows from its length alone."""
     if limit is None or len(found) <= limit:
         return list(found)
-    order = torch.randperm(len(found), generator=generator(ORDER_STREAM))
+    order = torch.randperm(len(found), generator=generator(streams.IMAGE_ORDER))
     return [found[number] for number in order.tolist()]
 
 

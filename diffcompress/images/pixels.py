@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from diffcompress.records import fingerprints
 from diffcompress.runtime import Progress
 
 # Images whose values are computed with at a time.
@@ -45,10 +45,7 @@ class Images:
     @property
     def digest(self) -> str:
         """SHA-256 of all pixels."""
-        found = hashlib.sha256()
-        for part in self.parts():
-            found.update(part.numpy().tobytes())
-        return found.hexdigest()
+        return fingerprints.of_bytes(part.numpy().tobytes() for part in self.parts())
 
     def tell(self, progress: Progress) -> None:
         """What a person should know of them: notes and warnings."""

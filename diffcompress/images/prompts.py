@@ -12,14 +12,13 @@ import torch
 
 from diffcompress import inputs
 from diffcompress.errors import UsageError
-from diffcompress.noise import generator
+from diffcompress.noise import generator, streams
 from diffcompress.records.fingerprints import PROVENANCE
 from diffcompress.runtime import Progress
 from diffcompress.sources.licence import is_demo
 from diffcompress.sources.linking import is_own
 from diffcompress.sources.reference import Reference
 
-PROMPT_STREAM = 401
 # A demo's prompts lie beside its model_index.json.
 OWN_FILE = "prompts.txt"
 # In characters. Text encoders read a few hundred tokens, and tokenizers end the process on hundreds of megabytes.
@@ -64,7 +63,7 @@ def grammar(count: int) -> list[str]:
     styles, number = _words(STYLES), 0
     found: dict[str, None] = {}
     while len(found) < count:
-        own = generator(PROMPT_STREAM, number)
+        own = generator(streams.PROMPT, number)
         picked = [words[int(torch.randint(len(words), (), generator=own))] for words in parts]
         style = styles[int(torch.randint(len(styles), (), generator=own))]
         found[style.format(" ".join(word for word in picked if word))] = None

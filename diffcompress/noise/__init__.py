@@ -10,7 +10,8 @@ from typing import Any
 
 from .diffusion import Diffusion
 from .flow import Flow
-from .process import NoiseProcess, generator
+from .process import NoiseProcess
+from .streams import generator
 
 __all__ = ["Diffusion", "Flow", "NoiseProcess", "from_scheduler", "generator"]
 

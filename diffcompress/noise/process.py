@@ -76,15 +76,6 @@ def as_factor(value: Tensor, like: Tensor) -> Tensor:
     return value.to(like.dtype).to(like.device).view((-1,) + (1,) * (like.dim() - 1))
 
 
-def generator(*integers: int) -> torch.Generator:
-    """A CPU generator that follows from `integers` alone, so that no random state is ever stored."""
-    import numpy as np
-
-    # The length comes first: a seed sequence takes (1,) and (1, 0) for the same.
-    state = np.random.SeedSequence((len(integers), *integers)).generate_state(2, dtype=np.uint32)
-    return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
-
-
 def is_number(value: object) -> bool:
     """Of a config: a finite one, and no truth value."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")

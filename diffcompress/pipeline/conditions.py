@@ -6,7 +6,6 @@ kept. So every class's templates, masks, pooled vectors and size conditions are 
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +17,10 @@ from torch import Tensor
 
 from diffcompress.errors import UsageError
 from diffcompress.families.base import Config, Family
-from diffcompress.noise import generator
+from diffcompress.noise import generator, streams
 from diffcompress.pipeline.stored_rows import StoredRows
+from diffcompress.records import fingerprints
 
-CONDITION_STREAM = 1
 # Guidance that makes a pipeline compute its null conditioning; its size does not matter here.
 GUIDED = 4.0
 TEXT_PARTS = tuple(f"{part}{number}" for number in ("", "_2", "_3") for part in ("tokenizer", "text_encoder"))
@@ -48,13 +47,13 @@ class Conditions:
 
     def draw(self, indices: Sequence[int], seed: int) -> Tensor:
         """A row for each of the samples `indices`, from (seed, i) alone; never the null row."""
-        drawn = [torch.randint(self.count, (1,), generator=generator(seed, CONDITION_STREAM, i)) for i in indices]
+        drawn = [torch.randint(self.count, (1,), generator=generator(seed, streams.CONDITION, i)) for i in indices]
         return torch.cat(drawn) if drawn else torch.empty(0, dtype=torch.long)
 
     @property
     def digest(self) -> str | None:
         """SHA-256 of the prompts; None without text."""
-        return hashlib.sha256("\n".join(self.texts).encode()).hexdigest() if self.texts else None
+        return fingerprints.of_text("\n".join(self.texts)) if self.texts else None
 
     def nulls(self, count: int) -> Tensor:
         """The null row, `count` times."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from diffcompress.pipeline.conditions import Conditions, trace
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.stored_rows import stored_table
 from diffcompress.pipeline.whole import load_whole
+from diffcompress.records import fingerprints
 from diffcompress.records.run_files import kept, read_header, read_tensors, write_tensors
 from diffcompress.records.scratch import scratch
 from diffcompress.runtime import Progress, Runtime
@@ -158,5 +157,4 @@ def _key(pipeline: LoadedPipeline, prompts: Sequence[str], text_length: int | No
         known = [(str(f.relative_to(reference.pipeline)), f.stat()) for f in files]
         stamp = [[name, of.st_size, of.st_mtime_ns] for name, of in known]
     shape, dtype = list(pipeline.sample_shape), str(_dtype(pipeline))
-    text = json.dumps([pipeline.fingerprint, stamp, shape, dtype, text_length, list(prompts)])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return fingerprints.of_json([pipeline.fingerprint, stamp, shape, dtype, text_length, list(prompts)])[:16]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from diffcompress.noise import NoiseProcess, from_scheduler
 from diffcompress.pipeline import checks
 from diffcompress.pipeline.codec import Codec, load_codec
 from diffcompress.pipeline.conditions import Conditions, as_dtype, without_text
+from diffcompress.records import fingerprints
 from diffcompress.runtime import dtype_name
 from diffcompress.sources.assembly import assembled
 from diffcompress.sources.reference import Reference
@@ -170,8 +170,4 @@ def hollow(family: Family, config: Mapping[str, Any], where: object) -> nn.Modul
 
 def state_fingerprint(denoiser: nn.Module) -> str:
     """SHA-256 over the tensors of a denoiser in memory, to key what is sampled from it."""
-    digest = hashlib.sha256()
-    for name, value in denoiser.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return fingerprints.of_tensors(denoiser.state_dict())

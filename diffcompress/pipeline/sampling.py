@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from diffcompress.noise import generator
+from diffcompress.noise import generator, streams
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.runtime import free_memory
 
-NOISE_STREAM = 2
 Recorder = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 
 
@@ -36,7 +35,7 @@ def sample(
     ones. `record(noisy, timestep, prediction, conditions)` sees every denoiser call, with learned variances.
     """
     device = pipeline.device
-    generators = [generator(seed, NOISE_STREAM, i) for i in indices]
+    generators = [generator(seed, streams.NOISE, i) for i in indices]
 
     def draw() -> Tensor:
         return torch.stack([torch.randn(pipeline.sample_shape, generator=g) for g in generators]).to(device)

@@ -1,27 +1,107 @@
-"""SHA-256 of files, and whether an exported pipeline is still what provenance and proof recorded."""
+"""SHA-256 of values, tensors and files; whether an exported pipeline is still what provenance and proof recorded."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from diffcompress.errors import DamagedError
 from diffcompress.records import shapes
 from diffcompress.records.run_folder import RunFolder, read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PROVENANCE = "diffcompress.json"
 # Written again with every report, or when the licence is stated later.
 _CHANGING = (PROVENANCE, "README.md")
 
 
+# Of the files of a model, by path, size and time of change: each is asked for by run, loading and provenance in turn.
+_FILES: dict[tuple[Path, int, int], str] = {}
+_MODELS: dict[tuple[object, ...], str] = {}
+
+
+def of_bytes(parts: Iterable[bytes]) -> str:
+    """Of `parts`, end to end."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def of_text(text: str) -> str:
+    return of_bytes([text.encode()])
+
+
+def of_json(value: Any) -> str:
+    """Of a value as JSON, whatever the order of its keys."""
+    return of_text(_as_json(value))
+
+
+def of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Of names and bytes, in their order."""
+    import torch
+
+    def parts() -> Iterator[bytes]:
+        for name, value in tensors.items():
+            yield name.encode()
+            yield value.detach().cpu().flatten().view(torch.uint8).numpy().data
+
+    return of_bytes(parts())
+
+
 def sha256(*files: Path) -> str:
     """Of the contents of `files`, end to end."""
-    digest = hashlib.sha256()
+    return of_bytes(chunk for file in files for chunk in _chunks(file))
+
+
+def of_model(told: Any, files: Sequence[Path]) -> str:
+    """Of `told` as JSON and the contents of `files`, end to end. A file is read once, also for `of_model_file`."""
+    text = _as_json(told)
+    key = (text, *map(_stamp, files))
+    if key not in _MODELS:
+        _MODELS[key] = of_bytes(_noted(text, files))
+    return _MODELS[key]
+
+
+def of_model_file(file: Path) -> str:
+    """Of one file of a model, computed once in a process while it stays as it is."""
+    if (stamp := _stamp(file)) not in _FILES:
+        _FILES[stamp] = sha256(file)
+    return _FILES[stamp]
+
+
+def _noted(told: str, files: Sequence[Path]) -> Iterator[bytes]:
+    """The bytes of `of_model`, while each file's own hash is noted."""
+    yield told.encode()
     for file in files:
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
+        if (stamp := _stamp(file)) in _FILES:  # downloaded a moment ago, and checked
+            yield from _chunks(file)
+            continue
+        own = hashlib.sha256()
+        for chunk in _chunks(file):
+            own.update(chunk)
+            yield chunk
+        _FILES[stamp] = own.hexdigest()
+
+
+def _stamp(file: Path) -> tuple[Path, int, int]:
+    known = file.stat()
+    return file.resolve(), known.st_size, known.st_mtime_ns
+
+
+def _chunks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            yield chunk
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def weight_hashes(folder: Path) -> dict[str, str]:

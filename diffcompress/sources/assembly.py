@@ -7,8 +7,6 @@ from the pipeline folder that it lies in, or downloaded. Its denoiser stays wher
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,7 +19,7 @@ from torch import nn
 
 from diffcompress.errors import AccessError, UsageError
 from diffcompress.records import shapes
-from diffcompress.records.fingerprints import sha256
+from diffcompress.records.fingerprints import of_json, of_model_file
 from diffcompress.records.run_files import kept, read_json, write_atomically, write_json
 from diffcompress.runtime import Progress
 from diffcompress.sources import hub
@@ -48,7 +46,7 @@ def assembled(reference: Reference, progress: Progress | None = None) -> Referen
     around = reference.surroundings
     if around is None:
         return reference
-    digest, progress = _hash_of(reference.denoiser), progress or Progress()
+    digest, progress = of_model_file(reference.denoiser), progress or Progress()
     place = _cache() / _key(reference, around, digest)
     read = functools.partial(read_json, kind=shapes.Assembled)
     try:
@@ -172,16 +170,4 @@ def _key(reference: Reference, around: Surroundings, digest: str) -> str:
     if isinstance(around.place, Path):
         files = sorted(f for part in parts_of(around.index) for f in (around.place / part).glob("*") if f.is_file())
         place = [[f.parent.name, f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-    text = json.dumps([_FORMAT, digest, dict(around.index), reference.scheduler, place], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _hash_of(file: Path) -> str:
-    known = file.stat()
-    return _hash(file.resolve(), known.st_size, known.st_mtime_ns)
-
-
-@functools.cache
-def _hash(file: Path, _size: int, _changed: int) -> str:
-    """Fetching and loading ask one after the other."""
-    return sha256(file)
+    return of_json([_FORMAT, digest, dict(around.index), reference.scheduler, place])[:32]

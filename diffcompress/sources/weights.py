@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcompress.errors import UsageError
+from diffcompress.records.fingerprints import of_model
 from diffcompress.sources import single_file
 from diffcompress.sources.linking import links_away, part_files
 from diffcompress.sources.names import check_plain, plain_names
@@ -134,13 +133,7 @@ def check_state(state: TeacherState, denoiser: nn.Module) -> None:
 
 def fingerprint(reference: Reference, files: Sequence[Path]) -> str:
     """SHA-256 over configs and weight files."""
-    digest = hashlib.sha256()
-    digest.update(json.dumps([reference.config, reference.scheduler], sort_keys=True, default=str).encode())
-    for file in files:
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
+    return of_model([reference.config, reference.scheduler], files)
 
 
 def require_parts(reference: Reference, names: Iterable[str]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffcompress.families.base import TensorRule, TensorRules
+from diffcompress.noise import streams
 
 # Positions that a layer is fitted on at most, and bytes that the teacher's outputs there may take in all.
 MOST_ROWS, MOST_BYTES = 16_384, 2 << 30
@@ -24,7 +25,6 @@ MOST_ROWS, MOST_BYTES = 16_384, 2 << 30
 MOST_INPUTS = 4_608
 # Of the mean of the inputs' variances; ten times as much where there are few rows.
 RIDGE, FEW = 1e-4, 4
-ROWS_SEED = 31
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _rows(count: int, most: int) -> Tensor:
     """Which of `count` positions are looked at: the same for a layer of the teacher and of the student."""
     if count <= most:
         return torch.arange(count)
-    return torch.randperm(count, generator=torch.Generator().manual_seed(ROWS_SEED))[:most].sort().values
+    return torch.randperm(count, generator=torch.Generator().manual_seed(streams.REFIT_ROWS))[:most].sort().values
 
 
 def _inputs(module: nn.Linear | nn.Conv2d, given: Tensor, rows: int) -> Tensor:

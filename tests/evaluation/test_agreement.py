@@ -9,7 +9,7 @@ import torch
 
 from diffcompress.evaluation import agreement
 from diffcompress.evaluation.agreement import why_incomparable
-from diffcompress.noise import generator
+from diffcompress.noise import generator, streams
 from tests.evaluation import models
 
 
@@ -62,7 +62,7 @@ def test_agreement_equals_loops(tmp_path, teacher, clean):
     for level in range(4):
         ours, theirs = [], []
         for i, image in enumerate(clean):
-            stream = generator(7, agreement.AGREEMENT_STREAM, level, i)
+            stream = generator(7, streams.AGREEMENT, level, i)
             share = torch.rand((), generator=stream, dtype=torch.float64).item()
             timestep = torch.tensor([int(25 * (level + share))])
             noise = torch.randn(1, 1, 8, 8, generator=stream)

@@ -14,7 +14,7 @@ from diffcompress.evaluation.failed import failed_share, total_variation
 from diffcompress.evaluation.features import demo_space, protocol_for
 from diffcompress.evaluation.score import evaluate_pipeline
 from diffcompress.noise import generator
-from diffcompress.pipeline.load import load
+from diffcompress.pipeline.load import load, state_fingerprint
 from diffcompress.pipeline.sampling import sample
 from diffcompress.records.metrics import COSTS, metric_names
 from diffcompress.runtime import Progress, StopRequest
@@ -43,10 +43,10 @@ def swapped_channels(denoiser):
 
 
 def damaged(teacher, damage):
-    student = replace(teacher, denoiser=copy.deepcopy(teacher.denoiser), fingerprint="")
+    denoiser = copy.deepcopy(teacher.denoiser)
     with torch.no_grad():
-        damage(student.denoiser)
-    return student
+        damage(denoiser)
+    return replace(teacher, denoiser=denoiser, fingerprint=state_fingerprint(denoiser))
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from diffcompress.bank import bank as banks
 from diffcompress.errors import RunStopped, UsageError
 from diffcompress.evaluation import cache as caching
-from diffcompress.evaluation.cache import SampleCache, entry_key, weights_key
-from diffcompress.evaluation.correction import SEED_SHIFT
+from diffcompress.evaluation.cache import SampleCache, entry_key
 from diffcompress.evaluation.failed import failed_share, total_variation
 from diffcompress.evaluation.features import EXTRACTOR_FILE, Extractor, FeatureSpace, demo_space, find_space
 from diffcompress.evaluation.frechet import frechet_distance
+from diffcompress.noise import streams
 from diffcompress.pipeline.load import load
 from diffcompress.pipeline.sampling import sample
 from diffcompress.recipe import BankSection
@@ -74,7 +74,7 @@ def test_samples_have_the_guidance_and_steps_of_the_protocol(tmp_path):
     drawn = SampleCache(tmp_path / "cache", StopRequest(), Progress()).draw(dit, protocol, None, "sampling")
     expected = sample(dit, range(3), seed=protocol.sampling_seed, num_steps=3, guidance=2.5)
     torch.testing.assert_close(drawn.images, expected.half().float())
-    weights = weights_key(dit)
+    weights = dit.fingerprint
     assert entry_key(weights, protocol) != entry_key(weights, replace(protocol, guidance=2.0))
 
 
@@ -84,7 +84,7 @@ def test_a_bank_of_the_same_seed_holds_none_of_the_evaluated_samples(tmp_path, p
     bank = banks.fill(tmp_path / "bank", pipeline, section, PROTOCOL.seed, None, start("cpu"), Progress())
     seen = []
     cache = SampleCache(tmp_path / "cache", StopRequest(), Progress())
-    for seed in (PROTOCOL.seed, PROTOCOL.seed + SEED_SHIFT):
+    for seed in (PROTOCOL.seed, PROTOCOL.seed + streams.PROBE_SEED_SHIFT):
         seen.append(cache.draw(pipeline, replace(PROTOCOL, seed=seed), None, "sampling").images)
     assert torch.allclose(bank.clean, sample(pipeline, range(10), seed=PROTOCOL.seed, num_steps=2), atol=1e-4)
     everything = torch.cat([bank.clean, *seen]).flatten(1)
@@ -149,18 +149,15 @@ def test_samples_that_were_stopped_for_are_the_same_bytes(tmp_path, pipeline, mo
 
 def test_the_key_follows_from_weights_sampler_seed_and_extractor(tmp_path, pipeline):
     other = models.loaded(tmp_path, seed=3)
-    bare = replace(pipeline, fingerprint="")
     keys = {
-        entry_key(weights_key(pipeline), PROTOCOL),
-        entry_key(weights_key(other), PROTOCOL),
-        entry_key(weights_key(bare), PROTOCOL),
-        entry_key(weights_key(replace(other, fingerprint="")), PROTOCOL),
+        entry_key(pipeline.fingerprint, PROTOCOL),
+        entry_key(other.fingerprint, PROTOCOL),
         *(
-            entry_key(weights_key(pipeline), replace(PROTOCOL, **change))
+            entry_key(pipeline.fingerprint, replace(PROTOCOL, **change))
             for change in ({"seed": 1}, {"sampler_steps": 3}, {"eta": 1.0}, {"extractor": "other"})
         ),
     }
-    assert len(keys) == 8
+    assert len(keys) == 6
     assert entry_key("a", PROTOCOL) == entry_key("a", replace(PROTOCOL, num_samples=5, versions={}))
 
 

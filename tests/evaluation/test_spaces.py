@@ -16,6 +16,7 @@ from diffcompress.evaluation.distances import frechet_name
 from diffcompress.evaluation.embedded import Extractor
 from diffcompress.evaluation.features import cached_space, find_space
 from diffcompress.evaluation.inception import Inception, _stretch
+from diffcompress.records.fingerprints import sha256
 from diffcompress.runtime import Progress
 from tests.families.tiny_text import seeded
 
@@ -109,7 +110,7 @@ def test_resizing_is_tensorflow_1s():
 def test_inception_is_recognised_whatever_its_file_is_called(weights, inception, tmp_path):
     space = find_space(None, weights)
     assert (space.name, space.dimension, space.real) == ("inception", 2048, None)
-    assert space.digest == features.sha256(weights)
+    assert space.digest == sha256(weights)
     for name, value in space.extractor.state_dict().items():
         assert torch.equal(value, inception.state_dict()[name])
     save_file(inception.state_dict(), tmp_path / "mine.safetensors")

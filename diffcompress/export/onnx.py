@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import inspect
 import io
 import logging
 import warnings
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from diffcompress.errors import DiffCompressError, UsageError
 from diffcompress.families.base import Family
 from diffcompress.noise import generator
+from diffcompress.pipeline.trace import calls_of
 
 TOLERANCE = 1e-4
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -108,10 +108,6 @@ class _Bare(nn.Module):
         return self.denoiser(**arguments | {"return_dict": False})[0]
 
 
-class _Seen(Exception):
-    """Carries the arguments out of a call that need not be computed."""
-
-
 @torch.no_grad()
 def _arguments(family: Family, denoiser: nn.Module, config: Mapping[str, Any], batch: int) -> dict[str, Any]:
     """What the family gives the denoiser's forward for random inputs, by the names of its parameters."""
@@ -121,21 +117,10 @@ def _arguments(family: Family, denoiser: nn.Module, config: Mapping[str, Any], b
         if value.is_floating_point() and name != "timestep":
             inputs[name] = torch.randn(value.shape, generator=draw)
     inputs["timestep"] = torch.arange(1, batch + 1, dtype=inputs["timestep"].dtype) * 200
-    seen: dict[str, Any] = {}
-
-    def look(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-        bound = inspect.signature(type(module).forward).bind(module, *positional, **named).arguments
-        seen.update({name: value for name, value in bound.items() if value is not None and name != "self"})
-        raise _Seen
-
-    handle = denoiser.register_forward_pre_hook(look, with_kwargs=True)
     conditioning = {name: value for name, value in inputs.items() if name not in ("noisy", "timestep")}
-    try:
-        with contextlib.suppress(_Seen):
-            family.predict(denoiser, inputs["noisy"], inputs["timestep"], conditioning)
-    finally:
-        handle.remove()
-    return seen
+    with calls_of(denoiser, most=1) as calls:
+        family.predict(denoiser, inputs["noisy"], inputs["timestep"], conditioning)
+    return {name: value for name, value in calls[0].items() if value is not None}
 
 
 def _split(arguments: Mapping[str, Any], family: Family) -> tuple[dict[str, Tensor], dict[str, Any]]:

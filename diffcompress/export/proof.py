@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import subprocess
@@ -23,6 +22,7 @@ from diffcompress.export import probe
 from diffcompress.export.weights import rounded
 from diffcompress.noise import generator
 from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.pipeline.trace import calls_of
 from diffcompress.records.fingerprints import other_hashes, weight_hashes
 from diffcompress.records.run_folder import RunFolder, write_json
 from diffcompress.records.scratch import scratch
@@ -98,15 +98,8 @@ def _recorded(denoiser: nn.Module, teacher: LoadedPipeline) -> tuple[dict[str, A
     timestep = teacher.noise.at(torch.tensor([0.1, 1 - 1e-6]))
     last = teacher.conditions.count - 1
     conditioning = teacher.conditions.rows(torch.tensor([0, last]))
-    names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
-    calls: list[dict[str, Any]] = []
-
-    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append(dict(zip(names, args, strict=False)) | kwargs)
-
-    handle = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
-    replace(teacher, denoiser=denoiser).predict_all(noisy, timestep, conditioning)
-    handle.remove()
+    with calls_of(denoiser) as calls:
+        replace(teacher, denoiser=denoiser).predict_all(noisy, timestep, conditioning)
     call = {name: value for name, value in calls[0].items() if name != "return_dict"}
     return call, probe.predict(denoiser, call)
 

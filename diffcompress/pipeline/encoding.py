@@ -13,9 +13,10 @@ import torch
 
 from diffcompress.errors import DiffCompressError, UsageError
 from diffcompress.pipeline import cut_prompts
-from diffcompress.pipeline.conditions import Conditions, trace
+from diffcompress.pipeline.conditions import Conditions
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.stored_rows import stored_table
+from diffcompress.pipeline.trace import trace
 from diffcompress.pipeline.whole import load_whole
 from diffcompress.records import fingerprints
 from diffcompress.records.run_files import kept, read_header, read_tensors, write_tensors

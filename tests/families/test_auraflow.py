@@ -7,7 +7,7 @@ import torch
 
 from diffcompress.families.auraflow import FAMILY
 from diffcompress.families.shapes import shapes
-from diffcompress.pipeline.conditions import trace
+from diffcompress.pipeline.trace import trace
 from tests.families.pipe_auraflow import pipeline
 from tests.families.recording import assert_reproduced, record
 

@@ -11,7 +11,7 @@ import torch
 from diffcompress.errors import UsageError
 from diffcompress.families.flux import FAMILY, GUIDANCE
 from diffcompress.families.mmdit_rules import unpack
-from diffcompress.pipeline.conditions import trace
+from diffcompress.pipeline.trace import trace
 from diffcompress.student.inherit import inherit
 from diffcompress.student.size import build
 from tests.families.pipe_flux import pipeline, schnell

@@ -11,7 +11,7 @@ import torch
 from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.families.hunyuandit import FAMILY, TOLD, _rotary, mirrored
 from diffcompress.families.transformer_rules import nearest_positions
-from diffcompress.pipeline.conditions import trace
+from diffcompress.pipeline.trace import trace
 from diffcompress.student.plan import plan
 from diffcompress.student.size import build
 from tests.families.pipe_hunyuandit import pipeline

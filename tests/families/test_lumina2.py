@@ -6,7 +6,7 @@ import torch
 
 from diffcompress.families.lumina2 import FAMILY
 from diffcompress.families.shapes import shapes
-from diffcompress.pipeline.conditions import trace
+from diffcompress.pipeline.trace import trace
 from diffcompress.student.inherit import inherit, magnitude_scores, pick
 from diffcompress.student.size import build, check_forward
 from tests.families.pipe_lumina2 import pipeline

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffcompress.families.pixart import FAMILY, SIZES
-from diffcompress.pipeline.conditions import trace
+from diffcompress.pipeline.trace import trace
 from diffcompress.student.inherit import inherit, magnitude_scores, pick
 from diffcompress.student.size import build
 from tests.families.pipe_pixart import alpha_1024, pipeline

@@ -9,7 +9,7 @@ from torch import Tensor
 from diffcompress.errors import UsageError
 from diffcompress.families.mmdit_rules import pack, unpack
 from diffcompress.families.qwenimage import FAMILY, UNSUPPORTED
-from diffcompress.pipeline.conditions import trace
+from diffcompress.pipeline.trace import trace
 from diffcompress.student.inherit import inherit
 from diffcompress.student.size import build
 from tests.families.pipe_qwenimage import pipeline

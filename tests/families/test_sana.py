@@ -9,7 +9,7 @@ import torch
 
 from diffcompress.errors import UsageError
 from diffcompress.families.sana import FAMILY
-from diffcompress.pipeline.conditions import trace
+from diffcompress.pipeline.trace import trace
 from diffcompress.student.inherit import inherit, magnitude_scores, pick
 from diffcompress.student.plan import plan
 from diffcompress.student.size import build

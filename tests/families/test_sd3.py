@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffcompress.families.sd3 import FAMILY
-from diffcompress.pipeline.conditions import trace
+from diffcompress.pipeline.trace import trace
 from diffcompress.student.inherit import inherit
 from diffcompress.student.size import build
 from tests.families.pipe_sd3 import medium, pipeline

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffcompress.errors import UsageError
 from diffcompress.families import unet2d
 from diffcompress.families.unet2d_condition import FAMILY, head_size
-from diffcompress.pipeline.conditions import trace
+from diffcompress.pipeline.trace import trace
 from diffcompress.student.inherit import inherit, magnitude_scores, pick
 from diffcompress.student.plan import plan
 from diffcompress.student.size import build

@@ -7,8 +7,8 @@ import torch
 
 from diffcompress.errors import UsageError
 from diffcompress.families.wan import FAMILY
-from diffcompress.pipeline.conditions import trace
 from diffcompress.pipeline.load import describe
+from diffcompress.pipeline.trace import trace
 from diffcompress.sources.resolve import resolve
 from diffcompress.student.inherit import inherit, magnitude_scores, pick
 from diffcompress.student.plan import plan

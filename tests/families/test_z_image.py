@@ -7,7 +7,7 @@ import torch
 
 from diffcompress.errors import UsageError
 from diffcompress.families.z_image import FAMILY
-from diffcompress.pipeline.conditions import trace
+from diffcompress.pipeline.trace import trace
 from diffcompress.student.plan import plan
 from tests.families.pipe_z_image import pipeline
 from tests.families.recording import assert_reproduced, record

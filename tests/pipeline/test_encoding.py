@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from diffcompress import runtime as runtimes
 from diffcompress.errors import UsageError
-from diffcompress.pipeline.conditions import trace
 from diffcompress.pipeline.encoding import SHARD_SIZE, _key, with_prompts
 from diffcompress.pipeline.load import load
+from diffcompress.pipeline.trace import trace
 from diffcompress.records.run_folder import read_json, write_json
 from diffcompress.runtime import Progress
 from diffcompress.sources.resolve import resolve

@@ -15,15 +15,15 @@ from diffcompress.families.transformer import Stack, Transformer, simple_rules
 from diffcompress.families.transformer_rules import Role, Rules
 
 STACKS = (
-    Stack("num_single_dit_layers", "single_transformer_blocks", default=32),
-    Stack("num_mmdit_layers", "joint_transformer_blocks", default=4),
+    Stack("num_single_dit_layers", "single_transformer_blocks"),
+    Stack("num_mmdit_layers", "joint_transformer_blocks"),
 )
 # What the pipeline makes and reads unless told otherwise: 1024 pixels, T5's tokens.
 SIDE, TEXT_TOKENS = 128, 256
 
 
 def _size(config: Config) -> tuple[int, int]:
-    return config.get("num_attention_heads", 12), config.get("attention_head_dim", 256)
+    return config["num_attention_heads"], config["attention_head_dim"]
 
 
 def _resized(config: Config, heads: int, head_dim: int, depths: Mapping[str, int]) -> dict[str, Any]:
@@ -60,12 +60,12 @@ def _forward(model: nn.Module, noisy: Tensor, timestep: Tensor, conditioning: Ma
 
 def _shape(config: Config) -> tuple[int, ...]:
     """As far as the learned table of positions reaches."""
-    side = min(SIDE, math.isqrt(config.get("pos_embed_max_size", 1024)) * config.get("patch_size", 2))
-    return (config.get("in_channels", 4), side, side)
+    side = min(SIDE, math.isqrt(config["pos_embed_max_size"]) * config["patch_size"])
+    return (config["in_channels"], side, side)
 
 
 def _inputs(config: Config, batch: int) -> dict[str, Tensor]:
-    return {"encoder_hidden_states": torch.zeros(batch, TEXT_TOKENS, config.get("joint_attention_dim", 2048))}
+    return {"encoder_hidden_states": torch.zeros(batch, TEXT_TOKENS, config["joint_attention_dim"])}
 
 
 def _tiny() -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -102,7 +104,7 @@ class TensorRules:
 
 
 class Family(Protocol):
-    """Data and small functions about one diffusers denoiser class.
+    """Data and small functions about one diffusers denoiser class. Configs are complete ones (see `complete`).
 
     kind: how its students are searched: a U-Net has a width for each of its levels, a transformer one for all blocks.
     recipe: the built-in recipe it starts from. call_options: what its pipelines must be called with, beyond a prompt,
@@ -181,12 +183,29 @@ class Family(Protocol):
         ...
 
     def tiny_config(self) -> dict[str, Any]:
-        """A config that builds a real model of this class in milliseconds, for tests."""
+        """A complete config that builds a real model of this class in milliseconds, for tests."""
         ...
 
     def example_inputs(self, config: Config, batch: int = 1) -> dict[str, Tensor]:
         """noisy, timestep and conditioning tensors of the teacher's own interface (on the current default device)."""
         ...
+
+
+def complete(class_name: str, config: Config) -> dict[str, Any]:
+    """`config` with what it leaves to its class: the defaults of the signature that diffusers has for it today.
+
+    Every question of a Family is about a complete config. Imports the class.
+    """
+    return {**config, **{key: value for key, value in _defaults(class_name).items() if key not in config}}
+
+
+@functools.cache
+def _defaults(class_name: str) -> dict[str, Any]:
+    import diffusers
+
+    parameters = inspect.signature(getattr(diffusers, class_name).__init__).parameters.values()
+    stated = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in stated.items()}
 
 
 def plain_config(class_name: str, config: Config, **changes: Any) -> dict[str, Any]:

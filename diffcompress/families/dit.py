@@ -12,11 +12,11 @@ from diffcompress.families.base import Config
 from diffcompress.families.transformer import Stack, Transformer, mlp_roles, simple_rules
 from diffcompress.families.transformer_rules import Rules, nearest_positions
 
-STACKS = (Stack("num_layers", "transformer_blocks", default=28),)
+STACKS = (Stack("num_layers", "transformer_blocks"),)
 
 
 def _size(config: Config) -> tuple[int, int]:
-    return config.get("num_attention_heads", 16), config.get("attention_head_dim", 72)
+    return config["num_attention_heads"], config["attention_head_dim"]
 
 
 def _resized(config: Config, heads: int, head_dim: int, depths: Mapping[str, int]) -> dict[str, Any]:
@@ -45,11 +45,11 @@ def _forward(model: nn.Module, noisy: Tensor, timestep: Tensor, conditioning: Ma
 
 
 def _shape(config: Config) -> tuple[int, ...]:
-    return (config.get("in_channels", 4), config.get("sample_size", 32), config.get("sample_size", 32))
+    return (config["in_channels"], config["sample_size"], config["sample_size"])
 
 
 def _classes(config: Config) -> int:
-    return config.get("num_embeds_ada_norm", 1000)
+    return config["num_embeds_ada_norm"]
 
 
 def _inputs(config: Config, batch: int) -> dict[str, Tensor]:

@@ -16,8 +16,8 @@ from diffcompress.families.transformer import Stack, Transformer, simple_rules
 from diffcompress.families.transformer_rules import Role, Rules, nearest_positions, rotary_axes, rotary_sizes
 
 STACKS = (
-    Stack("num_single_layers", "single_transformer_blocks", default=38),
-    Stack("num_layers", "transformer_blocks", default=19),
+    Stack("num_single_layers", "single_transformer_blocks"),
+    Stack("num_layers", "transformer_blocks"),
 )
 TEXT = ("encoder_hidden_states", "pooled_projections")
 # What the pipeline does unless told otherwise: T5's tokens, the guidance that it tells the denoiser, 1024 pixels.
@@ -25,15 +25,15 @@ TEXT_TOKENS, GUIDANCE, SIDE = 512, 3.5, 128
 
 
 def _size(config: Config) -> tuple[int, int]:
-    return config.get("num_attention_heads", 24), config.get("attention_head_dim", 128)
+    return config["num_attention_heads"], config["attention_head_dim"]
 
 
 def _axes(config: Config) -> list[int]:
-    return list(config.get("axes_dims_rope") or (16, 56, 56))
+    return list(config["axes_dims_rope"] or (16, 56, 56))
 
 
 def _guided(config: Config) -> bool:
-    return bool(config.get("guidance_embeds", False))
+    return bool(config["guidance_embeds"])
 
 
 def _resized(config: Config, heads: int, head_dim: int, depths: Mapping[str, int]) -> dict[str, Any]:
@@ -82,24 +82,24 @@ def _forward(model: nn.Module, noisy: Tensor, timestep: Tensor, conditioning: Ma
 
 
 def _check(config: Config) -> None:
-    made = config.get("out_channels") or config.get("in_channels", 64)
-    if made != config.get("in_channels", 64):
+    given, made = config["in_channels"], config["out_channels"] or config["in_channels"]
+    if made != given:
         raise UsageError(
-            f"this FluxTransformer2DModel reads {config.get('in_channels', 64)} channels and predicts {made}: "
+            f"this FluxTransformer2DModel reads {given} channels and predicts {made}: "
             "it edits an image that it is given, which diffcompress does not support",
             "take a text-to-image teacher, such as FLUX.1 [dev] or [schnell]",
         )
 
 
 def _shape(config: Config) -> tuple[int, ...]:
-    return (config.get("in_channels", 64) // 4, SIDE, SIDE)
+    return (config["in_channels"] // 4, SIDE, SIDE)
 
 
 def _inputs(config: Config, batch: int) -> dict[str, Tensor]:
     guidance = {"guidance": torch.full((batch,), GUIDANCE)} if _guided(config) else {}
     return {
-        "encoder_hidden_states": torch.zeros(batch, TEXT_TOKENS, config.get("joint_attention_dim", 4096)),
-        "pooled_projections": torch.zeros(batch, config.get("pooled_projection_dim", 768)),
+        "encoder_hidden_states": torch.zeros(batch, TEXT_TOKENS, config["joint_attention_dim"]),
+        "pooled_projections": torch.zeros(batch, config["pooled_projection_dim"]),
         **guidance,
     }
 

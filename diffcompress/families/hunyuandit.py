@@ -13,7 +13,7 @@ from diffcompress.families.base import Config
 from diffcompress.families.transformer import Stack, Transformer, mlp_roles, simple_rules
 from diffcompress.families.transformer_rules import Role, Rules, Width, nearest_positions, spread
 
-STACKS = (Stack("num_layers", "blocks", default=28, step=2),)
+STACKS = (Stack("num_layers", "blocks", step=2),)
 TEXT = ("encoder_hidden_states", "text_embedding_mask", "encoder_hidden_states_t5", "text_embedding_mask_t5")
 # Versions before 1.2 are also told sizes and a style.
 TOLD, SIZE_CHANNELS = ("image_meta_size", "style"), 6 * 256
@@ -22,15 +22,15 @@ BASE_SIZE = 64
 
 
 def _size(config: Config) -> tuple[int, int]:
-    return config.get("num_attention_heads", 16), config.get("attention_head_dim", 88)
+    return config["num_attention_heads"], config["attention_head_dim"]
 
 
 def _depth(config: Config) -> int:
-    return config.get("num_layers", 28)
+    return config["num_layers"]
 
 
 def _is_told(config: Config) -> bool:
-    return config.get("use_style_cond_and_image_meta_size", True)
+    return config["use_style_cond_and_image_meta_size"]
 
 
 def _check(config: Config) -> None:
@@ -43,12 +43,12 @@ def _check(config: Config) -> None:
 
 def _resized(config: Config, heads: int, head_dim: int, depths: Mapping[str, int]) -> dict[str, Any]:
     width = heads * head_dim
-    pooled = config.get("pooled_projection_dim", 1024)  # between two of its own layers
+    pooled = config["pooled_projection_dim"]  # between two of its own layers
     return {
         "num_attention_heads": heads,
         "attention_head_dim": head_dim,
         "hidden_size": width,
-        "pooled_projection_dim": max(1, round(pooled * width / config.get("hidden_size", 1152))),
+        "pooled_projection_dim": max(1, round(pooled * width / config["hidden_size"])),
     }
 
 
@@ -56,7 +56,7 @@ def _rules(teacher: Config, student: Config) -> Rules:
     sizes = (_size(teacher), _size(student))
     (_, old), (_, new) = sizes
     wide, narrow = (heads * size for heads, size in sizes)
-    ratio = teacher.get("mlp_ratio", 4.0)
+    ratio = teacher["mlp_ratio"]
     told = ("sizes", "residual") if _is_told(teacher) else ()
     roles = (
         *mlp_roles("timestep_embedder"),
@@ -65,7 +65,7 @@ def _rules(teacher: Config, student: Config) -> Rules:
         *mlp_roles("extra_embedder", hidden="extra"),
     )
     widths = {
-        "pooled": Width(teacher.get("pooled_projection_dim", 1024), student.get("pooled_projection_dim", 1024)),
+        "pooled": Width(teacher["pooled_projection_dim"], student["pooled_projection_dim"]),
         "sizes": Width(SIZE_CHANNELS, SIZE_CHANNELS),
         "extra": Width(4 * wide, 4 * narrow),
     }
@@ -111,16 +111,16 @@ def _forward(model: nn.Module, noisy: Tensor, timestep: Tensor, conditioning: Ma
 
 
 def _shape(config: Config) -> tuple[int, ...]:
-    return (config["in_channels"], config.get("sample_size", 32), config.get("sample_size", 32))
+    return (config["in_channels"], config["sample_size"], config["sample_size"])
 
 
 def _inputs(config: Config, batch: int) -> dict[str, Tensor]:
-    clip, t5 = config.get("text_len", 77), config.get("text_len_t5", 256)
+    clip, t5 = config["text_len"], config["text_len_t5"]
     told = {"image_meta_size": torch.ones(batch, 6), "style": torch.zeros(batch, dtype=torch.long)}
     return {
-        "encoder_hidden_states": torch.zeros(batch, clip, config.get("cross_attention_dim", 1024)),
+        "encoder_hidden_states": torch.zeros(batch, clip, config["cross_attention_dim"]),
         "text_embedding_mask": torch.ones(batch, clip, dtype=torch.long),
-        "encoder_hidden_states_t5": torch.zeros(batch, t5, config.get("cross_attention_dim_t5", 2048)),
+        "encoder_hidden_states_t5": torch.zeros(batch, t5, config["cross_attention_dim_t5"]),
         "text_embedding_mask_t5": torch.ones(batch, t5, dtype=torch.long),
         **(told if _is_told(config) else {}),
     }

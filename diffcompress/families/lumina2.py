@@ -23,8 +23,8 @@ from diffcompress.families.transformer_rules import (
 )
 
 # Image tokens and caption tokens have refiner layers each, in equal number.
-REFINERS = Stack("num_refiner_layers", "noise_refiner", default=2)
-STACKS = (Stack("num_layers", "layers", default=26), REFINERS)
+REFINERS = Stack("num_refiner_layers", "noise_refiner")
+STACKS = (Stack("num_layers", "layers"), REFINERS)
 # The time embedding is as wide as the model, up to this.
 MOST_TIME_CHANNELS = 1024
 # Students round their feed-forward width up to a multiple of this, where their teacher may use a coarser one.
@@ -34,25 +34,25 @@ TRAIN_TIMESTEPS = 1000
 
 
 def _size(config: Config) -> tuple[int, int]:
-    heads = config.get("num_attention_heads", 24)
-    return heads, config.get("hidden_size", 2304) // heads
+    heads = config["num_attention_heads"]
+    return heads, config["hidden_size"] // heads
 
 
 def _queries(config: Config) -> int:
     """Query heads that share a key head."""
     heads, _ = _size(config)
-    return max(1, heads // (config.get("num_kv_heads", 8) or heads))
+    return max(1, heads // (config["num_kv_heads"] or heads))
 
 
 def _axes(config: Config) -> list[int]:
-    return list(config.get("axes_dim_rope", (32, 32, 32)))
+    return list(config["axes_dim_rope"])
 
 
 def _ffn(config: Config) -> int:
     """As the class rounds it."""
     heads, head_dim = _size(config)
-    hidden, step = 4 * heads * head_dim, config.get("multiple_of", 256)
-    if config.get("ffn_dim_multiplier") is not None:
+    hidden, step = 4 * heads * head_dim, config["multiple_of"]
+    if config["ffn_dim_multiplier"] is not None:
         hidden = int(config["ffn_dim_multiplier"] * hidden)
     return -(-hidden // step) * step
 
@@ -65,7 +65,7 @@ def _resized(config: Config, heads: int, head_dim: int, depths: Mapping[str, int
         "axes_dim_rope": rotary_axes(_axes(config), head_dim),
     }
     if (heads, head_dim) != _size(config):
-        changes["multiple_of"] = min(FFN_STEP, config.get("multiple_of", 256))
+        changes["multiple_of"] = min(FFN_STEP, config["multiple_of"])
     return changes
 
 
@@ -88,7 +88,7 @@ def _rules(teacher: Config, student: Config) -> Rules:
         Role(r"norm_out\.linear_1\.weight", (None, "time")),
         *mlp_roles("timestep_embedder", out="time"),
     )
-    depth = spread(*(config.get(REFINERS.key, REFINERS.default) for config in (student, teacher)))
+    depth = spread(student[REFINERS.key], teacher[REFINERS.key])
     return simple_rules(
         STACKS,
         teacher,
@@ -130,11 +130,11 @@ def _forward(model: nn.Module, noisy: Tensor, timestep: Tensor, conditioning: Ma
 
 
 def _shape(config: Config) -> tuple[int, ...]:
-    return (config.get("in_channels", 16), config.get("sample_size", 128), config.get("sample_size", 128))
+    return (config["in_channels"], config["sample_size"], config["sample_size"])
 
 
 def _inputs(config: Config, batch: int) -> dict[str, Tensor]:
-    text = torch.zeros(batch, 12, config.get("cap_feat_dim", 1024))
+    text = torch.zeros(batch, 12, config["cap_feat_dim"])
     return {"encoder_hidden_states": text, "encoder_attention_mask": torch.ones(batch, 12, dtype=torch.long)}
 
 

@@ -12,7 +12,7 @@ from diffcompress.families.base import Config
 from diffcompress.families.transformer import Stack, Transformer, mlp_roles, simple_rules
 from diffcompress.families.transformer_rules import Role, Rules, Width, nearest_positions
 
-STACKS = (Stack("num_layers", "transformer_blocks", default=28),)
+STACKS = (Stack("num_layers", "transformer_blocks"),)
 TEXT = ("encoder_hidden_states", "encoder_attention_mask")
 # What PixArt-alpha at 1024 pixels is told besides the prompt, and the channels of each.
 SIZES = {"added_cond_kwargs.resolution": 2, "added_cond_kwargs.aspect_ratio": 1}
@@ -20,16 +20,16 @@ EXAMPLE_TOKENS = 4
 
 
 def _size(config: Config) -> tuple[int, int]:
-    return config.get("num_attention_heads", 16), config.get("attention_head_dim", 72)
+    return config["num_attention_heads"], config["attention_head_dim"]
 
 
 def _told_sizes(config: Config) -> bool:
-    told = config.get("use_additional_conditions")
-    return config.get("sample_size", 128) == 128 if told is None else told
+    told = config["use_additional_conditions"]
+    return config["sample_size"] == 128 if told is None else told
 
 
 def _projects_captions(config: Config) -> bool:
-    return config.get("caption_channels") is not None
+    return config["caption_channels"] is not None
 
 
 def _resized(config: Config, heads: int, head_dim: int, depths: Mapping[str, int]) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def _forward(model: nn.Module, noisy: Tensor, timestep: Tensor, conditioning: Ma
 
 
 def _shape(config: Config) -> tuple[int, ...]:
-    return (config.get("in_channels", 4), config.get("sample_size", 128), config.get("sample_size", 128))
+    return (config["in_channels"], config["sample_size"], config["sample_size"])
 
 
 def _text(config: Config) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ def _text(config: Config) -> tuple[str, ...]:
 
 
 def _inputs(config: Config, batch: int) -> dict[str, Tensor]:
-    channels = config["caption_channels"] if _projects_captions(config) else config.get("cross_attention_dim", 1152)
+    channels = config["caption_channels"] if _projects_captions(config) else config["cross_attention_dim"]
     sizes = {name: torch.ones(batch, size) for name, size in SIZES.items()} if _told_sizes(config) else {}
     return {
         "encoder_hidden_states": torch.zeros(batch, EXAMPLE_TOKENS, channels),

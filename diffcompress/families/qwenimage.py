@@ -14,7 +14,7 @@ from diffcompress.families.mmdit_rules import pack, stream_widths, text_roles, t
 from diffcompress.families.transformer import Stack, Transformer, simple_rules
 from diffcompress.families.transformer_rules import Role, Rules, nearest_positions, rotary_axes, rotary_sizes
 
-STACKS = (Stack("num_layers", "transformer_blocks", default=60),)
+STACKS = (Stack("num_layers", "transformer_blocks"),)
 # What the pipeline makes unless told otherwise: 1024 pixels.
 SIDE = 128
 # Prompts are as long as their words; this many tokens stand for them.
@@ -24,11 +24,11 @@ UNSUPPORTED = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_l
 
 
 def _size(config: Config) -> tuple[int, int]:
-    return config.get("num_attention_heads", 24), config.get("attention_head_dim", 128)
+    return config["num_attention_heads"], config["attention_head_dim"]
 
 
 def _axes(config: Config) -> list[int]:
-    return list(config.get("axes_dims_rope") or (16, 56, 56))
+    return list(config["axes_dims_rope"] or (16, 56, 56))
 
 
 def _resized(config: Config, heads: int, head_dim: int, depths: Mapping[str, int]) -> dict[str, Any]:
@@ -80,12 +80,12 @@ def _check(config: Config) -> None:
 
 
 def _shape(config: Config) -> tuple[int, ...]:
-    return (config.get("in_channels", 64) // 4, SIDE, SIDE)
+    return (config["in_channels"] // 4, SIDE, SIDE)
 
 
 def _inputs(config: Config, batch: int) -> dict[str, Tensor]:
     return {
-        "encoder_hidden_states": torch.zeros(batch, TEXT_TOKENS, config.get("joint_attention_dim", 3584)),
+        "encoder_hidden_states": torch.zeros(batch, TEXT_TOKENS, config["joint_attention_dim"]),
         "encoder_hidden_states_mask": torch.ones(batch, TEXT_TOKENS, dtype=torch.long),
     }
 

@@ -43,23 +43,16 @@ FAMILIES: tuple[Family, ...] = (
 
 # Configs of DiT and PixArt from before diffusers gave each its own class: the norm tells which one is meant.
 _FORMER = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
-# What a U-Net is made of, where its config leaves that to the class.
-_BLOCKS = ("block_out_channels", "down_block_types", "up_block_types")
 
 
 def up_to_date(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A denoiser's config under the class that loads it now, without the values that this class no longer takes.
-
-    A U-Net's names its blocks, whether or not it did.
-    """
+    """A denoiser's config under the class that loads it now, without the values that this class no longer takes."""
     name = config.get("_class_name")
     if name == "Transformer2DModel" and config.get("norm_type") in _FORMER:
         name = _FORMER[config["norm_type"]]
         taken = _parameters(name)
         return {k: v for k, v in config.items() if k in taken or k.startswith("_")} | {"_class_name": name}
-    if not any(family.class_name == name and family.kind == "unet" for family in FAMILIES):
-        return dict(config)
-    return {key: list(_parameters(str(name))[key].default) for key in _BLOCKS if key not in config} | dict(config)
+    return dict(config)
 
 
 def _parameters(class_name: str) -> Mapping[str, inspect.Parameter]:

@@ -14,21 +14,21 @@ from diffcompress.families.base import Config
 from diffcompress.families.transformer import Stack, Transformer, mlp_roles, simple_rules
 from diffcompress.families.transformer_rules import Role, Rules, Width, nearest_positions
 
-STACKS = (Stack("num_layers", "transformer_blocks", default=20),)
+STACKS = (Stack("num_layers", "transformer_blocks"),)
 TEXT = ("encoder_hidden_states", "encoder_attention_mask")
 EXAMPLE_TOKENS = 4
 
 
 def _size(config: Config) -> tuple[int, int]:
-    return config.get("num_attention_heads", 70), config.get("attention_head_dim", 32)
+    return config["num_attention_heads"], config["attention_head_dim"]
 
 
 def _cross_size(config: Config) -> tuple[int, int]:
-    return config.get("num_cross_attention_heads", 20), config.get("cross_attention_head_dim", 112)
+    return config["num_cross_attention_heads"], config["cross_attention_head_dim"]
 
 
 def _check(config: Config) -> None:
-    if config.get("guidance_embeds"):
+    if config["guidance_embeds"]:
         raise UsageError(
             "this Sana takes a guidance scale as an input (guidance_embeds), as few-step Sana Sprint models do, "
             "whose samples are noised in another way",
@@ -61,8 +61,8 @@ def _cross_resized(config: Config, width: int) -> tuple[int, int]:
 def _rules(teacher: Config, student: Config) -> Rules:
     wide, narrow = (heads * size for heads, size in (_size(teacher), _size(student)))
     (old_heads, old_size), (new_heads, new_size) = _cross_size(teacher), _cross_size(student)
-    ratio = teacher.get("mlp_ratio", 2.5)
-    normed = teacher.get("qk_norm") is not None
+    ratio = teacher["mlp_ratio"]
+    normed = teacher["qk_norm"] is not None
     # Linear attention divides by its own sum, so only cross attention must weigh a smaller head as the whole one.
     factor = 1.0 if normed else math.sqrt(new_size / old_size)
     roles = (
@@ -82,7 +82,7 @@ def _rules(teacher: Config, student: Config) -> Rules:
         "caption": Width(wide, narrow),
         "cross": Width(old_heads * old_size, new_heads * new_size, old_heads, new_heads),
     }
-    positioned = teacher.get("interpolation_scale") is not None
+    positioned = teacher["interpolation_scale"] is not None
     return simple_rules(
         STACKS,
         teacher,
@@ -104,12 +104,12 @@ def _forward(model: nn.Module, noisy: Tensor, timestep: Tensor, conditioning: Ma
 
 
 def _shape(config: Config) -> tuple[int, ...]:
-    return (config.get("in_channels", 32), config.get("sample_size", 32), config.get("sample_size", 32))
+    return (config["in_channels"], config["sample_size"], config["sample_size"])
 
 
 def _inputs(config: Config, batch: int) -> dict[str, Tensor]:
     return {
-        "encoder_hidden_states": torch.zeros(batch, EXAMPLE_TOKENS, config.get("caption_channels", 2304)),
+        "encoder_hidden_states": torch.zeros(batch, EXAMPLE_TOKENS, config["caption_channels"]),
         "encoder_attention_mask": torch.ones(batch, EXAMPLE_TOKENS, dtype=torch.long),
     }
 
@@ -141,7 +141,6 @@ FAMILY = Transformer(
     inputs=_inputs,
     tiny=_tiny,
     text=lambda _config: TEXT,
-    channels=lambda config: 1 if config.get("interpolation_scale") is None else 4,
+    channels=lambda config: 1 if config["interpolation_scale"] is None else 4,
     check=_check,
-    patch=lambda config: config.get("patch_size", 1),
 )

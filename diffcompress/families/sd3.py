@@ -14,22 +14,22 @@ from diffcompress.families.mmdit_rules import stream_widths, text_roles, time_ro
 from diffcompress.families.transformer import Stack, Transformer, simple_rules
 from diffcompress.families.transformer_rules import Rules, nearest_positions, spread
 
-STACKS = (Stack("num_layers", "transformer_blocks", default=18),)
+STACKS = (Stack("num_layers", "transformer_blocks"),)
 # What the pipeline gives its denoiser unless told otherwise: CLIP's tokens, then T5's.
 TEXT_TOKENS = 77 + 256
 
 
 def _size(config: Config) -> tuple[int, int]:
-    return config.get("num_attention_heads", 18), config.get("attention_head_dim", 64)
+    return config["num_attention_heads"], config["attention_head_dim"]
 
 
 def _resized(config: Config, heads: int, head_dim: int, depths: Mapping[str, int]) -> dict[str, Any]:
     """Blocks with a second attention are those that start from such a block."""
     changes: dict[str, Any] = {"num_attention_heads": heads, "attention_head_dim": head_dim}
     changes["caption_projection_dim"] = heads * head_dim
-    dual = config.get("dual_attention_layers")
+    dual = config["dual_attention_layers"]
     if dual:
-        order = _order(depths["num_layers"], config.get("num_layers", 18))
+        order = _order(depths["num_layers"], config["num_layers"])
         changes["dual_attention_layers"] = [block for block, source in enumerate(order) if source in dual]
     return changes
 
@@ -42,7 +42,7 @@ def _order(student: int, teacher: int) -> list[int]:
 def _rules(teacher: Config, student: Config) -> Rules:
     sizes = (_size(teacher), _size(student))
     (old_heads, old_dim), (new_heads, new_dim) = sizes
-    normed = teacher.get("qk_norm") is not None
+    normed = teacher["qk_norm"] is not None
     roles = (
         *text_roles(
             "context_embedder",
@@ -62,7 +62,7 @@ def _rules(teacher: Config, student: Config) -> Rules:
         head=nearest_positions([old_dim], [new_dim]) if normed else None,
         widths=stream_widths(old_heads * old_dim, new_heads * new_dim),
         roles=roles,
-        sources={"transformer_blocks": _order(student.get("num_layers", 18), teacher.get("num_layers", 18))},
+        sources={"transformer_blocks": _order(student["num_layers"], teacher["num_layers"])},
     )
 
 
@@ -71,13 +71,13 @@ def _forward(model: nn.Module, noisy: Tensor, timestep: Tensor, conditioning: Ma
 
 
 def _shape(config: Config) -> tuple[int, ...]:
-    return (config.get("in_channels", 16), config.get("sample_size", 128), config.get("sample_size", 128))
+    return (config["in_channels"], config["sample_size"], config["sample_size"])
 
 
 def _inputs(config: Config, batch: int) -> dict[str, Tensor]:
     return {
-        "encoder_hidden_states": torch.zeros(batch, TEXT_TOKENS, config.get("joint_attention_dim", 4096)),
-        "pooled_projections": torch.zeros(batch, config.get("pooled_projection_dim", 2048)),
+        "encoder_hidden_states": torch.zeros(batch, TEXT_TOKENS, config["joint_attention_dim"]),
+        "pooled_projections": torch.zeros(batch, config["pooled_projection_dim"]),
     }
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcompress.families import transformer_rules
-from diffcompress.families.base import Config, Knob, TensorRules, Variant, plain_config
+from diffcompress.families.base import Config, Knob, TensorRules, Variant, complete, plain_config
 from diffcompress.families.transformer_rules import RESIDUAL, Role, Rules, Width, spread
 
 # A head keeps at least this share of the teacher's head size, and this many channels.
@@ -33,7 +33,6 @@ class Stack:
 
     key: str
     module: str
-    default: int = 1
     step: int = 1
 
 
@@ -71,7 +70,7 @@ class Transformer:
     head_sizes: Callable[[Config], Sequence[int]] | None = None
     rotary: bool = False
     check: Callable[[Config], None] = lambda _config: None
-    patch: Callable[[Config], int] = lambda config: int(config.get("patch_size", 2))
+    patch: Callable[[Config], int] = lambda config: int(config["patch_size"])
     feature_output: int = 0
     call_options: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = "mmdit"
@@ -103,7 +102,7 @@ class Transformer:
         return [size for size in sizes if least <= size < head_dim and size % 2 == 0]
 
     def _depth(self, stack: Stack, config: Config) -> Knob:
-        number = config.get(stack.key, stack.default)
+        number = config[stack.key]
         return Knob(stack.key, range(min(stack.step, number), number + 1, stack.step), number, "depth")
 
     def shrunk_config(self, config: Config, choice: Mapping[str, int]) -> dict[str, Any]:
@@ -157,7 +156,7 @@ class Transformer:
         return self.text(config)
 
     def tiny_config(self) -> dict[str, Any]:
-        return {"_class_name": self.class_name, **self.tiny()}
+        return complete(self.class_name, {"_class_name": self.class_name, **self.tiny()})
 
     def example_inputs(self, config: Config, batch: int = 1) -> dict[str, Tensor]:
         noisy = torch.zeros(batch, *self.shape(config))
@@ -215,8 +214,5 @@ def simple_rules(
             Role(r"(?P<at>.*(attn\d?|attention))\.(to_q|add_q_proj)\.weight", ("{at}.heads", None), factor),
             Role(r"(?P<at>.*(attn\d?|attention))\.(to_q|add_q_proj)\.bias", ("{at}.heads",), factor),
         )
-    depths = {
-        stack.module: spread(student.get(stack.key, stack.default), teacher.get(stack.key, stack.default))
-        for stack in family_stacks
-    }
+    depths = {stack.module: spread(student[stack.key], teacher[stack.key]) for stack in family_stacks}
     return Rules(known | dict(widths or {}), (*roles, *scaled), depths | dict(sources or {}))

@@ -40,7 +40,7 @@ class UNet:
         owned = [built.elements_of(level_modules(student, [level])) for level in levels]
         told = ", ".join(f"{100 * size / built.elements_of(('',)):.0f}" for size in owned)
         sides = ", ".join(str(-(-self.sample_shape(config)[-1] // 2**i)) for i in levels)
-        fewest = min(student["block_out_channels"]) // student.get("norm_num_groups", 32)
+        fewest = min(student["block_out_channels"]) // student["norm_num_groups"]
         return {
             "block_out_channels": f"{told} % of the parameters at {sides} pixels",
             "norm_num_groups": f"{fewest} channels or more in a group: one alone would hide the timestep",
@@ -67,7 +67,7 @@ class UNet:
         return output if isinstance(output, Tensor) else output[0]
 
     def num_classes(self, config: Config) -> int | None:
-        return config.get("num_class_embeds") if config.get("class_embed_type") is None else None
+        return config["num_class_embeds"] if config["class_embed_type"] is None else None
 
     def null_class(self, config: Config) -> int | None:
         return None
@@ -78,7 +78,7 @@ class UNet:
 
 def group_options(config: Config, channels_per_group: int) -> list[tuple[int, float]]:
     """Numbers of norm groups that a student may have, the teacher's first, with their costs (see Variant)."""
-    groups = config.get("norm_num_groups", 32)
+    groups = config["norm_num_groups"]
     # Each halving that is spared is worth a seventh of the distance (docs/decisions/0011).
     # The published extreme students keep them even at one channel each: stay close to these.
     weight = 2.0 if channels_per_group == 1 else 0.3
@@ -131,7 +131,7 @@ def shrunk(config: Config, choice: Mapping[str, int]) -> dict[str, Any]:
     for number, run in enumerate(runs(config)):
         for level in run:
             widths[level] = choice[f"channels.{number}"]
-    layers = config.get("layers_per_block", 2)
+    layers = config["layers_per_block"]
     return {
         "block_out_channels": widths,
         "layers_per_block": choice["layers"] if isinstance(layers, int) else shares(layers, choice["layers"]),

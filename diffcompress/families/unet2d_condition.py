@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcompress.errors import UsageError
-from diffcompress.families.base import Config, Knob, TensorRules, Variant, plain_config
+from diffcompress.families.base import Config, Knob, TensorRules, Variant, complete, plain_config
 from diffcompress.families.unet import UNet, group_options, knobs, shares, shrunk
 from diffcompress.families.unet2d_condition_rules import MID, heads, mid_attends, tensor_rules, transformer_layers
 from diffcompress.families.unet_rules import attention_levels, depths, spread
@@ -73,36 +73,39 @@ class UNet2DCondition(UNet):
         return model(noisy, timestep, **named, added_cond_kwargs=added or None, return_dict=False)[0]
 
     def sample_shape(self, config: Config) -> tuple[int, ...]:
-        size = config.get("sample_size") or (128 if _sizes_are_embedded(config) else 64)
+        size = config["sample_size"] or (128 if _sizes_are_embedded(config) else 64)
         height, width = (size, size) if isinstance(size, int) else size
-        return (config.get("in_channels", 4), height, width)
+        return (config["in_channels"], height, width)
 
     def text_conditioning(self, config: Config) -> tuple[str, ...]:
         added = ("added_cond_kwargs.text_embeds", "added_cond_kwargs.time_ids")
         return ("encoder_hidden_states", *(added if _sizes_are_embedded(config) else ()))
 
     def tiny_config(self) -> dict[str, Any]:
-        return {
-            "_class_name": self.class_name,
-            "sample_size": 8,
-            "in_channels": 2,
-            "out_channels": 2,
-            "block_out_channels": [16, 32],
-            "layers_per_block": 1,
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-            "attention_head_dim": [2, 4],
-            "transformer_layers_per_block": [1, 3],
-            "cross_attention_dim": 12,
-            "norm_num_groups": 4,
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 4,
-            "projection_class_embeddings_input_dim": 4 * TIME_IDS + 10,
-        }
+        return complete(
+            self.class_name,
+            {
+                "_class_name": self.class_name,
+                "sample_size": 8,
+                "in_channels": 2,
+                "out_channels": 2,
+                "block_out_channels": [16, 32],
+                "layers_per_block": 1,
+                "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+                "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+                "attention_head_dim": [2, 4],
+                "transformer_layers_per_block": [1, 3],
+                "cross_attention_dim": 12,
+                "norm_num_groups": 4,
+                "use_linear_projection": True,
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 4,
+                "projection_class_embeddings_input_dim": 4 * TIME_IDS + 10,
+            },
+        )
 
     def example_inputs(self, config: Config, batch: int = 1) -> dict[str, Tensor]:
-        text = config.get("cross_attention_dim", 1280)
+        text = config["cross_attention_dim"]
         inputs = {
             "noisy": torch.zeros(batch, *self.sample_shape(config)),
             "timestep": torch.zeros(batch, dtype=torch.long),
@@ -125,10 +128,10 @@ def _check(config: Config) -> None:
         value = config.get(key, allowed[0])
         if value not in allowed:
             raise UsageError(f"{key} {value!r} cannot be distilled yet", hint)
-    only = config.get("only_cross_attention", False)
+    only = config["only_cross_attention"]
     if any(only) if isinstance(only, (list, tuple)) else only:
         raise UsageError("only_cross_attention cannot be distilled yet", hint)
-    into, out = config.get("in_channels", 4), config.get("out_channels", 4)
+    into, out = config["in_channels"], config["out_channels"]
     if into > out:
         told = f"the teacher takes {into} channels and predicts {out}: it needs an image beside the noisy sample"
         raise UsageError(told, hint)
@@ -136,7 +139,7 @@ def _check(config: Config) -> None:
 
 def _sizes_are_embedded(config: Config) -> bool:
     """Whether pooled text and image sizes are conditioned on, as in SDXL."""
-    return config.get("addition_embed_type") == "text_time"
+    return config["addition_embed_type"] == "text_time"
 
 
 def _head_sizes(config: Config) -> dict[int, int]:
@@ -177,8 +180,8 @@ def _transformer_knobs(config: Config) -> list[Knob]:
 
 def _transformers(config: Config, changes: Mapping[str, Any], choice: Mapping[str, int]) -> dict[str, Any]:
     """The student's transformer layers, in the form of the teacher's: a number for each level, or for each module."""
-    given = config.get("transformer_layers_per_block", 1)
-    reverse = config.get("reverse_transformer_layers_per_block")
+    given = config["transformer_layers_per_block"]
+    reverse = config["reverse_transformer_layers_per_block"]
     if isinstance(given, int) and reverse is None and not any(name.startswith("transformers.") for name in choice):
         return {}
     levels = range(len(config["block_out_channels"]))

@@ -17,18 +17,18 @@ def tensor_rules(teacher: Config, student: Config) -> TensorRules:
 
 
 def mid_attends(config: Config) -> bool:
-    return config.get("mid_block_type", MID) == MID
+    return config["mid_block_type"] == MID
 
 
 def heads(config: Config) -> list[int]:
     """Attention heads of each level; diffusers calls their number `attention_head_dim` here."""
-    return _per_level(config.get("attention_head_dim", 8), config)
+    return _per_level(config["attention_head_dim"], config)
 
 
 def transformer_layers(config: Config) -> dict[str, list[int]]:
     """For each block the transformer layers of each of its attention modules, whether or not it has any."""
-    given = _per_level(config.get("transformer_layers_per_block", 1), config)
-    reverse = config.get("reverse_transformer_layers_per_block") or given[::-1]
+    given = _per_level(config["transformer_layers_per_block"], config)
+    reverse = config["reverse_transformer_layers_per_block"] or given[::-1]
     layers = depths(config)
     found = {f"down_blocks.{i}": _each(entry, layers[i]) for i, entry in enumerate(given)}
     found["mid_block"] = _each(given[-1], 1)
@@ -53,13 +53,13 @@ class _Walk(Walk):
 
     def time(self) -> None:
         self.embed(self.sinusoid())
-        if self.student.get("addition_embed_type") == "text_time":
+        if self.student["addition_embed_type"] == "text_time":
             inner = self.new("add_embedding.hidden", (time_dim(self.teacher), time_dim(self.student)))
             self.layer("add_embedding.linear_1", inner, self.student["projection_class_embeddings_input_dim"])
             self.layer("add_embedding.linear_2", self.embedding, inner)
 
     def mid(self, hidden: Axis) -> Axis:
-        kind = self.student.get("mid_block_type", MID)
+        kind = self.student["mid_block_type"]
         if kind is None:
             return hidden
         last = len(self.wide) - 1
@@ -72,7 +72,7 @@ class _Walk(Walk):
     def attention(self, name: str, source: str, hidden: Axis, level: int) -> None:
         """A Transformer2DModel: a residual stream of its own between two projections."""
         inner = self.new(f"{name}.inner", self.inner(level))
-        kernel = 0 if self.student.get("use_linear_projection") else 1
+        kernel = 0 if self.student["use_linear_projection"] else 1
         self.norm(f"{name}.norm", f"{source}.norm", hidden)
         self.layer(f"{name}.proj_in", inner, hidden, f"{source}.proj_in", kernel=kernel)
         old, new = (_number(counts, at) for counts, at in zip(self.layers, (source, name), strict=True))
@@ -82,7 +82,7 @@ class _Walk(Walk):
         self.layer(f"{name}.proj_out", hidden, inner, f"{source}.proj_out", kernel=kernel)
 
     def transformer(self, name: str, source: str, inner: Axis, level: int) -> None:
-        text = _per_level(self.student.get("cross_attention_dim", 1280), self.student)[level]
+        text = _per_level(self.student["cross_attention_dim"], self.student)[level]
         for number, keys in enumerate((inner, text), start=1):
             self.norm(f"{name}.norm{number}", f"{source}.norm{number}", inner)
             self.attend(f"{name}.attn{number}", f"{source}.attn{number}", inner, keys, level)

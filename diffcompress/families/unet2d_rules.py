@@ -14,31 +14,31 @@ def tensor_rules(teacher: Config, student: Config) -> TensorRules:
 
 
 def mid_attends(config: Config) -> bool:
-    return config.get("mid_block_type", "UNetMidBlock2D") is not None and config.get("add_attention", True)
+    return config["mid_block_type"] is not None and config["add_attention"]
 
 
 class _Walk(Walk):
     def time(self) -> None:
-        kind = self.student.get("time_embedding_type", "positional")
+        kind = self.student["time_embedding_type"]
         source = self.sinusoid(kind)
         if kind == "learned":
             self.rule("time_proj.weight", "time_proj.weight", (self.student["num_train_timesteps"], source))
         self.embed(source)
 
     def mid(self, hidden: Axis) -> Axis:
-        if self.student.get("mid_block_type", "UNetMidBlock2D") is None:
+        if self.student["mid_block_type"] is None:
             return hidden
         last = len(self.wide) - 1
         hidden = self.resnet("mid_block.resnets.0", "mid_block.resnets.0", hidden, last)
         if mid_attends(self.student):
-            own = self.student.get("attn_norm_num_groups") is not None
-            normed = own or self.student.get("resnet_time_scale_shift", "default") == "default"
+            own = self.student["attn_norm_num_groups"] is not None
+            normed = own or self.student["resnet_time_scale_shift"] == "default"
             self.attention("mid_block.attentions.0", "mid_block.attentions.0", hidden, last, normed)
         return self.resnet("mid_block.resnets.1", "mid_block.resnets.1", hidden, last)
 
     def attention(self, name: str, source: str, hidden: Axis, level: int, normed: bool = True) -> None:
         dims = tuple(
-            config.get("attention_head_dim", 8) or widths[level]
+            config["attention_head_dim"] or widths[level]
             for config, widths in ((self.teacher, self.wide), (self.student, self.narrow))
         )
         heads = (self.wide[level] // dims[0], self.narrow[level] // dims[1])

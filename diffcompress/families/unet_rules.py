@@ -22,7 +22,7 @@ NUM_TIMESTEPS = 1000
 
 
 def time_dim(config: Config) -> int:
-    return config.get("time_embedding_dim") or 4 * config["block_out_channels"][0]
+    return config["time_embedding_dim"] or 4 * config["block_out_channels"][0]
 
 
 def runs(config: Config) -> list[list[int]]:
@@ -54,7 +54,7 @@ def attention_levels(config: Config, mid: bool) -> set[int]:
 
 def depths(config: Config) -> list[int]:
     """Residual layers of each level on the way down; on the way up there is one more."""
-    layers = config.get("layers_per_block", 2)
+    layers = config["layers_per_block"]
     return [layers] * len(config["block_out_channels"]) if isinstance(layers, int) else list(layers)
 
 
@@ -67,10 +67,10 @@ def _sinusoid(config: Config) -> np.ndarray:
     """diffusers' timestep embedding `[NUM_TIMESTEPS, block_out_channels[0]]`."""
     size = config["block_out_channels"][0]
     half = size // 2
-    frequencies = np.exp(-math.log(10000) * np.arange(half) / (half - config.get("freq_shift", 0)))
+    frequencies = np.exp(-math.log(10000) * np.arange(half) / (half - config["freq_shift"]))
     angles = np.arange(NUM_TIMESTEPS)[:, None] * frequencies[None, :]
     parts = [np.sin(angles), np.cos(angles)]
-    if config.get("flip_sin_to_cos", True):
+    if config["flip_sin_to_cos"]:
         parts.reverse()
     return np.concatenate([*parts, np.zeros((NUM_TIMESTEPS, size % 2))], axis=1)
 
@@ -99,7 +99,7 @@ class Walk:
     def __post_init__(self) -> None:
         self.wide: list[int] = list(self.teacher["block_out_channels"])
         self.narrow: list[int] = list(self.student["block_out_channels"])
-        self.groups = (self.teacher.get("norm_num_groups", 32), self.student.get("norm_num_groups", 32))
+        self.groups = (self.teacher["norm_num_groups"], self.student["norm_num_groups"])
         self.depths = list(zip(depths(self.teacher), depths(self.student), strict=True))
 
     def run(self) -> TensorRules:
@@ -130,7 +130,7 @@ class Walk:
         inner, self.embedding = self.new("time_embedding.hidden", sizes), self.new("time_embedding", sizes)
         self.layer("time_embedding.linear_1", inner, source)
         self.layer("time_embedding.linear_2", self.embedding, inner)
-        if self.student.get("num_class_embeds") is not None:
+        if self.student["num_class_embeds"] is not None:
             table = (self.student["num_class_embeds"], self.embedding)
             self.rule("class_embedding.weight", "class_embedding.weight", table)
 
@@ -182,7 +182,7 @@ class Walk:
         passed = len(hidden) == 1 and self.sets[hidden[0]].teacher_size == self.wide[level]
         out = hidden if passes and passed else self.stream(name, level)
         own = self.stream(f"{name}.hidden", level)
-        shift = own + own if self.student.get("resnet_time_scale_shift", "default") == "scale_shift" else own
+        shift = own + own if self.student["resnet_time_scale_shift"] == "scale_shift" else own
         self.norm(f"{name}.norm1", f"{source}.norm1", hidden)
         self.layer(f"{name}.conv1", own, hidden, f"{source}.conv1", kernel=3)
         self.layer(f"{name}.time_emb_proj", shift, self.embedding, f"{source}.time_emb_proj")

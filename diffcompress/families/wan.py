@@ -13,7 +13,7 @@ from diffcompress.families.base import Config
 from diffcompress.families.transformer import Stack, Transformer, mlp_roles, simple_rules
 from diffcompress.families.transformer_rules import Role, Rules, Width, nearest_positions
 
-STACKS = (Stack("num_layers", "blocks", default=40),)
+STACKS = (Stack("num_layers", "blocks"),)
 # The pipeline pads every prompt to this many tokens.
 TEXT_TOKENS = 512
 FFN_STEP = 16
@@ -22,11 +22,11 @@ LATENT_SIZE = (21, 60, 104)
 
 
 def _size(config: Config) -> tuple[int, int]:
-    return config.get("num_attention_heads", 40), config.get("attention_head_dim", 128)
+    return config["num_attention_heads"], config["attention_head_dim"]
 
 
 def _ffn(config: Config) -> int:
-    return config.get("ffn_dim", 13824)
+    return config["ffn_dim"]
 
 
 def _axes(head_dim: int) -> tuple[int, int, int]:
@@ -74,13 +74,13 @@ def _forward(model: nn.Module, noisy: Tensor, timestep: Tensor, conditioning: Ma
 
 def _shape(config: Config) -> tuple[int, ...]:
     """The pipeline's default, or as many frames, rows and columns as the rotary embedding has."""
-    most, patch = config.get("rope_max_seq_len", 1024), config.get("patch_size", (1, 2, 2))
+    most, patch = config["rope_max_seq_len"], config["patch_size"]
     sizes = (min(size, most * part) for size, part in zip(LATENT_SIZE, patch, strict=True))
-    return (config.get("in_channels", 16), *sizes)
+    return (config["in_channels"], *sizes)
 
 
 def _inputs(config: Config, batch: int) -> dict[str, Tensor]:
-    return {"encoder_hidden_states": torch.zeros(batch, TEXT_TOKENS, config.get("text_dim", 4096))}
+    return {"encoder_hidden_states": torch.zeros(batch, TEXT_TOKENS, config["text_dim"])}
 
 
 def _check(config: Config) -> None:
@@ -90,7 +90,7 @@ def _check(config: Config) -> None:
                 f"a WanTransformer3DModel with {key} {config[key]} also takes an image, which is not supported",
                 "text-to-video teachers can be shrunk",
             )
-    given, made = config.get("in_channels", 16), config.get("out_channels") or config.get("in_channels", 16)
+    given, made = config["in_channels"], config["out_channels"] or config["in_channels"]
     if given != made:
         raise UsageError(
             f"a WanTransformer3DModel that takes {given} channels for the {made} it makes also takes an image or a "
@@ -127,5 +127,5 @@ FAMILY = Transformer(
     head_sizes=_head_sizes,
     rotary=True,
     check=_check,
-    patch=lambda config: int(config.get("patch_size", (1, 2, 2))[-1]),
+    patch=lambda config: int(config["patch_size"][-1]),
 )

@@ -22,8 +22,8 @@ from diffcompress.families.transformer_rules import (
 )
 
 # Image tokens and caption tokens have refiner layers each, in equal number.
-REFINERS = Stack("n_refiner_layers", "noise_refiner", default=2)
-STACKS = (Stack("n_layers", "layers", default=30), REFINERS)
+REFINERS = Stack("n_refiner_layers", "noise_refiner")
+STACKS = (Stack("n_layers", "layers"), REFINERS)
 # As the pipeline counts: time runs from 0 (noise) to 1, and patches are 2 x 2 pixels of one frame.
 TRAIN_TIMESTEPS = 1000
 PATCH, FRAMES = 2, 1
@@ -32,12 +32,12 @@ MOST_TIME_CHANNELS = 256
 
 
 def _size(config: Config) -> tuple[int, int]:
-    heads = config.get("n_heads", 30)
-    return heads, config.get("dim", 3840) // heads
+    heads = config["n_heads"]
+    return heads, config["dim"] // heads
 
 
 def _axes(config: Config) -> list[int]:
-    return list(config.get("axes_dims", (32, 48, 48)))
+    return list(config["axes_dims"])
 
 
 def _resized(config: Config, heads: int, head_dim: int, depths: Mapping[str, int]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def _rules(teacher: Config, student: Config) -> Rules:
         Role(r"t_embedder\.mlp\.2\.(weight|bias)", ("time", None)),
         Role(r".*adaLN_modulation\.\d\.weight", (None, "time")),
     )
-    depth = spread(*(config.get(REFINERS.key, REFINERS.default) for config in (student, teacher)))
+    depth = spread(student[REFINERS.key], teacher[REFINERS.key])
     return simple_rules(
         STACKS,
         teacher,
@@ -59,7 +59,7 @@ def _rules(teacher: Config, student: Config) -> Rules:
         (_size(teacher), _size(student)),
         ffn=(int(wide / 3 * 8), int(narrow / 3 * 8)),
         head=nearest_positions(_axes(teacher), _axes(student), pair=2),
-        normed=teacher.get("qk_norm", True),
+        normed=teacher["qk_norm"],
         widths={"time": Width(min(wide, MOST_TIME_CHANNELS), min(narrow, MOST_TIME_CHANNELS))},
         roles=roles,
         sources={"context_refiner": depth},
@@ -78,12 +78,12 @@ def _forward(model: nn.Module, noisy: Tensor, timestep: Tensor, conditioning: Ma
 
 def _shape(config: Config) -> tuple[int, ...]:
     """The pipeline's 1024 pixels, or as many rows and columns as the rotary embedding has."""
-    rows, columns = (min(128, PATCH * most) for most in config.get("axes_lens", (1024, 512, 512))[1:])
-    return (config.get("in_channels", 16), rows, columns)
+    rows, columns = (min(128, PATCH * most) for most in config["axes_lens"][1:])
+    return (config["in_channels"], rows, columns)
 
 
 def _inputs(config: Config, batch: int) -> dict[str, Tensor]:
-    captions = torch.zeros(batch, 12, config.get("cap_feat_dim", 2560))
+    captions = torch.zeros(batch, 12, config["cap_feat_dim"])
     return {"cap_feats": captions, "cap_feats.length": torch.full((batch,), 12)}
 
 
@@ -94,7 +94,7 @@ def _check(config: Config) -> None:
             "not supported",
             "text-to-image teachers can be shrunk",
         )
-    sizes = list(zip(config.get("all_patch_size", (2,)), config.get("all_f_patch_size", (1,)), strict=False))
+    sizes = list(zip(config["all_patch_size"], config["all_f_patch_size"], strict=False))
     if sizes != [(PATCH, FRAMES)]:
         raise UsageError(
             f"a ZImageTransformer2DModel with patch sizes {sizes} is not supported",
@@ -124,6 +124,7 @@ FAMILY = Transformer(
     rules=_rules,
     forward=_forward,
     shape=_shape,
+    patch=lambda _config: PATCH,
     inputs=_inputs,
     tiny=_tiny,
     text=lambda _config: ("cap_feats",),

@@ -11,7 +11,7 @@ from typing import Any
 from diffcompress import recipe as recipes
 from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.families import registry
-from diffcompress.families.base import Family
+from diffcompress.families.base import Family, complete
 from diffcompress.jobs import target
 from diffcompress.noise import NoiseProcess
 from diffcompress.pipeline.checks import check_config
@@ -153,7 +153,7 @@ def _find(text: str, scheduler: str | None) -> _Teacher:
     notes, licence = reference.notes, licence_of(reference)
     if not licence.is_known:
         notes = (*notes, f"the licence is unknown ({licence.source}); before a push to the Hub, {licence.advice}")
-    return _Teacher(text, family, reference.config, noise, dtype, reference.other_bytes(), notes)
+    return _Teacher(text, family, reference.complete_config, noise, dtype, reference.other_bytes(), notes)
 
 
 def _from_config(text: str, path: Path) -> _Teacher:
@@ -164,4 +164,5 @@ def _from_config(text: str, path: Path) -> _Teacher:
     family = registry.find(config["_class_name"])
     check_config(config, text)
     hollow(family, config, text)
+    config = complete(family.class_name, config)
     return _Teacher(text, family, config, None, None, None, ("sizes in float32: a config alone",))

@@ -68,7 +68,12 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
     family, noise = describe(reference)
     stored = check_teacher(reference)
     student_plan = plan(
-        family, reference.config, **request.target, dtype=request.dtype or stored, section=recipe.student, noise=noise
+        family,
+        reference.complete_config,
+        **request.target,
+        dtype=request.dtype or stored,
+        section=recipe.student,
+        noise=noise,
     )
     folder = request.folder(student_plan.requested_ratio)
     runtime = runtimes.start(request.device)

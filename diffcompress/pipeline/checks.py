@@ -11,7 +11,6 @@ import diffusers
 from diffcompress.errors import UsageError
 from diffcompress.families.base import Family
 from diffcompress.sources.linking import is_own
-from diffcompress.sources.model_index import read_json
 from diffcompress.sources.reference import Reference
 
 # Pipelines that begin from images, or look at some, and their siblings without: what the word is left out of.
@@ -44,9 +43,11 @@ def check_pipeline(reference: Reference, family: Family) -> None:
 
 def _check_variance(reference: Reference, family: Family) -> None:
     """The pipelines of U-Nets leave a learned variance to the scheduler; transformers' split it off themselves."""
-    into, out = (reference.config.get(key) for key in ("in_channels", "out_channels"))
+    if family.kind != "unet":
+        return
+    into, out = (reference.complete_config[key] for key in ("in_channels", "out_channels"))
     kind = reference.scheduler.get("variance_type")
-    if family.kind != "unet" or not isinstance(into, int) or out != 2 * into or kind in ("learned", "learned_range"):
+    if not isinstance(into, int) or out != 2 * into or kind in ("learned", "learned_range"):
         return
     raise UsageError(
         f"'{reference.id}' cannot draw: its denoiser predicts a variance too (out_channels {out} for {into}), which "
@@ -77,7 +78,11 @@ def _numbers(value: object) -> Iterator[float]:
 
 def check_text(reference: Reference, family: Family) -> None:
     """Raise UsageError for a text-conditional denoiser without the encoders that a run would ask it with."""
-    if family.text_conditioning(reference.config) and reference.pipeline is None and reference.surroundings is None:
+    if (
+        family.text_conditioning(reference.complete_config)
+        and reference.pipeline is None
+        and reference.surroundings is None
+    ):
         raise UsageError(
             f"'{reference.id}' is a text-conditional denoiser without text encoders",
             "name the pipeline folder that it belongs to, or put it into one beside a model_index.json",
@@ -92,9 +97,9 @@ def _check_index(reference: Reference, family: Family) -> None:
         raise UsageError(
             f"{file} leads out of the teacher's folder, and would be copied into the student's", "copy it there"
         )
-    index = read_json(file)
+    index = reference.index
     name = index.get("_class_name")
-    takes_text = bool(family.text_conditioning(reference.config))
+    takes_text = bool(family.text_conditioning(reference.complete_config))
     if name not in dir(diffusers):  # a look at the attribute itself would import it
         usual = _PIPELINES.get(family.class_name, f"{re.split('Transformer|[23]D', family.class_name)[0]}Pipeline")
         raise UsageError(

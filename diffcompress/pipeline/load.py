@@ -49,7 +49,8 @@ class LoadedPipeline:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        return self.reference.config
+        """The denoiser's, complete."""
+        return self.reference.complete_config
 
     @property
     def device(self) -> torch.device:
@@ -85,8 +86,9 @@ def describe(reference: Reference) -> tuple[Family, NoiseProcess]:
     family = registry.find(reference.class_name)
     checks.check_config(reference.config, reference.id)
     checks.check_pipeline(reference, family)
+    config = reference.complete_config
     try:
-        tokens = family.num_tokens(reference.config, family.sample_shape(reference.config))
+        tokens = family.num_tokens(config, family.sample_shape(config))
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         raise UsageError(
             f"the config of '{reference.id}' makes no sense to {family.class_name}: {type(error).__name__} {error}",
@@ -118,10 +120,10 @@ def load(reference: Reference, device: torch.device | str = "cpu", *, sample_siz
     dtype = state.dtype if halved else torch.float32
     denoiser.load_state_dict(as_dtype(state, dtype), assign=True)
     denoiser = denoiser.to(device).eval().requires_grad_(False)
-    shape = family.sample_shape(reference.config)
+    shape = family.sample_shape(reference.complete_config)
     if sample_size is not None:
         shape = (*shape[:-2], sample_size, sample_size)
-        noise = from_scheduler(reference.scheduler, family.num_tokens(reference.config, shape))
+        noise = from_scheduler(reference.scheduler, family.num_tokens(reference.complete_config, shape))
     return LoadedPipeline(
         reference,
         family,
@@ -130,7 +132,7 @@ def load(reference: Reference, device: torch.device | str = "cpu", *, sample_siz
         state.dtype,
         fingerprint(reference, state.files),
         shape,
-        without_text(family, reference.config),
+        without_text(family, reference.complete_config),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from diffcompress.errors import UsageError
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.sources.linking import unlist
-from diffcompress.sources.model_index import parts_of, read_json
+from diffcompress.sources.model_index import parts_of, read_config
 
 
 def load_whole(folder: Path, pipeline: LoadedPipeline, dtype: torch.dtype) -> Any:
@@ -31,7 +31,7 @@ def load_whole(folder: Path, pipeline: LoadedPipeline, dtype: torch.dtype) -> An
 
 def _encoders(folder: Path, of: str, dtype: torch.dtype) -> dict[str, Any]:
     """The parts of a pipeline that transformers loads, by name."""
-    index = read_json(folder / "model_index.json")
+    index = read_config(folder / "model_index.json")
     wanted = {part: index[part][1] for part in parts_of(index) if index[part][0] == "transformers"}
     if not wanted:
         return {}

@@ -1,4 +1,4 @@
-"""A pipeline's model_index.json and the other configs of a teacher, read once and checked."""
+"""A pipeline's model_index.json and the other configs of a teacher, read and checked."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def left_out_of(index: Mapping[str, Any]) -> list[str]:
     return [k for k, v in index.items() if k.startswith(("tokenizer", "text_encoder")) and v == [None, None]]
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """One of a teacher's configs; raises UsageError when it is missing, no regular file, large or no JSON object."""
     advice = "check that the download is complete"
     try:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from diffcompress.families.base import complete
 from diffcompress.runtime import Progress
 from diffcompress.sources.hub import Repository
 from diffcompress.sources.linking import part_bytes
-from diffcompress.sources.model_index import DENOISERS, left_out_of, parts_of, read_json
+from diffcompress.sources.model_index import DENOISERS, left_out_of, parts_of, read_config
 
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
 
@@ -64,9 +66,19 @@ class Reference:
     def class_name(self) -> str | None:
         return self.config.get("_class_name")
 
+    @cached_property
+    def complete_config(self) -> dict[str, Any]:
+        """`config` with its class's own values for what it leaves out; of a class that is a known family's."""
+        return complete(str(self.class_name), self.config)
+
     @property
     def revision(self) -> str | None:
         return self.repository.commit if self.repository else None
+
+    @cached_property
+    def index(self) -> Mapping[str, Any]:
+        """The pipeline's model_index.json; empty without one."""
+        return {} if self.pipeline is None else read_config(self.pipeline / "model_index.json")
 
     @property
     def denoiser_part(self) -> str:
@@ -79,13 +91,12 @@ class Reference:
         if self.pipeline is None:
             inside = self.denoiser.relative_to(self.repository.folder).as_posix() if self.repository else "."
             return ["" if inside == "." else inside]
-        return parts_of(read_json(self.pipeline / "model_index.json"))
+        return parts_of(self.index)
 
     @property
     def left_out(self) -> list[str]:
         """Text parts that the pipeline is without, as its index says (SD3 without T5): diffusers wants to be told."""
-        index = {} if self.pipeline is None else read_json(self.pipeline / "model_index.json")
-        return left_out_of(index)
+        return left_out_of(self.index)
 
     def fetch(self, *parts: str, progress: Progress | None = None) -> None:
         """Download whole parts of a model on the Hub, all of them if none is named; what lies here stays as it is.

@@ -10,7 +10,7 @@ from typing import Any
 from diffcompress.errors import AccessError, UsageError
 from diffcompress.families.registry import up_to_date
 from diffcompress.sources import hub, hub_names
-from diffcompress.sources.model_index import DENOISERS, parts_of, read_json
+from diffcompress.sources.model_index import DENOISERS, parts_of, read_config
 from diffcompress.sources.reference import DEMO_FOLDER, Reference, demo_names
 from diffcompress.sources.remarks import remarks
 from diffcompress.sources.variants import FORMATS, PICKLES
@@ -120,7 +120,7 @@ def _is_flat(path: Path) -> bool:
 
 
 def _from_pipeline(text: str, path: Path, name: str) -> Reference:
-    index = read_json(path / "model_index.json")
+    index = read_config(path / "model_index.json")
     for subfolder in DENOISERS:
         if subfolder in index:
             break
@@ -149,7 +149,7 @@ def _from_file(text: str, path: Path, scheduler: str | None) -> Reference:
         told = "a config is enough for plan alone" if path.suffix == ".json" else told
         raise UsageError(f"'{text}' holds no model: {told}", "name a diffusers folder or a .safetensors checkpoint")
     folder = path.parent
-    index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else None
+    index = read_config(folder / "model_index.json") if (folder / "model_index.json").is_file() else None
     parts = ("", *DENOISERS) if index is not None else ("",)
     beside = next((file for part in parts if (file := folder / part / "config.json").is_file()), None)
     found = single_file.recognise(path, denoiser_config(beside) if beside else None, index)
@@ -185,7 +185,7 @@ def _scheduler_beside(text: str, folder: Path, scheduler: str | None) -> tuple[d
 
 def _scheduler_config(file: Path, stated: str | None = None) -> dict[str, Any]:
     """With the class that its pipeline states where the file names none; raises UsageError where neither does."""
-    config = {"_class_name": stated} | read_json(file)
+    config = {"_class_name": stated} | read_config(file)
     if not config["_class_name"]:
         raise UsageError(
             f"{file} names no _class_name, so the noise process is unknown",
@@ -195,5 +195,5 @@ def _scheduler_config(file: Path, stated: str | None = None) -> dict[str, Any]:
 
 
 def denoiser_config(path: Path) -> dict[str, Any]:
-    """A denoiser's config.json, class named as diffusers names it today; raises UsageError as `read_json` does."""
-    return up_to_date(read_json(path))
+    """A denoiser's config.json, class named as diffusers names it today; raises UsageError as `read_config` does."""
+    return up_to_date(read_config(path))

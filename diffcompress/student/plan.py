@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from diffcompress.errors import DoesNotFitError, UsageError
-from diffcompress.families.base import Config, Family, TensorRules, Variant
+from diffcompress.families.base import Config, Family, TensorRules, Variant, complete
 from diffcompress.families.shapes import shapes
 from diffcompress.noise import NoiseProcess
 from diffcompress.recipe import StudentSection
@@ -75,6 +75,7 @@ def plan(
     no student comes within 1 % (a transformer that keeps its teacher's head size: 5 %).
     """
     section = section or StudentSection()
+    config = complete(family.class_name, config)
     found = _shape(family, config, ratio, params, size, dtype, section)
     if noise is None:
         return found

@@ -40,7 +40,7 @@ def test_a_teacher_of_any_family_becomes_a_student(name: str, tmp_path: Path) ->
     teacher = str(tmp_path / "teacher")
     pipeline.save_pretrained(teacher)
     reference = resolve(teacher)
-    shape = registry.find(reference.class_name).sample_shape(reference.config)
+    shape = registry.find(reference.class_name).sample_shape(reference.complete_config)
     # Importance by gradients is the dearest part here: class- and text-conditional have it once each.
     ranked = "taylor" if name in ("pipe_dit", "pipe_sd3") else "magnitude"
     overrides = (*tiny.SHORTEST, "bank.num_prompts=3", f"student.importance={ranked}") + (

@@ -9,6 +9,7 @@ import pytest
 
 from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.families import registry
+from diffcompress.families.base import complete
 from diffcompress.families.shapes import shapes
 from diffcompress.student.plan import plan
 
@@ -28,7 +29,8 @@ TEACHERS = [
 
 
 def read(name: str) -> dict:
-    return json.loads(CONFIGS[name].read_text())
+    config = json.loads(CONFIGS[name].read_text())
+    return complete(config["_class_name"], config) if name not in REFUSED else config
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
@@ -80,8 +82,12 @@ def test_a_class_without_a_family_is_refused_with_the_known_ones(name: str) -> N
     assert "SD3Transformer2DModel" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", ["UNet2DModel", "UNet2DConditionModel"])
-def test_a_unet_that_leaves_its_blocks_to_its_class(name: str) -> None:
-    config = registry.up_to_date({"_class_name": name, "sample_size": 64, "out_channels": 3})
-    assert registry.find(name).variants({**config, "in_channels": 3}, channels_per_group=4)
-    assert shapes(name, config) == shapes(name, {"sample_size": 64, "out_channels": 3})
+@pytest.mark.parametrize("name", ["UNet2DModel", "UNet2DConditionModel", "SD3Transformer2DModel"])
+def test_what_a_config_leaves_out_is_as_its_class_has_it(name: str) -> None:
+    stated = {"_class_name": name, "sample_size": 64, "in_channels": 16, "out_channels": 16}
+    config = complete(name, stated)
+    assert registry.find(name).variants(config, channels_per_group=4)
+    assert config.items() > stated.items()
+    assert shapes(name, config) == shapes(name, stated)
+    assert config == json.loads(json.dumps(config))
+    assert plan(registry.find(name), stated, ratio=0.25) == plan(registry.find(name), config, ratio=0.25)

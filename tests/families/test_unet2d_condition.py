@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffcompress.errors import UsageError
 from diffcompress.families import unet2d
+from diffcompress.families.base import complete
 from diffcompress.families.unet2d_condition import FAMILY, head_size
 from diffcompress.pipeline.trace import trace
 from diffcompress.student.inherit import inherit, magnitude_scores, pick
@@ -23,7 +24,7 @@ from tests.families.recording import assert_reproduced, record
 from tests.families.test_contract import lively, predictions
 
 PROMPTS = ["a cat walks", "rain"]
-PLAIN = pipe_stable_diffusion.UNET
+PLAIN = complete(FAMILY.class_name, pipe_stable_diffusion.UNET)
 # Like SSD-1B: no attention in the middle, its own number of transformer layers in each module.
 NESTED = {
     **FAMILY.tiny_config(),
@@ -183,7 +184,8 @@ def test_what_cannot_be_distilled_is_named(changes: dict[str, Any], word: str) -
 
 
 def _published(name: str) -> dict[str, Any]:
-    return json.loads((Path(__file__).parents[1] / "teachers" / f"{name}.json").read_text())
+    file = Path(__file__).parents[1] / "teachers" / f"{name}.json"
+    return complete(FAMILY.class_name, json.loads(file.read_text()))
 
 
 def _cut_student(config: dict[str, Any]) -> tuple[dict[str, Tensor], Any, dict[str, Tensor]]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffcompress.errors import UsageError
+from diffcompress.families.base import complete
 from diffcompress.families.wan import FAMILY
 from diffcompress.pipeline.load import describe
 from diffcompress.pipeline.trace import trace
@@ -46,7 +47,7 @@ def test_every_teacher_frequency_that_a_smaller_head_keeps_is_its_own() -> None:
 
 
 def test_no_frequency_is_kept_twice() -> None:
-    for config in (FAMILY.tiny_config(), {}):
+    for config in (FAMILY.tiny_config(), complete(FAMILY.class_name, {})):
         heads, head_dim = FAMILY.size(config)
         for size in [head_dim, *FAMILY._other_sizes(config, head_dim)]:
             student = FAMILY.shrunk_config(config, {"heads": heads, "head_dim": size, "num_layers": 1})

@@ -13,6 +13,7 @@ from torch import nn
 
 from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.families import registry
+from diffcompress.families.base import complete
 from diffcompress.families.unet2d import FAMILY
 from diffcompress.recipe import StudentSection
 from diffcompress.student import costs
@@ -53,7 +54,7 @@ COMMON = {
     "flip_sin_to_cos": False,
     "dropout": 0.1,
 }
-BIG = {name: {**COMMON, **changes} for name, changes in BIG.items()}
+BIG = {name: complete("UNet2DModel", {**COMMON, **changes}) for name, changes in BIG.items()}
 DOWN, UP = ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
 PUBLISHED = StudentSection(channels_per_group=1, widths="proportional")
 

@@ -48,7 +48,8 @@ class _Walk(Walk):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.heads = list(zip(heads(self.teacher), heads(self.student), strict=True))
+        numbers = (self.by_level(heads(config), config) for config in (self.teacher, self.student))
+        self.heads = list(zip(*numbers, strict=True))
         self.layers = (transformer_layers(self.teacher), transformer_layers(self.student))
 
     def time(self) -> None:
@@ -62,12 +63,12 @@ class _Walk(Walk):
         kind = self.student["mid_block_type"]
         if kind is None:
             return hidden
-        last = len(self.wide) - 1
-        hidden = self.resnet("mid_block.resnets.0", "mid_block.resnets.0", hidden, last)
+        mid = self.levels
+        hidden = self.resnet("mid_block.resnets.0", "mid_block.resnets.0", hidden, mid)
         if not mid_attends(self.student):
             return hidden
-        self.attention("mid_block.attentions.0", "mid_block.attentions.0", hidden, last)
-        return self.resnet("mid_block.resnets.1", "mid_block.resnets.1", hidden, last)
+        self.attention("mid_block.attentions.0", "mid_block.attentions.0", hidden, mid)
+        return self.resnet("mid_block.resnets.1", "mid_block.resnets.1", hidden, mid)
 
     def attention(self, name: str, source: str, hidden: Axis, level: int) -> None:
         """A Transformer2DModel: a residual stream of its own between two projections."""
@@ -82,7 +83,7 @@ class _Walk(Walk):
         self.layer(f"{name}.proj_out", hidden, inner, f"{source}.proj_out", kernel=kernel)
 
     def transformer(self, name: str, source: str, inner: Axis, level: int) -> None:
-        text = _per_level(self.student["cross_attention_dim"], self.student)[level]
+        text = self.by_level(self.student["cross_attention_dim"], self.student)[level]
         for number, keys in enumerate((inner, text), start=1):
             self.norm(f"{name}.norm{number}", f"{source}.norm{number}", inner)
             self.attend(f"{name}.attn{number}", f"{source}.attn{number}", inner, keys, level)

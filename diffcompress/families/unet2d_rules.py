@@ -28,13 +28,13 @@ class _Walk(Walk):
     def mid(self, hidden: Axis) -> Axis:
         if self.student["mid_block_type"] is None:
             return hidden
-        last = len(self.wide) - 1
-        hidden = self.resnet("mid_block.resnets.0", "mid_block.resnets.0", hidden, last)
+        mid = self.levels
+        hidden = self.resnet("mid_block.resnets.0", "mid_block.resnets.0", hidden, mid)
         if mid_attends(self.student):
             own = self.student["attn_norm_num_groups"] is not None
             normed = own or self.student["resnet_time_scale_shift"] == "default"
-            self.attention("mid_block.attentions.0", "mid_block.attentions.0", hidden, last, normed)
-        return self.resnet("mid_block.resnets.1", "mid_block.resnets.1", hidden, last)
+            self.attention("mid_block.attentions.0", "mid_block.attentions.0", hidden, mid, normed)
+        return self.resnet("mid_block.resnets.1", "mid_block.resnets.1", hidden, mid)
 
     def attention(self, name: str, source: str, hidden: Axis, level: int, normed: bool = True) -> None:
         dims = tuple(

@@ -3,6 +3,10 @@
 The walk follows the forward pass. A *stream* is an index set of channels that flows along residual adds: a residual
 block that changes the width starts a new one, and so do up- and downsampling convolutions and every block on the way
 up (its input is [hidden, skip], so its shortcut is always a convolution).
+
+A student may have fewer levels than its teacher: its own are the teacher's finest, and its mid block, from the
+teacher's, stands where that goes on to coarser ones. There streams are *joined*: picked anew, as no channel of one
+means what a channel of the other does.
 """
 
 from __future__ import annotations
@@ -97,10 +101,17 @@ class Walk:
     channels = 3
 
     def __post_init__(self) -> None:
-        self.wide: list[int] = list(self.teacher["block_out_channels"])
-        self.narrow: list[int] = list(self.student["block_out_channels"])
+        own, theirs = len(self.student["block_out_channels"]), len(self.teacher["block_out_channels"])
+        # Levels of the student, and how many more its teacher has; beyond the last comes the mid block, as wide as it.
+        self.levels, self.dropped = own, theirs - own
+        self.wide, self.narrow = (self.by_level(c["block_out_channels"], c) for c in (self.teacher, self.student))
         self.groups = (self.teacher["norm_num_groups"], self.student["norm_num_groups"])
-        self.depths = list(zip(depths(self.teacher), depths(self.student), strict=True))
+        self.depths = list(zip(depths(self.teacher)[:own], depths(self.student), strict=True))
+
+    def by_level(self, value: int | Sequence, config: Config) -> list:
+        """What `config` says for each level (one value: for all) by level of the student, and for the mid block."""
+        given = [value] * len(config["block_out_channels"]) if isinstance(value, int) else list(value)
+        return [*given[: self.levels], given[-1]]
 
     def run(self) -> TensorRules:
         hidden = self.stream("conv_in", 0)
@@ -108,10 +119,19 @@ class Walk:
         self.layer("conv_in", hidden, into, kernel=self.student.get("conv_in_kernel", 3))
         self.time()
         hidden, skips = self.down(hidden)
-        hidden = self.up(self.mid(hidden), skips)
+        if self.dropped:
+            hidden = self.join("mid_block.into", self.wide[-1])
+        hidden = self.mid(hidden)
+        if self.dropped:
+            hidden = self.join("mid_block.out", self.teacher["block_out_channels"][self.levels])
+        hidden = self.up(hidden, skips)
         self.norm("conv_norm_out", "conv_norm_out", hidden)
         self.layer("conv_out", out, hidden, kernel=self.student.get("conv_out_kernel", 3))
         return TensorRules(self.sets, tuple(self.rules), tuple(dict.fromkeys(self.notes)))
+
+    def join(self, name: str, width: int) -> Axis:
+        """The student's coarsest stream where its teacher has another one, of `width` channels."""
+        return self.new(name, (width, self.narrow[-1]), self.groups)
 
     def time(self) -> None:
         """The timestep embedding, and what is added to it; sets `embedding`."""
@@ -144,37 +164,42 @@ class Walk:
         for level, kind in enumerate(self.student["down_block_types"]):
             block, (old, new) = f"down_blocks.{level}", self.depths[level]
             for layer in range(new):
-                hidden = self.block_layer(block, kind, layer, spread(layer, new, old), hidden, level)
+                source = f"{block}.{{}}.{spread(layer, new, old)}"
+                hidden = self.block_layer(block, kind, layer, source, hidden, level)
                 skips.append(hidden)
-            if level < len(self.wide) - 1:
-                hidden = self.resample(f"{block}.downsamplers.0", kind, "downsample_type", hidden, level)
+            if level < self.levels - 1:
+                name = f"{block}.downsamplers.0"
+                hidden = self.resample(name, name, kind, "downsample_type", hidden, level)
                 skips.append(hidden)
         return hidden, skips
 
     def up(self, hidden: Axis, skips: list[Axis]) -> Axis:
         for number, kind in enumerate(self.student["up_block_types"]):
-            level = len(self.wide) - 1 - number
-            block, (old, new) = f"up_blocks.{number}", self.depths[level]
+            level = self.levels - 1 - number
+            block, theirs = f"up_blocks.{number}", f"up_blocks.{number + self.dropped}"
+            old, new = self.depths[level]
             for layer in range(new + 1):
-                source = spread(layer, new + 1, old + 1)
+                source = f"{theirs}.{{}}.{spread(layer, new + 1, old + 1)}"
                 hidden = self.block_layer(block, kind, layer, source, hidden + skips.pop(), level)
             if level > 0:
-                hidden = self.resample(f"{block}.upsamplers.0", kind, "upsample_type", hidden, level)
+                names = f"{block}.upsamplers.0", f"{theirs}.upsamplers.0"
+                hidden = self.resample(*names, kind, "upsample_type", hidden, level)
         return hidden
 
-    def block_layer(self, block: str, kind: str, layer: int, source: int, hidden: Axis, level: int) -> Axis:
-        hidden = self.resnet(f"{block}.resnets.{layer}", f"{block}.resnets.{source}", hidden, level)
+    def block_layer(self, block: str, kind: str, layer: int, source: str, hidden: Axis, level: int) -> Axis:
+        """source: name of the teacher's layer, with a place for what it is a layer of."""
+        hidden = self.resnet(f"{block}.resnets.{layer}", source.format("resnets"), hidden, level)
         if "Attn" in kind:
-            self.attention(f"{block}.attentions.{layer}", f"{block}.attentions.{source}", hidden, level)
+            self.attention(f"{block}.attentions.{layer}", source.format("attentions"), hidden, level)
         return hidden
 
-    def resample(self, name: str, kind: str, option: str, hidden: Axis, level: int) -> Axis:
+    def resample(self, name: str, source: str, kind: str, option: str, hidden: Axis, level: int) -> Axis:
         """A block's down- or upsampler: a convolution, or a residual block that keeps its width."""
         chosen = "Attn" in kind and self.student.get(option, "conv") == "resnet"
         if kind.removeprefix("UNetRes").startswith("Resnet") or chosen:
-            return self.resnet(name, name, hidden, level)
+            return self.resnet(name, source, hidden, level)
         out = self.stream(name, level)
-        self.layer(f"{name}.conv", out, hidden, kernel=3)
+        self.layer(f"{name}.conv", out, hidden, f"{source}.conv", kernel=3)
         return out
 
     def resnet(self, name: str, source: str, hidden: Axis, level: int) -> Axis:

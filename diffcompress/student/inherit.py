@@ -15,6 +15,9 @@ from diffcompress.student.plan import StudentPlan
 from diffcompress.student.scores import AxisScores, magnitude_scores
 from diffcompress.student.size import build
 
+# In place of a teacher's channel, where a student has more.
+NEW = -1
+
 
 def start_student(
     family: Family,
@@ -50,7 +53,10 @@ def inherit(
 
 
 def pick(rules: TensorRules, scores: Mapping[str, AxisScores]) -> dict[str, Tensor]:
-    """For each index set the teacher channels to keep, ascending, by the summed scores of all tensors it cuts."""
+    """For each index set the teacher channels to keep, ascending, by the summed scores of all tensors it cuts.
+
+    A set that is larger than the teacher's has all of them, and NEW where there are none.
+    """
     totals = {name: torch.zeros(index.teacher_size, dtype=torch.float64) for name, index in rules.sets.items()}
     for rule in rules.rules:
         if rule.teacher is None or not rule.scored:
@@ -82,8 +88,8 @@ def _best(index: IndexSet, score: Tensor) -> Tensor:
 
     Each student group takes as few teacher groups as hold enough channels, and an equal share of channels from each.
     """
-    if index.size == index.teacher_size:
-        return torch.arange(index.size)
+    if index.size >= index.teacher_size:
+        return _all(index)
     own, wide = index.size // index.groups, index.teacher_size // index.teacher_groups
     if index.positions is not None:
         best = _inside(index, torch.arange(index.teacher_groups))
@@ -103,6 +109,14 @@ def _best(index: IndexSet, score: Tensor) -> Tensor:
     return torch.cat(picks).sort().values
 
 
+def _all(index: IndexSet) -> Tensor:
+    """Every teacher channel, in its own group where there are as many in the student; new ones behind them."""
+    groups = index.groups if index.groups == index.teacher_groups else 1
+    kept = torch.arange(index.teacher_size).view(groups, -1)
+    new = torch.full((groups, (index.size - index.teacher_size) // groups), NEW)
+    return torch.cat([kept, new], 1).flatten()
+
+
 def _cut(
     rule: TensorRule, sets: Mapping[str, IndexSet], kept: Mapping[str, Tensor], teacher: Mapping[str, Tensor]
 ) -> Tensor:
@@ -119,8 +133,22 @@ def _cut(
 
 def _along(value: Tensor, axis: int, index: IndexSet, kept: Tensor) -> Tensor:
     if index.mixture is None:
-        return value.index_select(axis, kept)
+        cut = value.index_select(axis, kept.clamp(min=0))
+        return cut if bool((kept != NEW).all()) else _grown(cut, axis, kept == NEW)
     return torch.tensordot(value.float(), torch.from_numpy(index.mixture), dims=([axis], [0])).movedim(-1, axis)
+
+
+def _grown(value: Tensor, axis: int, new: Tensor) -> Tensor:
+    """What is `new` along an axis: nothing hears it yet, and it says what noise of the other weights' size says."""
+    if axis > 0:
+        filler = torch.zeros(())
+    elif value.dim() == 1:
+        filler = value.float().mean()
+    else:
+        noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(math.prod(value.shape)))
+        filler = noise * value.float().std()
+    shape = [-1 if axis == number else 1 for number in range(value.dim())]
+    return torch.where(new.view(shape), filler, value.float())
 
 
 def _passed_through(rule: TensorRule, sets: Mapping[str, IndexSet]) -> Tensor:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from diffcompress.families.base import TensorRule, TensorRules
 from diffcompress.noise import streams
+from diffcompress.student.inherit import NEW
 
 # Positions that a layer is fitted on at most, and bytes that the teacher's outputs there may take in all.
 MOST_ROWS, MOST_BYTES = 16_384, 2 << 30
@@ -115,12 +116,13 @@ def _can_be_fitted(module: nn.Module, rule: TensorRule, rules: TensorRules) -> b
 
 
 def _kept_outputs(rule: TensorRule, rules: TensorRules, kept: Mapping[str, Tensor]) -> Tensor | None:
-    """Of the teacher's layer, several sets laid end to end; None: all of them."""
+    """Of the teacher's layer, several sets laid end to end, NEW where it has no such output; None: all of them."""
     if not rule.axes[0]:
         return None
     parts, offset = [], 0
     for name in rule.axes[0]:
-        parts.append(kept[name].cpu() + offset)
+        own = kept[name].cpu()
+        parts.append(torch.where(own == NEW, NEW, own + offset))
         offset += rules.sets[name].teacher_size
     return torch.cat(parts)
 
@@ -186,24 +188,25 @@ def _fit(layer: _Layer, given: Tensor, wanted: Tensor, rows: int, conversion: Co
     """The kept outputs of the teacher's layer by the student's, where they are called on the same positions."""
     module = layer.module
     inputs = _inputs(module, given, rows)
-    outputs = wanted if layer.outputs is None else wanted[:, layer.outputs.to(wanted.device)]
-    if len(inputs) != len(outputs) or len(inputs) < 2:
+    if len(inputs) != len(wanted) or len(inputs) < 2:
         return
+    known = torch.arange(wanted.shape[1]) if layer.outputs is None else (layer.outputs != NEW).nonzero()[:, 0]
+    outputs = wanted if layer.outputs is None else wanted[:, layer.outputs[known].to(wanted.device)]
     exact = torch.float32 if inputs.device.type == "mps" else torch.float64
     x, y = inputs.to(exact), outputs.to(exact) * layer.scale
     every = torch.ones_like(x[:, :1])
     if conversion is None:
-        return _regress(module, slice(None), x, y, every)
+        return _regress(module, known.to(x.device), x, y, every)
     scale, offset = (_positions(value, True).to(exact) for value in (conversion.scale, conversion.offset))
     picked = _rows(len(offset), rows).to(offset.device)
     scale, offset = scale[picked, :1], offset[picked]
-    channels = offset.shape[1]
-    _regress(module, slice(channels), x * scale, y[:, :channels] - offset, scale)
-    if y.shape[1] > channels:
-        _regress(module, slice(channels, None), x, y[:, channels:], every)
+    told, rest = known.to(x.device).split([offset.shape[1], len(known) - offset.shape[1]])
+    _regress(module, told, x * scale, y[:, told] - offset, scale)
+    if len(rest):
+        _regress(module, rest, x, y[:, rest], every)
 
 
-def _regress(module: nn.Linear | nn.Conv2d, part: slice, x: Tensor, y: Tensor, bias: Tensor) -> None:
+def _regress(module: nn.Linear | nn.Conv2d, part: Tensor, x: Tensor, y: Tensor, bias: Tensor) -> None:
     """Ridge regression of `y` on `x` and the column `bias`, towards the weights of the outputs `part`, in place."""
     # What the bias tells is taken off both; without one nothing could give it back.
     size = bias.square().sum()

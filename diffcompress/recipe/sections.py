@@ -104,6 +104,10 @@ class StageSection(Section):
     coarse_weight: float = Field(1.0, ge=0.0, description="factor on the coarse term; 1 as published")
     power: float = Field(1.0, gt=0.0, le=1.0, description="each sample's lift, place or output_kd loss is raised to it")
     output_norm: Literal["squared", "l1", "rms"] = Field("squared", description="norm of output_kd")
+    feature_norm: Literal["relative", "squared"] = Field(
+        "relative",
+        description="of feature_kd: last block of each resolution by the teacher's norm, or every block (published)",
+    )
 
     @model_validator(mode="after")
     def _one_objective(self) -> StageSection:

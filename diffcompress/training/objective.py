@@ -154,11 +154,17 @@ def step_losses(
         )
         weights["variance_kd"] = variance
     if "feature_kd" in weights:
-        with torch.no_grad(), FeatureTap(teacher.denoiser, teacher.family) as tap:
-            teacher.predict(batch.noisy, batch.timestep, batch.conditioning)
-        terms["feature_kd"] = losses.feature_kd(features, [f.float() for f in tap.features], reduction=stage.reduction)
+        terms["feature_kd"] = _feature_kd(features, teacher, batch, stage)
     total, log = losses.combine(terms, weights)
-    if "feature_kd" not in weights:
-        # A process group waits for a gradient of every adapter, in a stage that does not use them, too.
-        total = total + sum(0.0 * feature.sum() for feature in features)
-    return total, log
+    # A process group waits for a gradient of every adapter, of those that the stage does not use, too.
+    return total + sum(0.0 * feature.sum() for feature in features), log
+
+
+def _feature_kd(features: list[Tensor], teacher: LoadedPipeline, batch: Batch, stage: StageSection) -> Tensor:
+    with torch.no_grad(), FeatureTap(teacher.denoiser, teacher.family) as tap:
+        teacher.predict(batch.noisy, batch.timestep, batch.conditioning)
+    theirs = [feature.float() for feature in tap.features]
+    if stage.feature_norm == "squared":
+        return losses.feature_kd(features, theirs, reduction=stage.reduction)
+    places = losses.last_of_each_resolution(theirs)
+    return losses.relative_feature_kd([features[place] for place in places], [theirs[place] for place in places])

@@ -5,7 +5,17 @@ import math
 import pytest
 import torch
 
-from diffcompress.losses import Adapters, combine, diffusion, feature_kd, lift, output_kd, variance_kd
+from diffcompress.losses import (
+    Adapters,
+    combine,
+    diffusion,
+    feature_kd,
+    last_of_each_resolution,
+    lift,
+    output_kd,
+    relative_feature_kd,
+    variance_kd,
+)
 
 STUDENT, TEACHER = torch.randn(2, 3, 2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 ERROR = (STUDENT - TEACHER).flatten(1)
@@ -98,6 +108,59 @@ def test_feature_kd_names_bad_input():
         feature_kd([], [])
     with pytest.raises(ValueError, match=r"-2\.0"):
         feature_kd([STUDENT], [TEACHER], mask_beyond=-2.0)
+
+
+def relative_error(student, teacher):
+    """Of one sample of one block, element by element; elements more than five deviations off are left out."""
+    theirs = teacher.flatten().tolist()
+    mean = sum(theirs) / len(theirs)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in theirs) / len(theirs))
+    pairs = [(s, t) for s, t in zip(student.flatten().tolist(), theirs, strict=True) if abs(t - mean) <= 5 * deviation]
+    return sum((s - t) ** 2 for s, t in pairs) / sum(t**2 for _, t in pairs)
+
+
+def test_relative_feature_kd():
+    teacher = TEACHER.clone()
+    teacher[1, 0, 0, 0] = 1e4
+    blocks = [(STUDENT, teacher), (STUDENT[:, :1] - 3, teacher[:, 1:] * 7)]
+    expected = [sum(relative_error(s[i], t[i]) for i in range(3)) / 3 for s, t in blocks]
+    student, given = [s for s, _ in blocks], [t for _, t in blocks]
+    torch.testing.assert_close(relative_feature_kd(student, given).item(), sum(expected) / 2)
+    named = relative_feature_kd({"a": student[0], "b": student[1]}, {"b": given[1], "a": given[0]})
+    torch.testing.assert_close(named.item(), sum(expected) / 2)
+
+
+def test_relative_feature_kd_knows_no_scale():
+    """Neither of a block nor of a sample, and nothing of what is massive in the teacher."""
+    teacher = TEACHER.clone()
+    teacher[1, 0, 0, 0] = 1e4
+    scale = torch.tensor([1e-3, 1.0, 1e3]).view(3, 1, 1, 1)
+    loss = relative_feature_kd([STUDENT], [teacher])
+    torch.testing.assert_close(relative_feature_kd([STUDENT * scale], [teacher * scale]), loss)
+    louder = STUDENT.clone().requires_grad_()
+    louder.data[1, 0, 0, 0] = 2e4
+    again = relative_feature_kd([louder], [teacher])
+    torch.testing.assert_close(again, loss)
+    again.backward()
+    assert (louder.grad == 0).flatten().nonzero().tolist() == [[40]]
+
+
+def test_relative_feature_kd_at_its_ends():
+    student = STUDENT.clone().requires_grad_()
+    loss = relative_feature_kd([student, student], [STUDENT, torch.zeros_like(STUDENT)])
+    loss.backward()
+    assert loss.item() == 0
+    assert (student.grad == 0).all()
+    assert relative_feature_kd([0 * TEACHER], [TEACHER]).item() == 1
+    assert relative_feature_kd([STUDENT.bfloat16()], [TEACHER.bfloat16()]).dtype == torch.float32
+    with pytest.raises(ValueError, match="shape"):
+        relative_feature_kd([STUDENT], [TEACHER[:, :1]])
+
+
+def test_features_are_compared_where_a_resolution_ends():
+    unet = [torch.empty(1, 2, side, side) for side in (8, 4, 2, 2, 2, 4, 8)]
+    assert last_of_each_resolution(unet) == [4, 5, 6]
+    assert last_of_each_resolution([torch.empty(1, 2, 9)] * 3) == [2]
 
 
 @pytest.mark.parametrize("spatial", [(5,), (4, 5), (2, 3, 4)])

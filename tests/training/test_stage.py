@@ -15,7 +15,7 @@ from diffcompress.runtime import Progress
 from diffcompress.student.size import build
 from diffcompress.training import budget, micro
 from diffcompress.training.ema import Ema
-from diffcompress.training.objective import Trainee, freeze_unused
+from diffcompress.training.objective import FeatureTap, Trainee, freeze_unused
 from diffcompress.training.optim import learning_rate
 from diffcompress.training.stage import run_stage
 from tests.families.test_contract import inputs_of
@@ -244,6 +244,27 @@ def test_adapters_have_gradients_in_a_stage_that_does_not_use_them(world, tmp_pa
         found.append((total, dict(terms), [p.grad for p in work.trainee.student.parameters()]))
     assert any(True for _ in work.trainee.adapters.parameters())
     torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("norm", ["relative", "squared"])
+def test_features_are_those_of_the_blocks_that_the_norm_asks_for(world, tmp_path, norm):
+    work = job(world, tmp_path, weights={"output_kd": 1.0, "feature_kd": 1.0})
+    stage = work.recipe.stages[0].model_copy(update={"feature_norm": norm})
+    batch, runtime = work.targets.batch(0), work.runtime
+    _, terms = micro.backward(work.trainee, work.teacher, batch, stage, runtime, runtime.mean, 8)
+    assert all(p.grad is not None for p in work.trainee.parameters())
+    _, ours = work.trainee(batch.noisy, batch.timestep, batch.conditioning)
+    with FeatureTap(work.teacher.denoiser, work.teacher.family) as tap:
+        work.teacher.predict(batch.noisy, batch.timestep, batch.conditioning)
+    errors = [(s - t).square().flatten(1) for s, t in zip(ours, tap.features, strict=True)]
+    if norm == "squared":
+        expected = sum(error.mean() for error in errors)
+    else:
+        sizes = [feature.square().flatten(1).sum(1) for feature in tap.features]
+        up = [place for place, name in enumerate(tap.names) if name.startswith("up_blocks")]
+        assert 1 < len(up) < len(tap.names)
+        expected = sum((errors[place].sum(1) / sizes[place]).mean() for place in up) / len(up)
+    torch.testing.assert_close(terms["feature_kd"], expected.detach())
 
 
 def test_parameters_that_nothing_depends_on_are_frozen():

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all mutants lint types demo-teacher demo-teachers bench
+.PHONY: help demo test test-all mutants lint types schemas demo-teacher demo-teachers bench
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 15
@@ -32,6 +32,9 @@ lint: $(STAMP) types ## ruff, formatting, types and import direction
 
 types: $(STAMP) ## mypy
 	$(BIN)/mypy
+
+schemas: $(STAMP) ## write docs/schemas again, from the records; a test compares
+	$(BIN)/python -m diffcompress.records.schemas docs/schemas
 
 demo-teacher: $(STAMP) ## train the embedded teacher again; resumable, hours on a CPU
 	@test -d /usr/share/datasets/fashion-mnist || { echo "Fashion-MNIST is missing: apt install dataset-fashion-mnist (Debian)"; exit 1; }

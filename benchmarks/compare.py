@@ -18,7 +18,6 @@ import os
 import shutil
 import statistics
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,13 @@ from diffcompress import runtime as runtimes
 from diffcompress.bank import bank as banks
 from diffcompress.evaluation.features import FeatureSpace, find_space
 from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.images.texts import texts_for
 from diffcompress.jobs.deliver import judged, shipped
 from diffcompress.jobs.run import Run
-from diffcompress.jobs.setting import texts_for
 from diffcompress.jobs.train import starting_student, train
 from diffcompress.pipeline.encoding import with_prompts
 from diffcompress.pipeline.load import LoadedPipeline, describe, load
+from diffcompress.records.evaluation import Metrics
 from diffcompress.records.run_folder import RunFolder, read_json
 from diffcompress.runtime import Progress
 from diffcompress.sources.resolve import resolve
@@ -92,19 +92,18 @@ class Judge:
         """Since the beginning, without the time of scoring."""
         return time.monotonic() - self.started - self.paused
 
-    def scores(self, student: LoadedPipeline, **protocol: Any) -> dict[str, Any]:
-        protocol = replace(self.protocol, **protocol)
+    def scores(self, student: LoadedPipeline, **changes: Any) -> Metrics:
+        protocol = self.protocol.model_copy(update=changes)
         cache, teacher = self.run.folder.cache / str(protocol.num_samples), self.run.teacher
-        return evaluate_pipeline(student, teacher, protocol, space=self.space, cache_folder=cache, quality_alone=True)[
-            "metrics"
-        ]
+        found = evaluate_pipeline(student, teacher, protocol, space=self.space, cache_folder=cache, quality_alone=True)
+        return found.metrics
 
     def look(self, step: int, student: LoadedPipeline) -> None:
         if step >= self.run.request.recipe.num_steps:
             return
         seconds, before = self.seconds, time.monotonic()
         values = self.scores(student, num_samples=CURVE_SAMPLES)
-        distance, agreement = values[f"fd_{self.space.name}"]["value"], values["agreement"]["value"]
+        distance, agreement = values[f"fd_{self.space.name}"].value, values["agreement"].value
         self.curve.append({"step": step, "seconds": seconds, "fd_demo": distance, "agreement": agreement})
         self.paused += time.monotonic() - before
 
@@ -128,7 +127,7 @@ def run_once(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str,
     return {"arm": arm, "extra": list(extra), "shape": shape, "seconds": seconds, "curve": judge.curve, **row}
 
 
-def row_of(options: argparse.Namespace, run: Run, recipe: recipes.Recipe, space: str, values: dict) -> dict:
+def row_of(options: argparse.Namespace, run: Run, recipe: recipes.Recipe, space: str, values: Metrics) -> dict:
     """What is told of a run beside what was asked for."""
     teacher, student, stages = run.teacher, run.plan, run.folder.stages()
     names = {"fd_demo": f"fd_{space}", "kd_demo": f"kd_{space}", "fd_demo_held_out": f"fd_{space}_held_out"}
@@ -142,9 +141,12 @@ def row_of(options: argparse.Namespace, run: Run, recipe: recipes.Recipe, space:
         "params": student.params,
         "stages": [stage.model_dump(mode="json") for stage in recipe.stages],
         "micro_batch_size": recipe.training.micro_batch_size,
-        "metrics": {n: values[m]["value"] for n, m in names.items() if m in values},
-        "levels": [{k: round(v, 5) for k, v in level.items()} for level in values["agreement"]["levels"]],
-        "teacher": {n: (values[m]["teacher"] or {}).get("value") for n, m in names.items() if m in values},
+        "metrics": {n: values[m].value for n, m in names.items() if m in values},
+        "levels": [
+            {k: round(v, 5) for k, v in level.items()}
+            for level in (one.to_json() for one in values["agreement"].levels)
+        ],
+        "teacher": {n: values[m].teacher and values[m].teacher.value for n, m in names.items() if m in values},
         "last": runs.last_row(logs[-1]),
         "skipped": read_json(stages[-1] / "final" / "state.json")["skipped"],
         "num_samples": options.num_samples,

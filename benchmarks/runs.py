@@ -11,6 +11,7 @@ from diffcompress.jobs.request import Request
 from diffcompress.jobs.run import Run
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import Recipe
+from diffcompress.records.request import ShrinkOptions
 from diffcompress.records.run_folder import RunFolder
 from diffcompress.runtime import Progress
 from diffcompress.student import costs
@@ -20,12 +21,14 @@ from diffcompress.student.plan import StudentPlan, plan
 def run_for(teacher: LoadedPipeline, student_plan: StudentPlan, recipe: Recipe, folder: RunFolder) -> Run:
     """A run in `folder` that trains `student_plan` by `recipe` on the CPU, unclaimed; what several share lies where
     `folder` says."""
-    request = Request(
-        reference=teacher.reference, target={"ratio": student_plan.requested_ratio, "params": None, "size": None},
-        recipe_name="", recipe=recipe, method="", data=None, prompts=None, dtype=None, scheduler=None,
-        output=folder.path, shared=folder.shared, overwrite=False, max_time=None, device="cpu", license=None,
-        push_to_hub=None, public=False,
-    )  # fmt: skip
+    asked = ShrinkOptions(
+        teacher.reference.id,
+        ratio=student_plan.requested_ratio,
+        output=folder.path,
+        shared=folder.shared,
+        device="cpu",
+    )
+    request = Request(asked=asked, reference=teacher.reference, recipe_name="", recipe=recipe)
     return Run(request, folder, teacher, student_plan, None, runtimes.start("cpu"), Progress())
 
 

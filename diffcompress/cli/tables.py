@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -10,6 +10,9 @@ from pydantic import BaseModel
 from rich.table import Table
 
 from diffcompress.cli.console import count, duration
+from diffcompress.records.evaluation import OTHERS, Evaluation, Measured, Value, Verdict
+from diffcompress.records.planned import Planned
+from diffcompress.records.report import Shrunk
 from diffcompress.report.numbers import in_dtype, lacking
 
 
@@ -20,108 +23,104 @@ def number(value: Any) -> str:
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def planned(rows: Sequence[dict[str, Any]]) -> Table:
+def planned(rows: Sequence[Planned]) -> Table:
     """One line for each asked ratio."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("asked", "params", "ratio", "MACs", "MACs ratio", "denoiser", "pipeline", "peak memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        sizes = [_bytes(row[key]) for key in ("size_bytes", "pipeline_bytes", "peak_memory_bytes")]
-        shares = [
-            told
-            for name, share in (("params", "ratio"), ("macs", "macs_ratio"))
-            for told in (count(row[name]), number(row[share]))
-        ]
-        table.add_row(number(row["requested_ratio"]), *shares, *sizes)
+        sizes = [_bytes(value) for value in (row.size_bytes, row.pipeline_bytes, row.peak_memory_bytes)]
+        shares = (count(row.params), number(row.ratio), count(row.macs), number(row.macs_ratio))
+        table.add_row(number(row.requested_ratio), *shares, *sizes)
     return table
 
 
-def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+def notes(rows: Sequence[Planned]) -> list[str]:
     """Every note once; behind several rows with the ratio it belongs to."""
-    shared = [note for note in rows[0]["notes"] if all(note in row["notes"] for row in rows)]
-    own = [f"{number(row['requested_ratio'])}: {note}" for row in rows for note in row["notes"] if note not in shared]
+    shared = [note for note in rows[0].notes if all(note in row.notes for row in rows)]
+    own = [f"{number(row.requested_ratio)}: {note}" for row in rows for note in row.notes if note not in shared]
     return [f"- {note}" for note in (*shared, *own)]
 
 
-def shrunk(result: dict[str, Any]) -> list[Any]:
+def shrunk(result: Shrunk) -> list[Any]:
     """Sizes, places and quality of a finished run."""
-    student, teacher = result["student"], result["teacher"]
-    size = f"{count(student['params'])} of {count(teacher['params'])} parameters"
+    student, teacher = result.student, result.teacher
+    size = f"{count(student.params)} of {count(teacher.params)} parameters"
     facts = {
-        "student": f"{size}, ratio {number(student['ratio'])} (asked {number(student['requested_ratio'])})",
-        "pipeline": result["pipeline"],
-        "report": result["report"],
-        "time": "-" if result["seconds"] is None else duration(result["seconds"]),
+        "student": f"{size}, ratio {number(student.ratio)} (asked {number(student.requested_ratio)})",
+        "pipeline": result.pipeline,
+        "report": result.report,
+        "time": "-" if result.seconds is None else duration(result.seconds),
     }
-    return [_facts(facts), "", _metrics(result["metrics"])]
+    return [_facts(facts), "", _metrics(result.metrics)]
 
 
-def evaluated(result: dict[str, Any]) -> list[Any]:
+def evaluated(result: Evaluation) -> list[Any]:
     """Metrics, protocol and gates of one evaluation."""
-    shown: list[Any] = [_metrics(result["metrics"]), "", _protocol(result), *_not_computed([result])]
-    if result.get("probe"):
-        shown.append(f"probe: {result['probe']['sentence']}")
-    shown += [f"{'passed' if gate['passed'] else 'MISSED'}  {verdict(gate)}" for gate in result["gates"]]
+    shown: list[Any] = [_metrics(result.metrics.measured), "", _protocol(result), *_not_computed([result])]
+    if result.probe is not None:
+        shown.append(f"probe: {result.probe.sentence}")
+    shown += [f"{'passed' if gate.passed else 'MISSED'}  {verdict(gate)}" for gate in result.gates]
     return shown
 
 
-def verdict(gate: dict[str, Any]) -> str:
+def verdict(gate: Verdict) -> str:
     """A gate with what it was judged by."""
-    why = f": {gate['why']}" if gate.get("why") else ""
-    return f"{gate['expr']}  (value {number(gate['value'])}){why}"
+    return f"{gate.expr}  (value {number(gate.value)})" + (f": {gate.why}" if gate.why else "")
 
 
-def compared(results: Sequence[dict[str, Any]]) -> list[Any]:
+def compared(results: Sequence[Evaluation]) -> list[Any]:
     """Several students: a row for each metric, a column for each student, the teacher's beside; their one protocol."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("metric", no_wrap=True)
-    teacher = results[0]["teacher"] is not None
-    for name in [result["student"]["name"] for result in results] + (["teacher"] if teacher else []):
+    teacher = results[0].teacher is not None
+    for name in [result.student.name for result in results] + (["teacher"] if teacher else []):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("unit")
-    names = dict.fromkeys(name for result in results for name in result["metrics"] if name != "not_computed")
-    for name in names:
-        told = [result["metrics"].get(name) for result in results]
-        measured = next(one for one in told if one is not None)
-        row = ["-" if one is None else _with_interval(one) + in_dtype(one, "student") for one in told]
+    for name in dict.fromkeys(name for result in results for name in result.metrics.measured):
+        found = [result.metrics.get(name) for result in results]
+        measured = next(one for one in found if one is not None)
+        row = ["-" if one is None else _with_interval(one) + in_dtype(one, "student") for one in found]
         if teacher:
-            row.append(_with_interval(measured.get("teacher")) + in_dtype(measured, "teacher"))
-        table.add_row(name, *row, str(measured.get("unit") or ""))
+            row.append(_with_interval(measured.teacher) + in_dtype(measured, "teacher"))
+        table.add_row(name, *row, measured.unit)
     shown: list[Any] = [table, "", _protocol(results[0]), *_not_computed(results)]
-    best = [result["student"]["name"] for result in results if result.get("unbeaten")]
+    best = [result.student.name for result in results if result.unbeaten]
     if best:
         shown.append(f"on the size-quality frontier: {', '.join(best)}")
     for result in results:
-        if result.get("probe"):
-            shown.append(f"{result['student']['name']}: {result['probe']['sentence']}")
+        if result.probe is not None:
+            shown.append(f"{result.student.name}: {result.probe.sentence}")
     for result in results:
-        for gate in result["gates"]:
-            state = "passed" if gate["passed"] else "MISSED"
-            shown.append(f"{state}  {result['student']['name']}  {verdict(gate)}")
+        for gate in result.gates:
+            state = "passed" if gate.passed else "MISSED"
+            shown.append(f"{state}  {result.student.name}  {verdict(gate)}")
     return shown
 
 
-def _protocol(result: dict[str, Any]) -> Table:
-    return _facts({name: value for name, value in result["protocol"].items() if isinstance(value, (str, int, float))})
+def _protocol(result: Evaluation) -> Table:
+    told = result.protocol.to_json()
+    return _facts({name: value for name, value in told.items() if isinstance(value, (str, int, float))})
 
 
-def _not_computed(results: Sequence[dict[str, Any]]) -> list[str]:
+def _not_computed(results: Sequence[Evaluation]) -> list[str]:
     """Every reason once; where it does not hold for all students, with the names of those it holds for."""
     found: dict[str, list[str]] = {}
     for result in results:
-        for line in lacking(result["metrics"].get("not_computed", ())):
-            found.setdefault(line, []).append(result["student"]["name"])
+        for line in lacking(result.metrics.not_computed):
+            found.setdefault(line, []).append(result.student.name)
     return [
         f"not computed{'' if len(names) == len(results) else ' for ' + ', '.join(names)}: {line}"
         for line, names in found.items()
     ]
 
 
-def _with_interval(told: dict[str, Any] | None) -> str:
+def _with_interval(told: Measured | Value | None) -> str:
     if told is None:
         return "-"
-    low, high = told.get("low"), told.get("high")
-    return number(told["value"]) + ("" if low is None or high is None else f" [{number(low)}, {number(high)}]")
+    return number(told.value) + (
+        "" if told.low is None or told.high is None else f" [{number(told.low)}, {number(told.high)}]"
+    )
 
 
 def annotated(section: BaseModel, indent: int = 0) -> Iterator[str]:
@@ -154,23 +153,18 @@ def _facts(facts: dict[str, Any]) -> Table:
     return table
 
 
-def _metrics(metrics: dict[str, Any]) -> Table:
+def _metrics(metrics: Mapping[str, Measured]) -> Table:
     """One line for each metric: the student's value with its interval, beside the same of the other models."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("metric", no_wrap=True)
-    others = ("teacher", "untrained", "real")
-    for name in ("student", "95 % interval", *others):
+    for name in ("student", "95 % interval", *OTHERS):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("unit")
     for name, told in metrics.items():
-        if not isinstance(told, dict) or "value" not in told:
-            continue
-        low, high = told.get("low"), told.get("high")
-        interval = "" if low is None or high is None else f"{number(low)} .. {number(high)}"
-        beside = [number((told.get(other) or {}).get("value")) + in_dtype(told, other) for other in others]
-        table.add_row(
-            name, number(told["value"]) + in_dtype(told, "student"), interval, *beside, str(told.get("unit") or "")
-        )
+        interval = "" if told.low is None or told.high is None else f"{number(told.low)} .. {number(told.high)}"
+        values = [(role, told.of(role)) for role in OTHERS]
+        beside = [number(one and one.value) + in_dtype(told, role) for role, one in values]
+        table.add_row(name, number(told.value) + in_dtype(told, "student"), interval, *beside, told.unit)
     return table
 
 

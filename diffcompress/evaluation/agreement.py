@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from diffcompress.evaluation.frechet import mean_estimate
+from diffcompress.evaluation.material import Material
 from diffcompress.losses.fit import fit_line
 from diffcompress.noise import generator, streams
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.predicting import in_terms_of
-from diffcompress.records.metrics import Estimate
-
-
-@dataclass(frozen=True)
-class Level:
-    """One bin of timesteps (inclusive). error: mean squared difference; relative_error: its root / the teacher's root
-    mean square; slope, intercept: least squares of the teacher on the student in each sample and channel, averaged."""
-
-    timestep_low: int
-    timestep_high: int
-    error: float
-    relative_error: float
-    slope: float
-    intercept: float
+from diffcompress.pipeline.sampling import automatic_batch_size
+from diffcompress.records.evaluation import Level, Metrics
+from diffcompress.records.metrics import Estimate, Metric
 
 
 @dataclass(frozen=True)
@@ -37,8 +26,28 @@ class Agreement:
     agreement: Estimate
     levels: tuple[Level, ...]
 
-    def levels_json(self) -> list[dict[str, Any]]:
-        return [asdict(level) for level in self.levels]
+
+def add_metrics(material: Material, wanted: Sequence[Metric], metrics: Metrics) -> None:
+    """Of all models whose predictions can be laid beside the teacher's."""
+    models, protocol = material.models, material.protocol
+    teacher = models["teacher"]
+    if (why := why_incomparable(models["student"], teacher)) is not None:
+        metrics.skip((metric.name for metric in wanted), why)
+        return
+    assert material.inputs is not None
+    clean, conditioning = material.inputs
+    found = measure(
+        {role: one for role, one in models.items() if role != "teacher" and why_incomparable(one, teacher) is None},
+        teacher,
+        clean,
+        conditioning,
+        num_levels=protocol.agreement_levels,
+        seed=protocol.seed,
+        batch_size=automatic_batch_size(teacher),
+    )
+    values = {role: one.agreement for role, one in found.items()}
+    for metric in wanted:
+        metrics.add(metric, values, levels=list(found["student"].levels), samples=len(clean))
 
 
 def why_incomparable(student: LoadedPipeline, teacher: LoadedPipeline) -> str | None:
@@ -88,7 +97,14 @@ def _level(low: int, high: int, ours: Tensor, theirs: Tensor) -> Level:
     line = fit_line(ours.flatten(2).unsqueeze(2), channels.unsqueeze(2), channels.var(-1, correction=0))
     error = (ours - theirs).square().mean()
     relative = (error / theirs.square().mean()).sqrt()
-    return Level(low, high, error.item(), relative.item(), 1 + line.tilt.mean().item(), line.intercept.mean().item())
+    return Level(
+        timestep_low=low,
+        timestep_high=high,
+        error=error.item(),
+        relative_error=relative.item(),
+        slope=1 + line.tilt.mean().item(),
+        intercept=line.intercept.mean().item(),
+    )
 
 
 def _summary(ratio: Tensor, levels: tuple[Level, ...], seed: int) -> Agreement:

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffcompress.evaluation.failed import total_variation
 from diffcompress.evaluation.features import FeatureSpace
+from diffcompress.evaluation.variation import total_variation
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.sampling import automatic_batch_size, sample
 from diffcompress.records import fingerprints

@@ -20,10 +20,18 @@ from diffcompress.noise import generator, streams
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.sampling import automatic_batch_size
 from diffcompress.records import fingerprints
-from diffcompress.records.metrics import full_name
+from diffcompress.records.evaluation import Metrics, Probe
+from diffcompress.records.metrics import Metric, full_name
 
 NUM_IMAGES = 64
 MOST, LEAST = 0.5, 0.2
+# The first that was computed with correction is read.
+PROBED = ("fid", "fd", "kd", "fd_teacher", "kd_teacher", "paired_distance")
+_MEANING: dict[str, str] = {
+    "train longer": "which training mends first: training longer is likely to help",
+    "too small": "so what is missing is detail: once the loss has levelled off, only a larger student has it",
+    "both": "so longer training is likely to help, and a larger student with the rest",
+}
 
 
 @dataclass(frozen=True)
@@ -99,38 +107,32 @@ class _CorrectedFamily:
         return torch.cat([self._correction(whole[:, :channels], timestep), whole[:, channels:]], 1)
 
 
-def verdict(metrics: Mapping[str, Any], space: str | None) -> dict[str, Any] | None:
-    """What the probe says, from a student's metrics: `{"metric", "before", "after", "floor", "explained", "reading",
-    "sentence"}`.
+def verdict(metrics: Metrics, space: str | None) -> Probe | None:
+    """What the probe says, from a student's metrics.
 
-    explained: share of the student's distance beyond its teacher's (`floor`) that the lines take away; reading: "train
-    longer" from one half on, "too small" below one fifth, "both" between, "at the teacher" where there is no distance
-    to explain. None where no distance was computed with correction.
+    Its reading: "train longer" from one half explained on, "too small" below one fifth, "both" between, "at the
+    teacher" where there is no distance to explain. None where no distance was computed with correction.
     """
-    wanted = [full_name(name, metrics, space) for name in ("fid", "fd", "kd", "fd_teacher", "kd_teacher")]
-    name = next((one for one in (*wanted, "paired_distance") if f"{one}_corrected" in metrics), None)
-    if name is None:
+    candidates = [Metric.named(full_name(name, metrics, space)) for name in PROBED]
+    metric = next((one for one in candidates if one.mended.name in metrics), None)
+    if metric is None:
         return None
-    before, after = metrics[name], metrics[f"{name}_corrected"]
-    floor = before["teacher"]["value"] if before["teacher"] else 0.0
-    told: dict[str, Any] = {"metric": name, "before": before["value"], "after": after["value"], "floor": floor}
-    gap = before["value"] - floor
-    if gap <= 0 or (before["low"] is not None and before["low"] <= floor):
+    name, student, mended = metric.name, metrics[metric.name], metrics[metric.mended.name]
+    assert student.value is not None and mended.value is not None
+    before, after = student.value, mended.value
+    floor = 0.0 if student.teacher is None or student.teacher.value is None else student.teacher.value
+    told: dict[str, Any] = {"metric": name, "before": before, "after": after, "floor": floor}
+    gap = before - floor
+    if gap <= 0 or (student.low is not None and student.low <= floor):
         sentence = f"{name}: the student is as near as its teacher, so there is no distance to explain."
-        return {**told, "explained": None, "reading": "at the teacher", "sentence": sentence}
-    explained = (before["value"] - after["value"]) / gap
+        return Probe(**told, explained=None, reading="at the teacher", sentence=sentence)
+    explained = (before - after) / gap
     reading = "train longer" if explained >= MOST else "too small" if explained < LEAST else "both"
-    meaning = {
-        "train longer": "which training mends first: training longer is likely to help",
-        "too small": "so what is missing is detail: once the loss has levelled off, only a larger student has it",
-        "both": "so longer training is likely to help, and a larger student with the rest",
-    }[reading]
     sentence = (
-        f"{name} {before['value']:.4g} becomes {after['value']:.4g} when a slope and an intercept per noise level and "
-        f"channel correct the student (teacher {floor:.4g}): they explain {_percent(explained)} of its distance, "
-        f"{meaning}."
+        f"{name} {before:.4g} becomes {after:.4g} when a slope and an intercept per noise level and channel correct "
+        f"the student (teacher {floor:.4g}): they explain {_percent(explained)} of its distance, {_MEANING[reading]}."
     )
-    return {**told, "explained": explained, "reading": reading, "sentence": sentence}
+    return Probe(**told, explained=explained, reading=reading, sentence=sentence)
 
 
 def _percent(share: float) -> str:

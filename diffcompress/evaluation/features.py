@@ -16,8 +16,9 @@ from diffcompress.evaluation import extractors
 from diffcompress.evaluation.embedded import DIMENSION, IMAGE_SHAPE, Extractor
 from diffcompress.evaluation.frechet import Moments
 from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.recipe import EvaluationSection
 from diffcompress.records.fingerprints import sha256
-from diffcompress.records.protocol import Protocol
+from diffcompress.records.protocol import Protocol, versions
 from diffcompress.runtime import Progress
 from diffcompress.sources.reference import DEMO_FOLDER, demo_names
 from diffcompress.sources.resolve import resolve
@@ -199,14 +200,25 @@ def protocol_for(
     guidance: for models that know a null conditioning; others are sampled without. reference: SHA-256 of the user's
     images, which are inputs of agreement even without a space.
     """
-    conditions = model.conditions
-    values |= {
+    conditions, section = model.conditions, EvaluationSection()
+    values = {
+        "num_samples": section.num_samples,
+        "sampler_steps": section.sampler_steps,
+        "seed": 0,
+        "agreement_clean": "teacher samples",
+        **values,
         "sampler": model.noise.sampler,
-        "sample_shape": tuple(model.sample_shape),
+        "sample_shape": list(model.sample_shape),
         "guidance": 1.0 if conditions.null is None else guidance,
         "conditions": conditions.digest,
+        "versions": versions(),
     }
     if space is None:
-        return Protocol(reference=reference, **values)
-    values |= {"clip": space.clip.digest if space.clip else None}
-    return Protocol(space.name, space.digest, space.real.digest if space.real else reference, **values)
+        return Protocol.whole(feature_space=None, reference=reference, **values)
+    return Protocol.whole(
+        feature_space=space.name,
+        extractor=space.digest,
+        reference=space.real.digest if space.real else reference,
+        clip=space.clip.digest if space.clip else None,
+        **values,
+    )

@@ -13,13 +13,13 @@ import operator
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 from diffcompress.errors import UsageError
-from diffcompress.records.metrics import KNOWN, PROBE, SHARES, full_name
+from diffcompress.records.evaluation import Metrics, Verdict
+from diffcompress.records.metrics import PROBE, Metric, full_name
 from diffcompress.records.run_folder import write_atomically
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -38,7 +38,6 @@ MODELS = {
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?P<suffix>[A-Za-z%]*)|(?P<word>[A-Za-z_]\w*)|(?P<sign><=|>=|==|!=|=|<|>|\*))"
 )
-_SPECIAL = ("_corrected", "_held_out", *(f"_{space}" for space in KNOWN))
 _INSTEAD = {"=": "use ==", "!=": "use == for what must hold, or < and > with a limit"}
 _EXAMPLE = "write it like 'params<50M', 'agreement>0.9', 'fd<1.2*teacher' or 'failed_samples<=5%'"
 
@@ -62,8 +61,10 @@ class _Token:
     value: float = 0.0
 
 
-def parse(expressions: Iterable[str], metrics: Sequence[str], models: Iterable[str] = tuple(MODELS)) -> list[Gate]:
-    """Gates over `metrics` (their names), that may refer to the models in `models`; one expression may come alone.
+def parse(
+    expressions: Iterable[str], metrics: Mapping[str, Metric], models: Iterable[str] = tuple(MODELS)
+) -> list[Gate]:
+    """Gates over `metrics` by name, that may refer to the models in `models`; one expression may come alone.
 
     Raises UsageError marking the column of what cannot be read, or naming the metric nearest to an unknown one.
     """
@@ -71,30 +72,30 @@ def parse(expressions: Iterable[str], metrics: Sequence[str], models: Iterable[s
     return [_parse(expr, metrics, models) for expr in each]
 
 
-def judge(gates: Iterable[Gate], metrics: Mapping[str, Any], space: str | None = None) -> list[dict[str, Any]]:
-    """Each gate's `{"expr", "value", "passed"}`; a gate whose numbers were not computed fails and says `why`.
+def judge(gates: Iterable[Gate], metrics: Metrics, space: str | None = None) -> list[Verdict]:
+    """How each gate was judged; one whose numbers were not computed fails and says `why`.
 
     space: the feature space of the metrics, so that `fd` is `fd_<space>`.
     """
     return [_judge(gate, metrics, space) for gate in gates]
 
 
-def write_junit(path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def write_junit(path: Path, results: Mapping[str, Sequence[Verdict]]) -> None:
     """Gate results of each student, by its name, as JUnit XML: one test case per gate and student."""
     cases = [(student, result) for student, judged in results.items() for result in judged]
-    failures = sum(not result["passed"] for _, result in cases)
+    failures = sum(not result.passed for _, result in cases)
     suite = ET.Element(
         "testsuite", name="diffcompress evaluate", tests=str(len(cases)), failures=str(failures), errors="0"
     )
     for student, result in cases:
-        case = ET.SubElement(suite, "testcase", classname=f"diffcompress.{student}", name=result["expr"])
-        if not result["passed"]:
-            message = result.get("why") or f"measured {result['value']:.6g}"
-            ET.SubElement(case, "failure", message=message).text = f"{result['expr']}: {message}"
+        case = ET.SubElement(suite, "testcase", classname=f"diffcompress.{student}", name=result.expr)
+        if not result.passed:
+            message = result.why or f"measured {result.value:.6g}"
+            ET.SubElement(case, "failure", message=message).text = f"{result.expr}: {message}"
     write_atomically(path, lambda part: ET.ElementTree(suite).write(part, encoding="utf-8", xml_declaration=True))
 
 
-def _parse(expr: str, metrics: Sequence[str], models: Iterable[str]) -> Gate:
+def _parse(expr: str, metrics: Mapping[str, Metric], models: Iterable[str]) -> Gate:
     tokens = _tokens(expr)
 
     def take(kinds: tuple[str, ...], wanted: str) -> _Token:
@@ -110,7 +111,7 @@ def _parse(expr: str, metrics: Sequence[str], models: Iterable[str]) -> Gate:
         raise UsageError(
             f"gate '{expr}' names an unknown metric '{metric.text}', column {metric.column + 1}\n"
             f"  {expr}\n  {' ' * metric.column}^",
-            f"{meant}known: {', '.join(name for name in metrics if not name.endswith(_SPECIAL))}, "
+            f"{meant}known: {', '.join(name for name, one in metrics.items() if one.is_plain)}, "
             "and distances with the name of a feature space behind them",
         )
     known = f"one of {' '.join(OPERATORS)}"
@@ -136,7 +137,8 @@ def _parse(expr: str, metrics: Sequence[str], models: Iterable[str]) -> Gate:
             )
         else:
             model = token.text
-    if model is None and factor > 1 and metric.text.startswith(SHARES):
+    most = metrics[metric.text].kind.most
+    if model is None and most is not None and factor > most:
         raise UsageError(
             f"gate '{expr}' compares {metric.text}, which is never above 1, with {factor:g}",
             f"for per cent write {factor:g}%",
@@ -173,23 +175,29 @@ def _syntax(expr: str, column: int, what: str) -> UsageError:
     )
 
 
-def _judge(gate: Gate, metrics: Mapping[str, Any], space: str | None) -> dict[str, Any]:
+def _judge(gate: Gate, metrics: Metrics, space: str | None) -> Verdict:
     name = full_name(gate.metric, metrics, space)
-    reasons = {item["metric"]: item["why"] for item in metrics.get("not_computed", ())}
-    metric = metrics.get(name)
-    if metric is None or metric["value"] is None:
-        stems = [one.removesuffix("_corrected") for one in (name, gate.metric)]
-        places = (name, gate.metric, *stems, *([PROBE] if name not in stems else []))
-        why = next((reasons[one] for one in places if one in reasons), f"{gate.metric} was not computed")
-        return _missed(gate, None, why)
+    measured = metrics.get(name)
+    if measured is None or measured.value is None:
+        return _missed(gate, None, _why_missing(gate, name, metrics))
     limit = gate.factor
     if gate.model is not None:
-        other = metric.get(gate.model)
-        if other is None or other["value"] is None:
-            return _missed(gate, metric["value"], f"{name} of the {gate.model} was not computed")
-        limit *= other["value"]
-    return {"expr": gate.expr, "value": metric["value"], "passed": bool(OPERATORS[gate.sign](metric["value"], limit))}
+        other = measured.of(gate.model)
+        if other is None or other.value is None:
+            return _missed(gate, measured.value, f"{name} of the {gate.model} was not computed")
+        limit *= other.value
+    passed = bool(OPERATORS[gate.sign](measured.value, limit))
+    return Verdict(expr=gate.expr, value=measured.value, passed=passed)
 
 
-def _missed(gate: Gate, value: float | None, why: str) -> dict[str, Any]:
-    return {"expr": gate.expr, "value": value, "passed": False, "why": why}
+def _why_missing(gate: Gate, name: str, metrics: Metrics) -> str:
+    """The reason of the metric, of the one that it corrects, or of the probe that corrects it."""
+    reasons = {one.metric: one.why for one in metrics.not_computed}
+    asked = [Metric.named(one) for one in (name, gate.metric)]
+    probe = [PROBE] if asked[0].corrected else []
+    places = [name, gate.metric, *(replace(one, corrected=False).name for one in asked), *probe]
+    return next((reasons[one] for one in places if one in reasons), f"{gate.metric} was not computed")
+
+
+def _missed(gate: Gate, value: float | None, why: str) -> Verdict:
+    return Verdict(expr=gate.expr, value=value, passed=False, why=why)

@@ -6,16 +6,41 @@ precision, recall: Kynkaanniemi et al. 2019, arXiv 1904.06991, with their 3 neig
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from diffcompress.evaluation.frechet import mean_estimate, share_estimate
-from diffcompress.records.metrics import Estimate
+from diffcompress.evaluation.material import Material
+from diffcompress.records.evaluation import Metrics
+from diffcompress.records.metrics import Estimate, Metric
 
 PRECISION_NEIGHBOURS = 3
 DENSITY_NEIGHBOURS = 5
 FEWEST = 2 * DENSITY_NEIGHBOURS
 BLOCK = 1024
+
+
+def add_metrics(material: Material, wanted: Sequence[Metric], metrics: Metrics) -> None:
+    """Of as many real images as samples: with unequal counts, precision and recall drift apart by themselves."""
+    protocol, real = material.protocol, material.in_space.real
+    assert real is not None
+    count = min(len(real.features), protocol.num_samples)
+    if count < FEWEST:
+        why = f"{count} images are too few for nearest neighbours: it takes {FEWEST} or more"
+        metrics.skip((metric.name for metric in wanted), why)
+        return
+    found = {
+        role: neighbour_metrics(value[:count], real.features[:count], seed=protocol.seed)
+        for role, value in (material.others("corrected") | material.floor(real)).items()
+        if len(value) >= count
+    }
+    more = {"samples": count, "reference": real.name, "real_samples": count}
+    for metric in wanted:
+        name = metric.kind.name
+        neighbours = PRECISION_NEIGHBOURS if name in ("precision", "recall") else DENSITY_NEIGHBOURS
+        metrics.add(metric, {role: one[name] for role, one in found.items()}, **more, neighbours=neighbours)
 
 
 def neighbour_metrics(features: Tensor, real: Tensor, *, seed: int = 0) -> dict[str, Estimate]:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import importlib
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffcompress.errors import UsageError
-from diffcompress.evaluation import agreement, correction, speed
+from diffcompress.evaluation import agreement, correction
 from diffcompress.evaluation.cache import Drawn, SampleCache
-from diffcompress.evaluation.distances import add_distances
 from diffcompress.evaluation.doubts import beats_teacher
-from diffcompress.evaluation.failed import failed_share
 from diffcompress.evaluation.features import FeatureSpace
-from diffcompress.evaluation.frechet import mean_estimate
+from diffcompress.evaluation.material import Material
 from diffcompress.noise import streams
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.predicting import in_terms_of
-from diffcompress.pipeline.sampling import automatic_batch_size, conditioning_for
-from diffcompress.records.metrics import NO_TEACHER, PROBE, ROLES, SAMPLE_CHECKS, Metrics
+from diffcompress.pipeline.sampling import conditioning_for
+from diffcompress.records.evaluation import Metrics, Scores
+from diffcompress.records.metrics import NO_TEACHER, PROBE, ROLES, TABLE, Kind
 from diffcompress.records.protocol import Protocol
 from diffcompress.records.run_files import write_tensors
+from diffcompress.records.run_folder import sample_file
 from diffcompress.runtime import Progress, StopRequest
 
 NUM_SAVED = 64
@@ -44,8 +44,8 @@ def evaluate_pipeline(
     samples_folder: Path | None = None,
     progress: Progress | None = None,
     quality_alone: bool = False,
-) -> dict[str, Any]:
-    """`{"protocol", "metrics", "probe", "warnings"}` of `student`, with the teacher's and untrained student's beside.
+) -> Scores:
+    """Protocol, metrics, probe and warnings of `student`, with the teacher's and untrained student's beside.
 
     space: where distances are measured (features.find_space); clean `[N, C, *spatial]` with its conditioning: inputs of
     agreement, else the teacher's own samples; samples_folder: receives teacher.safetensors and student.safetensors,
@@ -58,42 +58,60 @@ def evaluate_pipeline(
         role: model for role, model in zip(ROLES, (student, teacher, untrained), strict=True) if model is not None
     }
     _check_shapes(models)
-    if space is not None:
-        for one in (space, space.clip):
-            if one is not None:
-                one.extractor.to(student.device)
-    metrics = Metrics()
-    if not quality_alone:
-        _add_costs(metrics, models)
+    for one in (space, space and space.clip):
+        if one is not None:
+            one.extractor.to(student.device)
+    metrics = Metrics(not_computed=[])
     drawn: dict[str, Drawn] = {}
     if teacher is not None or space is not None:
         cache = SampleCache(cache_folder, stop or StopRequest(), progress or Progress())
         drawn = {role: cache.draw(model, protocol, space, f"sampling the {role}") for role, model in models.items()}
         if teacher is not None and not quality_alone:
             _draw_corrected(drawn, metrics, student, teacher, protocol, space, cache)
-    add_distances(metrics, drawn, space, protocol, _prompts(student, protocol))
+    inputs = None if teacher is None else _inputs(teacher, drawn["teacher"], protocol, clean, conditioning)
+    material = Material(models, drawn, space, protocol, _prompts(student, protocol), inputs)
+    measure(material, metrics, [kind for kind in TABLE if not (quality_alone and kind.is_cost)])
     if teacher is None:
-        metrics.skip(("agreement", *SAMPLE_CHECKS, PROBE), NO_TEACHER)
-    else:
-        if clean is None:
-            clean = drawn["teacher"].images
-            conditioning = conditioning_for(teacher, range(len(clean)), protocol.sampling_seed)
-        first = slice(protocol.agreement_images)
-        inputs = clean[first], {name: value[first] for name, value in (conditioning or {}).items()}
-        _add_agreement(metrics, models, inputs, protocol)
-        _add_sample_checks(metrics, drawn, protocol.seed)
+        metrics.skip((PROBE,), NO_TEACHER)
     if samples_folder is not None:
         for role in ROLES:
             if role in drawn:
                 images = drawn[role].pixels[:NUM_SAVED].to(torch.float32)
-                write_tensors(samples_folder / f"{role}.safetensors", {"images": images})
-    name = space.name if space is not None else None
-    return {
-        "protocol": protocol.to_json(),
-        "metrics": metrics.to_json(),
-        "probe": correction.verdict(metrics.values, name),
-        "warnings": beats_teacher(metrics.values),
-    }
+                write_tensors(sample_file(samples_folder, role), {"images": images})
+    return Scores(
+        protocol=protocol,
+        metrics=metrics,
+        probe=correction.verdict(metrics, space.name if space is not None else None),
+        warnings=beats_teacher(metrics),
+    )
+
+
+def measure(material: Material, metrics: Metrics, kinds: Sequence[Kind]) -> None:
+    """Add what the table of metrics knows of `kinds`, each by its own module, or name it with the reason why not."""
+    for module, group in itertools.groupby(kinds, key=lambda kind: kind.measured_in):
+        able = []
+        for metric in (metric for kind in group for metric in material.wanted(kind)):
+            if (why := material.why_not(metric)) is not None:
+                metrics.skip((metric.name,), why)
+            else:
+                able.append(metric)
+        if able:
+            importlib.import_module(f"diffcompress.evaluation.{module}").add_metrics(material, able, metrics)
+
+
+def _inputs(
+    teacher: LoadedPipeline,
+    drawn: Drawn,
+    protocol: Protocol,
+    clean: Tensor | None,
+    conditioning: Mapping[str, Tensor] | None,
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Clean samples that predictions are compared on: those given, else the teacher's own."""
+    if clean is None:
+        clean = drawn.images
+        conditioning = conditioning_for(teacher, range(len(clean)), protocol.sampling_seed)
+    first = slice(protocol.agreement_images)
+    return clean[first], {name: value[first] for name, value in (conditioning or {}).items()}
 
 
 def _check_shapes(models: Mapping[str, LoadedPipeline]) -> None:
@@ -136,14 +154,14 @@ def _corrected(
     student: LoadedPipeline, teacher: LoadedPipeline, protocol: Protocol, cache: SampleCache
 ) -> LoadedPipeline:
     """The student behind its best lines to the teacher, fitted on teacher samples that nothing is evaluated on."""
-    apart = replace(
-        protocol,
-        seed=protocol.seed + streams.PROBE_SEED_SHIFT,
-        num_samples=min(correction.NUM_IMAGES, protocol.num_samples),
-        feature_space=None,
-        extractor=None,
-        reference=None,
-    )
+    changes = {
+        "seed": protocol.seed + streams.PROBE_SEED_SHIFT,
+        "num_samples": min(correction.NUM_IMAGES, protocol.num_samples),
+        "feature_space": None,
+        "extractor": None,
+        "reference": None,
+    }
+    apart = protocol.model_copy(update=changes)
     clean = cache.draw(teacher, apart, None, "sampling the teacher for the probe").images
     conditioning = conditioning_for(teacher, range(len(clean)), apart.sampling_seed)
     student = in_terms_of(student, teacher.noise)
@@ -151,69 +169,3 @@ def _corrected(
     return correction.corrected(
         student, correction.fit(student, teacher, clean, conditioning, num_steps=steps, seed=seed)
     )
-
-
-def _add_costs(metrics: Metrics, models: Mapping[str, LoadedPipeline]) -> None:
-    costs = {role: speed.measure(model) for role, model in models.items() if role != "untrained"}
-    where: dict[str, Any] = {"device": costs["student"].device, "threads": costs["student"].threads}
-    # A large teacher stays in half precision on an accelerator: such times are not of equals.
-    dtypes = {role: cost.dtype for role, cost in costs.items()}
-    if len(set(dtypes.values())) > 1:
-        where["dtypes"] = dtypes
-    metrics.add("params", "parameters", "lower", {role: cost.params for role, cost in costs.items()})
-    metrics.add("size_bytes", "bytes", "lower", {role: cost.size_bytes for role, cost in costs.items()})
-    metrics.add("macs", "multiply-accumulates", "lower", {role: cost.macs for role, cost in costs.items()})
-    for size, name in zip(speed.BATCH_SIZES, ("latency_ms", "latency_ms_batch16"), strict=True):
-        measured = {role: cost.latency_ms[size] for role, cost in costs.items()}
-        found = {role: value for role, value in measured.items() if value is not None}
-        if "student" in found:
-            metrics.add(name, "ms per call", "lower", found, batch_size=size, **where)
-        else:
-            metrics.skip((name,), f"calls with a batch of {size} take too long here or do not fit in memory")
-    metrics.add("memory_bytes", "bytes", "lower", {role: cost.memory_bytes for role, cost in costs.items()}, **where)
-
-
-def _add_agreement(
-    metrics: Metrics,
-    models: Mapping[str, LoadedPipeline],
-    inputs: tuple[Tensor, Mapping[str, Tensor]],
-    protocol: Protocol,
-) -> None:
-    teacher = models["teacher"]
-    why = agreement.why_incomparable(models["student"], teacher)
-    if why is not None:
-        metrics.skip(("agreement",), why)
-        return
-    students = {
-        role: model
-        for role, model in models.items()
-        if role != "teacher" and agreement.why_incomparable(model, teacher) is None
-    }
-    found = agreement.measure(
-        students,
-        teacher,
-        *inputs,
-        num_levels=protocol.agreement_levels,
-        seed=protocol.seed,
-        batch_size=automatic_batch_size(teacher),
-    )
-    levels = {"levels": found["student"].levels_json(), "samples": len(inputs[0])}
-    metrics.add("agreement", "", "higher", {role: value.agreement for role, value in found.items()}, **levels)
-
-
-def _add_sample_checks(metrics: Metrics, drawn: Mapping[str, Drawn], seed: int) -> None:
-    teacher = drawn["teacher"]
-    if teacher.num_broken:
-        metrics.skip(SAMPLE_CHECKS, f"{teacher.num_broken} samples of the teacher are not finite")
-        return
-    failed = {role: failed_share(one.variation, teacher.variation) for role, one in drawn.items()}
-    metrics.add("failed_samples", "share of samples", "lower", failed, samples=len(teacher.variation))
-    if drawn["student"].num_broken:
-        metrics.skip(("paired_distance",), f"{drawn['student'].num_broken} samples are not finite")
-        return
-    apart = {
-        role: mean_estimate((one.pixels - teacher.pixels).square().flatten(1).mean(1).sqrt(), seed=seed)
-        for role, one in drawn.items()
-        if role != "teacher" and not one.num_broken
-    }
-    metrics.add("paired_distance", "rms pixel difference", "lower", apart, samples=len(teacher.pixels))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -13,11 +13,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from diffcompress.evaluation.material import Material
 from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.records.evaluation import Metrics
+from diffcompress.records.metrics import Metric
 from diffcompress.runtime import dtype_name, synchronise
 from diffcompress.student import costs
 
-BATCH_SIZES = (1, 16)
+LATENCIES = {"latency_ms": 1, "latency_ms_batch16": 16}
+BATCH_SIZES = tuple(LATENCIES.values())
 MOST_REPEATS, FEWEST_REPEATS, SECONDS = 20, 5, 1.5
 LONGEST_SECONDS = 20.0
 
@@ -37,6 +41,28 @@ class Speed:
     threads: int
     device: str
     dtype: str
+
+
+def add_metrics(material: Material, wanted: Sequence[Metric], metrics: Metrics) -> None:
+    """Of student and teacher; the untrained student costs what the student does."""
+    found = {role: measure(model) for role, model in material.models.items() if role != "untrained"}
+    where: dict[str, Any] = {"device": found["student"].device, "threads": found["student"].threads}
+    # A large teacher stays in half precision on an accelerator: such times are not of equals.
+    dtypes = {role: cost.dtype for role, cost in found.items()}
+    if len(set(dtypes.values())) > 1:
+        where["dtypes"] = dtypes
+    for metric in wanted:
+        name = metric.kind.name
+        if (batch := LATENCIES.get(name)) is None:
+            values = {role: getattr(cost, name) for role, cost in found.items()}
+            metrics.add(metric, values, **(where if name == "memory_bytes" else {}))
+            continue
+        times = {role: taken for role, cost in found.items() if (taken := cost.latency_ms[batch]) is not None}
+        if "student" in times:
+            metrics.add(metric, times, batch_size=batch, **where)
+        else:
+            why = f"calls with a batch of {batch} take too long here or do not fit in memory"
+            metrics.skip((metric.name,), why)
 
 
 def measure(pipeline: LoadedPipeline) -> Speed:

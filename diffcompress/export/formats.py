@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from diffcompress.errors import DamagedError
-from diffcompress.export import provenance
 from diffcompress.export.onnx import check_inputs, check_installed, export_onnx
 from diffcompress.export.weights import as_shipped
 from diffcompress.families.base import Family
@@ -20,11 +19,11 @@ from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import ExportSection
 from diffcompress.records import shapes
 from diffcompress.records.fingerprints import sha256
-from diffcompress.records.run_files import read_json, write_atomically, write_json
+from diffcompress.records.provenance import Provenance
+from diffcompress.records.run_files import read_json, read_record, write_atomically, write_json
 from diffcompress.records.run_folder import RunFolder
 from diffcompress.runtime import dtype_name
 
-RECORD = "exports.json"
 ONNX, SINGLE_FILE = "denoiser.onnx", "denoiser.safetensors"
 
 
@@ -38,11 +37,11 @@ def check(section: ExportSection, family: Family, config: Mapping[str, Any]) -> 
 def written(run: RunFolder, section: ExportSection) -> dict[str, Any] | None:
     """exports.json's content, where all that `section` asks for is there and of the weights in `run.pipeline`."""
     try:
-        found = dict(read_json(run.exports / RECORD, kind=shapes.Exports))
+        found = dict(read_json(run.export_record, kind=shapes.Exports))
         hashes = {name: sha256(run.exports / name) for name in found["files"]}
     except (OSError, DamagedError):
         return None
-    shipped = read_json(run.pipeline / provenance.FILE, kind=shapes.Provenance)["files"]
+    shipped = read_record(run.provenance, Provenance).files
     asked = (found["asked"], found["pipeline_files"], found["files"])
     return found if asked == (section.model_dump(), shipped, hashes) else None
 
@@ -59,7 +58,7 @@ def write_formats(
         return None
     if (found := written(run, section)) is not None:
         return found
-    shipped = read_json(run.pipeline / provenance.FILE, kind=dict)["files"]
+    shipped = read_record(run.provenance, Provenance).files
     rounded = as_shipped(student, dtype)
     config = dict(student.config)  # type: ignore[arg-type]
     record: dict[str, Any] = {"asked": asked, "pipeline_files": shipped, "files": {}}
@@ -74,7 +73,7 @@ def write_formats(
             told = export_onnx(teacher.family, plain, config, folder / ONNX)
             record["onnx"] = {"file": ONNX, "dtype": "float32"} | told
         record["files"] = {file.name: sha256(file) for file in sorted(folder.iterdir())}
-        write_json(folder / RECORD, record)
+        write_json(folder / run.export_record.name, record)
 
     write_atomically(run.exports, write)
     return record
@@ -82,13 +81,13 @@ def write_formats(
 
 def _header(run: RunFolder, teacher: LoadedPipeline, config: dict[str, Any]) -> dict[str, str]:
     """What makes one file enough: the class to build and its config, and what it was made from."""
-    record = read_json(run.pipeline / provenance.FILE, kind=dict)
+    record = read_record(run.provenance, Provenance)
     plain = {key: value for key, value in config.items() if not key.startswith("_")}
     return {
         "format": "pt",
         "class_name": teacher.family.class_name,
         "config": json.dumps({"_class_name": teacher.family.class_name} | plain),
         "scheduler": json.dumps(teacher.reference.scheduler, default=str),
-        "teacher": json.dumps(record["teacher"]),
-        "license": str(record["license"]["id"]),
+        "teacher": json.dumps(record.teacher.to_json()),
+        "license": record.license.id,
     }

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from diffcompress.errors import AccessError, DiffCompressError, UsageError
-from diffcompress.export import provenance as provenances
-from diffcompress.records.run_folder import RunFolder, read_json, write_json
+from diffcompress.records.provenance import Provenance
+from diffcompress.records.report import Pushed
+from diffcompress.records.run_folder import RunFolder, read_record, write_json
 from diffcompress.report import card, reading
 from diffcompress.runtime import Progress
 from diffcompress.sources import hub, hub_errors
@@ -60,35 +61,34 @@ def check(repo: str, *, public: bool, licence: Licence) -> None:
         )
 
 
-def push(run: RunFolder, repo: str, *, public: bool, progress: Progress | None = None) -> dict[str, Any]:
+def push(run: RunFolder, repo: str, *, public: bool, progress: Progress | None = None) -> Pushed:
     """Push `run.pipeline` to `repo` in one commit; write and return what `run.pushed` holds.
 
-    That is {"repo", "url", "commit", "public", "files"}, the last being the weights' hashes by path.
     The repository is made private unless `public`; one that exists keeps its visibility. Raises AccessError when the
     Hub refuses, DiffCompressError when it or the network keeps failing; the run stays as it is.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    provenance = read_json(run.pipeline / provenances.FILE, kind=dict)
-    collected = reading.collect(run) | {"pushed": {"repo": repo}}
-    card.write(run.pipeline, provenance, collected)
+    provenance = read_record(run.provenance, Provenance)
+    card.write(run.pipeline, provenance, reading.collect(run), repo)
     files = [CommitOperationAdd(path, str(run.pipeline / path)) for path in _files(run.pipeline)]
-    api, name = HfApi(), provenance["teacher"]["name"]
+    api, name = HfApi(), provenance.teacher.name
     later = f"the run is finished and safe in {run.path}; the same command again pushes it and does nothing else"
     try:
         # Asked first: a token that may write to a repository may not be allowed to make one.
         if not _exists(repo):
             _patiently(lambda: api.create_repo(repo, private=not public, exist_ok=True))
-        told = f"{name} compressed by diffcompress {provenance['versions']['diffcompress']}"
+        told = f"{name} compressed by diffcompress {provenance.versions['diffcompress']}"
         made = _patiently(lambda: api.create_commit(repo, files, commit_message=told))
         private = bool(_patiently(lambda: api.model_info(repo)).private)
     except Exception as error:
         raise _explained(error, repo, later) from error
     if progress is not None and public and private:
         progress.warn(f"'{repo}' existed as a private repository and stays private: change that in its settings")
-    pushed = {"repo": repo, "url": str(made.repo_url), "commit": made.oid, "public": not private}
-    pushed["files"] = provenance["files"]
-    write_json(run.pushed, pushed)
+    pushed = Pushed(
+        repo=repo, url=str(made.repo_url), commit=made.oid, public=not private, files=dict(provenance.files)
+    )
+    write_json(run.pushed, pushed.to_json())
     return pushed
 
 

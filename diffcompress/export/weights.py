@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from diffcompress.errors import DiffCompressError
-from diffcompress.export import provenance as provenances
+from diffcompress.export.provenance import record
 from diffcompress.images.prompts import OWN_FILE, own_file
 from diffcompress.pipeline.load import LoadedPipeline
-from diffcompress.records.run_folder import RunFolder, read_json, write_atomically, write_json
+from diffcompress.records.run_folder import PROVENANCE, RunFolder, read_json, write_atomically, write_json
 from diffcompress.report import card, reading
 from diffcompress.runtime import dtype_name
 from diffcompress.sources.licence import licence_files, licence_of
@@ -47,10 +47,10 @@ def export_pipeline(
         shipped.save_pretrained(folder / subfolder, safe_serialization=True)
         for file in licence_files(teacher.reference):
             shutil.copyfile(file, folder / file.name)
-        collected = reading.collect(run)
-        record = provenances.record(folder, teacher, licence, dtype, given, collected)
-        write_json(folder / provenances.FILE, record)
-        card.write(folder, record, collected)
+        report = reading.collect(run)
+        told = record(folder, teacher, licence, dtype, given, report)
+        write_json(folder / PROVENANCE, told.to_json())
+        card.write(folder, told, report)
 
     write_atomically(run.pipeline, write)
     return run.pipeline

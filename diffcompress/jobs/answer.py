@@ -2,60 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from diffcompress.errors import DamagedError
 from diffcompress.images.hub_images import is_id
 from diffcompress.jobs.request import Request
 from diffcompress.records.fingerprints import is_sound
+from diffcompress.records.report import Report, Shrunk
 from diffcompress.records.run_folder import RunFolder
 from diffcompress.report import reading
 from diffcompress.runtime import Progress
 from diffcompress.sources.licence import licence_of, unused
 from diffcompress.sources.weights import fingerprint, weight_files
 
-FIELDS = (*reading.SUMMARY, "warnings")
 
-
-def answer(request: Request, progress: Progress) -> dict[str, Any] | None:
+def answer(request: Request, progress: Progress) -> Shrunk | None:
     """What `shrink` returns of the run that is asked for; None while anything of it is left to do, a push included."""
-    ratio = request.target["ratio"]
-    if request.push_to_hub is not None or (request.output is None and ratio is None):
+    asked = request.asked
+    if asked.push_to_hub is not None or (asked.output is None and asked.ratio is None):
         return None
-    folder = request.folder(ratio)
+    folder = request.folder(asked.ratio)
     try:
         whole = folder.is_finished and is_sound(folder) and request.more_time(folder) is None
         if not whole or not _is_same(folder, request) or _lacks_formats(folder, request):
             return None
     except DamagedError:  # the step that it is of makes it again, or tells
         return None
-    told = reading.collect(folder) if folder.is_reported else _redrawn(folder)
-    known = told["provenance"]["license"]
-    if request.license in (None, known["id"]):
-        return _fields(told)
-    licence = licence_of(request.reference, request.license)
-    if licence.id != request.license:
-        progress.warn(unused(licence, request.license))
-        return _fields(told)
+    report = reading.collect(folder) if folder.is_reported else _redrawn(folder)
+    if asked.license is None or (report.provenance and asked.license == report.provenance.license.id):
+        return _summary(report)
+    licence = licence_of(request.reference, asked.license)
+    if licence.id != asked.license:
+        progress.warn(unused(licence, asked.license))
+        return _summary(report)
     from diffcompress.export.provenance import relicense  # seconds of imports
 
-    relicense(folder.pipeline, request.license)
-    return _fields(_redrawn(folder))
+    relicense(folder, asked.license)
+    return _summary(_redrawn(folder))
 
 
-def result(folder: RunFolder) -> dict[str, Any]:
+def result(folder: RunFolder) -> Shrunk:
     """What `shrink --json` prints of a run."""
-    return _fields(reading.collect(folder))
+    return _summary(reading.collect(folder))
 
 
-def _redrawn(folder: RunFolder) -> dict[str, Any]:
+def _redrawn(folder: RunFolder) -> Report:
     from diffcompress.report.page import write_report  # seconds of imports
 
     return write_report(folder)
 
 
-def _fields(told: dict[str, Any]) -> dict[str, Any]:
-    return {name: told[name] for name in FIELDS}
+def _summary(report: Report) -> Shrunk:
+    return Shrunk(**{name: getattr(report, name) for name in Shrunk.model_fields})
 
 
 def _is_same(folder: RunFolder, request: Request) -> bool:
@@ -63,7 +59,8 @@ def _is_same(folder: RunFolder, request: Request) -> bool:
     reference.fetch(reference.denoiser_part)
     asked = request.identity(fingerprint(reference, weight_files(reference.denoiser)))
     before = folder.identity.get("data")
-    if request.data is not None and is_id(request.data) and str(before).startswith(f"{request.data}@"):
+    data = request.asked.data
+    if data is not None and is_id(str(data)) and str(before).startswith(f"{data}@"):
         asked["data"] = before  # the commit that it stood for when the run began
     return folder.is_run(asked)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,10 +24,11 @@ from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.predicting import predicting
 from diffcompress.recipe import Recipe
 from diffcompress.records import shapes
+from diffcompress.records.evaluation import Evaluation, Judged
 from diffcompress.records.fingerprints import is_sound
 from diffcompress.records.metrics import ROLES
 from diffcompress.records.protocol import Protocol
-from diffcompress.records.run_files import kept, read_json, read_tensors, write_json
+from diffcompress.records.run_files import kept, read_json, read_record, read_tensors, write_json
 from diffcompress.report.page import write_report
 from diffcompress.runtime import Progress
 from diffcompress.training.state import counters
@@ -39,11 +39,11 @@ SAMPLES_WITHOUT_SPACE = 256
 
 def conclude(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module, bank: Bank) -> None:
     """Evaluate and ship the student `trained`, which was `start`; for the main process alone."""
-    folder, request = run.folder, run.request
-    recipe = recipe.model_copy(update={"export": request.recipe.export})
+    folder, asked = run.folder, run.request.asked
+    recipe = recipe.model_copy(update={"export": run.request.recipe.export})
     if not _is_evaluated(run):
         with run.timed("evaluation"):
-            write_json(folder.metrics, _evaluated(run, recipe, start, trained))
+            write_json(folder.metrics, _evaluated(run, recipe, start, trained).to_json())
         run.runtime.stop.raise_if_set()
     write_json(folder.warnings, _warnings(run))
     with run.timed("export"):
@@ -54,13 +54,13 @@ def conclude(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module, ban
         if not exported or not is_sound(folder):
             _export(run, recipe, trained, bank)
         write_formats(trained, _around(run), folder, recipe.export, dtype=_export_dtype(run))
-    if request.license:
-        relicense(folder.pipeline, request.license)
+    if asked.license:
+        relicense(folder, asked.license)
     write_report(folder)
-    if request.push_to_hub is not None:
+    if asked.push_to_hub is not None:
         run.runtime.stop.raise_if_set()
-        pushed = hub.push(folder, request.push_to_hub, public=request.public, progress=run.progress)
-        run.progress.note(f"pushed to {pushed['url']}, commit {pushed['commit']}")
+        pushed = hub.push(folder, asked.push_to_hub, public=asked.public, progress=run.progress)
+        run.progress.note(f"pushed to {pushed.url}, commit {pushed.commit}")
         write_report(folder)
 
 
@@ -69,7 +69,7 @@ def _is_evaluated(run: Run) -> bool:
     samples = [file for role in ROLES if (file := run.folder.samples / f"{role}.safetensors").exists()]
     read = partial(read_tensors, finite=False)
     whole = [kept(file, read, run.progress.warn) is not None for file in samples]
-    found = kept(run.folder.metrics, partial(read_json, kind=shapes.Evaluation), run.progress.warn)
+    found = kept(run.folder.metrics, partial(read_record, kind=Evaluation), run.progress.warn)
     return found is not None and all(whole)
 
 
@@ -100,7 +100,7 @@ def shipped(run: Run, trained: nn.Module) -> LoadedPipeline:
     return student
 
 
-def _evaluated(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module) -> dict[str, Any]:
+def _evaluated(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module) -> Evaluation:
     """The content of metrics.json."""
     teacher, student = run.teacher, shipped(run, trained)
     space, protocol = judged(teacher, recipe, run.progress)
@@ -115,11 +115,11 @@ def _evaluated(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module) -
         samples_folder=run.folder.samples,
         progress=run.progress,
     )
-    return {
-        "student": {"id": str(run.folder.pipeline), "fingerprint": student.fingerprint},
-        "teacher": {"id": teacher.reference.id, "fingerprint": teacher.fingerprint},
-        **scored,
-    }
+    return Evaluation(
+        student=Judged(id=str(run.folder.pipeline), fingerprint=student.fingerprint),
+        teacher=Judged(id=teacher.reference.id, fingerprint=teacher.fingerprint),
+        **dict(scored),
+    )
 
 
 @torch.no_grad()
@@ -139,10 +139,10 @@ def _export(run: Run, recipe: Recipe, trained: nn.Module, bank: Bank) -> None:
         "recipe": recipe.model_dump(mode="json"),
         "seed": recipe.seed,
         "bank": bank.key,
-        "method": run.request.method,
+        "method": run.request.asked.method,
     }
-    if run.request.license:
-        provenance["license"] = run.request.license
+    if run.request.asked.license:
+        provenance["license"] = run.request.asked.license
     dtype = _export_dtype(run)
     export_pipeline(trained, _around(run), run.folder, dtype=dtype, provenance=provenance)
     prove(run.folder, trained, run.teacher, dtype=dtype)
@@ -154,7 +154,7 @@ def _around(run: Run) -> LoadedPipeline:
 
 
 def _export_dtype(run: Run) -> torch.dtype:
-    asked = run.request.dtype
+    asked = run.request.asked.dtype
     return getattr(torch, asked) if asked else run.teacher.dtype
 
 
@@ -168,4 +168,4 @@ def _warnings(run: Run) -> list[str]:
                 f"{counted['rollbacks']} rollbacks (learning rate x {counted['learning_rate_scale']:g})"
             )
     found += [*run.teacher.conditions.warnings, *read_json(run.folder.bank / RECORD, kind=dict).get("warnings", [])]
-    return found + beats_teacher(read_json(run.folder.metrics, kind=shapes.Evaluation)["metrics"])
+    return found + beats_teacher(read_record(run.folder.metrics, Evaluation).metrics)

@@ -19,7 +19,7 @@ def estimate(run: Run) -> str:
     seconds = (time.monotonic() - started) / len(indices)
     calls = 2 if recipe.bank.guidance != 1 and teacher.conditions.null is not None else 1
     bank = calls * seconds * recipe.bank.num_samples * recipe.bank.sampler_steps / run.runtime.count
-    if run.request.data is not None:
+    if run.request.asked.data is not None:
         bank = 0.0
     _, protocol = judged(teacher, recipe, Progress())
     # Student and untrained student are small beside the teacher, but not free: count the two as one teacher.

@@ -1,25 +1,37 @@
-"""`evaluate`: score a student, or any pipeline, against its teacher and, if given, real images; judge the gates."""
+"""`evaluate`: score a student, or several against each other, against their teacher and, if given, real images."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from diffcompress import runtime as runtimes
 from diffcompress.errors import DamagedError, UsageError
 from diffcompress.evaluation import gates as gating
-from diffcompress.evaluation.features import find_space
+from diffcompress.evaluation.features import FeatureSpace, find_space
 from diffcompress.evaluation.score import evaluate_pipeline
 from diffcompress.images.hub_images import pinned
-from diffcompress.jobs.setting import Asked, Setting, fetched, prepare, writable
+from diffcompress.jobs import comparison
+from diffcompress.jobs.signature import as_function
+from diffcompress.jobs.testbed import Testbed, fetched, prepare
 from diffcompress.pipeline.load import LoadedPipeline, state_fingerprint
-from diffcompress.records.fingerprints import PROVENANCE, differs_from_provenance, is_sound
-from diffcompress.records.metrics import metric_names
-from diffcompress.records.run_folder import EVALUATION, RunFolder, read_json, write_json
-from diffcompress.runtime import Progress
+from diffcompress.records.evaluation import Evaluation, Judged, Verdict
+from diffcompress.records.fingerprints import differs_from_provenance, is_sound
+from diffcompress.records.metrics import every
+from diffcompress.records.request import EvaluateOptions
+from diffcompress.records.run_folder import (
+    COMPARISON,
+    EVALUATION,
+    PROVENANCE,
+    RunFolder,
+    read_json,
+    read_record,
+    writable,
+    write_json,
+)
+from diffcompress.runtime import Progress, Runtime
 from diffcompress.sources.licence import is_demo
 from diffcompress.sources.reference import Reference
 from diffcompress.sources.resolve import resolve
@@ -27,110 +39,144 @@ from diffcompress.sources.state import StoredState
 from diffcompress.sources.weights import TeacherState, check_state
 
 
-def evaluate(
-    student: str | Path,
-    *,
-    teacher: str | Path | None = None,
-    data: str | Path | None = None,
-    num_samples: int | None = None,
-    sampler_steps: int | None = None,
-    gates: Sequence[str] = (),
-    output: str | Path | None = None,
-    feature_weights: str | Path | None = None,
-    junit: str | Path | None = None,
-    seed: int = 0,
-    device: str | None = None,
-    progress: Progress | None = None,
-    scheduler: str | None = None,
-    prompts: str | None = None,
-) -> dict[str, Any]:
-    """`{"student", "teacher", "protocol", "metrics", "probe", "warnings", "gates"}`, also in `output`/evaluation.json.
+def run(asked: EvaluateOptions, progress: Progress) -> Evaluation | list[Evaluation]:
+    """Student, teacher, protocol, metrics, probe, warnings and gates of a student; a list for several.
 
-    scheduler: for denoiser folders that have none beside them; prompts: a file with one a line for text-conditional
-    models, else the built-in ones. Gates may compare with the untrained student where `student` is a run's own
-    pipeline. Whether a gate passed is in its "passed"; a failed gate is no exception. Drawn samples stay in
-    `output`/cache, so the same call after a stop goes on. Raises UsageError for unusable input, before anything is
-    sampled.
+    Also in `output`/evaluation.json; of several in `output`/comparison.json, with frontier.svg beside. One of several
+    may be the evaluation.json of an earlier evaluation, of the same protocol and teacher as the others'. Gates may
+    compare with the untrained student where `student` is one run's own pipeline. Whether a gate passed is in its
+    "passed"; a failed gate is no exception. Drawn samples stay in `output`/cache, which all students share: the teacher
+    is sampled once, and the same call after a stop goes on. Raises UsageError for unusable input, and for results that
+    were measured differently, before anything is sampled.
     """
-    progress = progress or Progress()
-    checked(num_samples, sampler_steps, seed)
-    space = find_space(None, feature_weights) if feature_weights is not None else None
-    student = str(student)
-    teacher, data = (None if given is None else str(given) for given in (teacher, data))
-    start = _start_of(student)
-    models = [name for name, given in (("teacher", teacher), ("untrained", start)) if given is not None]
-    parsed = gating.parse(gates, metric_names(space.name if space else None), models)
-    data = pinned(data)
-    reference = resolve(student, scheduler)
-    folder = _output_folder(output, reference)
-    runtime = runtimes.start(device)
+    work = _resolved(asked)
+    runtime = runtimes.start(asked.device)
     if not runtime.is_main:  # one process does it all
         runtime.wait()
-        return read_json(folder / EVALUATION, kind=dict)
-    loaded = fetched(reference, runtime, progress)
-    loaded_teacher = fetched(resolve(teacher, scheduler), runtime, progress) if teacher is not None else None
-    wanted = any(gate.model == "untrained" for gate in parsed)
-    untrained = _as_it_began(loaded, start) if start is not None and wanted else None
-    check_junit(junit)
-    asked = Asked(num_samples, sampler_steps, seed, data, prompts)
-    setting = prepare(runtime, loaded, loaded_teacher, space, asked, folder / "cache", progress)
+        if work.alone:
+            return read_record(work.folder / EVALUATION, Evaluation)
+        return [Evaluation.model_validate(one) for one in read_json(work.folder / COMPARISON, kind=list)]
+    _check_junit(asked.junit)
+    measured = _measured(work, runtime, progress) if work.references else {}
+    results = [measured.get(text) or work.earlier[text] for text in work.names]
+    if not work.alone:
+        comparison.check_all(list(work.names), results)
+        for place, (text, name) in enumerate(work.names.items()):
+            if text in work.earlier:
+                results[place] = comparison.again(results[place], name, work.gates, progress)
+        results = comparison.concluded(results, work.folder, progress)
+    if asked.junit is not None:
+        _write_junit(Path(asked.junit), {one.student.name: one.gates for one in results})
+    runtime.wait()
+    return results[0] if work.alone else results
+
+
+evaluate = as_function("evaluate", EvaluateOptions, run, "dict[str, Any] | list[dict[str, Any]]")
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What there is to do, known before anything is loaded.
+
+    alone: one student, which is no list of one; names: of all students, in order; references: of those to measure;
+    earlier: results that stand for the others; start: the weights that a run's student began with.
+    """
+
+    asked: EvaluateOptions
+    alone: bool
+    names: dict[str, str]
+    references: dict[str, Reference]
+    earlier: dict[str, Evaluation]
+    start: Path | None
+    space: FeatureSpace | None
+    gates: list[gating.Gate]
+    folder: Path
+
+
+def _resolved(asked: EvaluateOptions) -> _Work:
+    """Raises UsageError for students, gates and a feature extractor that cannot be used."""
+    alone = isinstance(asked.student, (str, Path))
+    students = [str(one) for one in ([asked.student] if isinstance(asked.student, (str, Path)) else asked.student)]
+    space = None if asked.feature_weights is None else find_space(None, asked.feature_weights)
+    start = _start_of(students[0]) if alone else None
+    models = [name for name, given in (("teacher", asked.teacher), ("untrained", start)) if given is not None]
+    gates = gating.parse(asked.gates, every(space.name if space else None), models)
+    names = comparison.names(students)
+    earlier = {} if alone else comparison.earlier_results(students)
+    references = {text: resolve(text, asked.scheduler) for text in students if text not in earlier}
+    if not references:
+        comparison.check_unused(asked)
+    default: Path | str = comparison.FOLDER
+    if alone:
+        (reference,) = references.values()
+        names, default = {students[0]: reference.name}, _beside(reference)
+    asked = replace(asked, data=pinned(None if asked.data is None else str(asked.data)))
+    return _Work(asked, alone, names, references, earlier, start, space, gates, Path(asked.output or default))
+
+
+def _measured(work: _Work, runtime: Runtime, progress: Progress) -> dict[str, Evaluation]:
+    """Results of the students that have none yet."""
+    asked, folder = work.asked, work.folder
+    loaded = {text: fetched(reference, runtime, progress) for text, reference in work.references.items()}
+    first, teacher = loaded[next(iter(loaded))], None
+    if asked.teacher is not None:
+        teacher = fetched(resolve(str(asked.teacher), asked.scheduler), runtime, progress)
+    testbed = prepare(runtime, first, teacher, work.space, asked, folder / "cache", progress)
+    comparison.check_shapes(loaded)
+    comparison.check_like(work.earlier, testbed)
+    untrained = None
+    if work.start is not None and any(gate.model == "untrained" for gate in work.gates):
+        untrained = _as_it_began(first, work.start)
     runtime.stop.install()
     try:
-        result = score(setting, loaded, folder, parsed, untrained=untrained)
+        if work.alone:
+            return {text: score(testbed, one, folder, work.gates, untrained=untrained) for text, one in loaded.items()}
+        named = {text: (one, work.names[text]) for text, one in loaded.items()}
+        return {text: score(testbed, one, folder / name, work.gates, name=name) for text, (one, name) in named.items()}
     finally:
         runtime.stop.restore()
-    if junit is not None:
-        write_junit(Path(junit), {reference.name: result["gates"]})
-    runtime.wait()
-    return result
 
 
 def score(
-    setting: Setting,
+    testbed: Testbed,
     student: LoadedPipeline,
     folder: Path,
     gates: Sequence[gating.Gate],
     *,
     untrained: LoadedPipeline | None = None,
     name: str | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluate one student into `folder` and tell its warnings; raises UsageError when `folder` cannot be written."""
-    for place in (folder, setting.cache):
+    for place in (folder, testbed.cache):
         writable(place)
-    space, (clean, conditioning) = setting.space, setting.clean or (None, None)
+    space, (clean, conditioning) = testbed.space, testbed.clean or (None, None)
     scored = evaluate_pipeline(
-        setting.alike(student),
-        setting.teacher,
-        setting.protocol,
+        testbed.alike(student),
+        testbed.teacher,
+        testbed.protocol,
         space=space,
-        cache_folder=setting.cache,
-        stop=setting.runtime.stop,
-        untrained=untrained and setting.alike(untrained),
+        cache_folder=testbed.cache,
+        stop=testbed.runtime.stop,
+        untrained=untrained and testbed.alike(untrained),
         clean=clean,
         conditioning=conditioning,
         samples_folder=folder / "samples",
-        progress=setting.progress,
+        progress=testbed.progress,
     )
-    scored["warnings"] += _changed(student.reference)
-    for text in scored["warnings"]:
-        setting.progress.warn(text if name is None else f"{name}: {text}")
-    verdicts = gating.judge(gates, scored["metrics"], space.name if space is not None else None)
-    about = {"student": _about(student, name), "teacher": setting.teacher and _about(setting.teacher)}
-    result = {**about, **scored, "gates": verdicts}
-    write_json(folder / EVALUATION, result)
+    scored.warnings.extend(_changed(student.reference))
+    for text in scored.warnings:
+        testbed.progress.warn(text if name is None else f"{name}: {text}")
+    result = Evaluation(
+        student=_judged(student, name),
+        teacher=testbed.teacher and _judged(testbed.teacher),
+        **dict(scored),
+        gates=gating.judge(gates, scored.metrics, space.name if space is not None else None),
+    )
+    write_json(folder / EVALUATION, result.to_json())
     return result
 
 
-def checked(num_samples: int | None, sampler_steps: int | None, seed: int) -> None:
-    """Raise UsageError for a number of the protocol that is not positive."""
-    for name, value in (("num_samples", num_samples), ("sampler_steps", sampler_steps)):
-        if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {value} is not a positive number", "leave it out or use more")
-    if seed < 0:
-        raise UsageError(f"--seed {seed} is negative", "use 0 or a positive number")
-
-
-def check_junit(junit: str | Path | None) -> None:
+def _check_junit(junit: str | Path | None) -> None:
     """Raise UsageError for a place that could not take the gates' results in the end."""
     if junit is None:
         return
@@ -139,7 +185,7 @@ def check_junit(junit: str | Path | None) -> None:
     writable(Path(junit).absolute().parent, "--junit")
 
 
-def write_junit(path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def _write_junit(path: Path, results: Mapping[str, Sequence[Verdict]]) -> None:
     """Gate results by student; raises UsageError where `path` cannot be written."""
     try:
         gating.write_junit(path, results)
@@ -149,9 +195,8 @@ def write_junit(path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]]) 
         ) from error
 
 
-def _output_folder(output: str | Path | None, student: Reference) -> Path:
-    if output is not None:
-        return Path(output)
+def _beside(student: Reference) -> Path:
+    """Where results go by default."""
     if is_demo(student) or student.repository is not None:
         # The installation and the Hub's cache are no places for results.
         return Path(f"{student.name}-evaluation")
@@ -186,12 +231,11 @@ def _as_it_began(student: LoadedPipeline, weights: Path) -> LoadedPipeline:
     return replace(student, denoiser=denoiser, fingerprint=state_fingerprint(denoiser))
 
 
-def _about(model: LoadedPipeline, name: str | None = None) -> dict[str, Any]:
-    params = sum(p.numel() for p in model.denoiser.parameters())
-    return {
-        "id": model.reference.id,
-        "name": name or model.reference.name,
-        "class": model.family.class_name,
-        "params": params,
-        "fingerprint": model.fingerprint,
-    }
+def _judged(model: LoadedPipeline, name: str | None = None) -> Judged:
+    return Judged(
+        id=model.reference.id,
+        name=name or model.reference.name,
+        class_=model.family.class_name,
+        params=sum(p.numel() for p in model.denoiser.parameters()),
+        fingerprint=model.fingerprint,
+    )

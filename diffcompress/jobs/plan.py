@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +12,13 @@ from diffcompress import recipe as recipes
 from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.families import registry
 from diffcompress.families.base import Family, complete
-from diffcompress.jobs import target
+from diffcompress.jobs.signature import as_function
 from diffcompress.noise import NoiseProcess
 from diffcompress.pipeline.checks import check_config
 from diffcompress.pipeline.load import check_teacher, describe, hollow
 from diffcompress.recipe import Recipe
+from diffcompress.records.planned import Planned
+from diffcompress.records.request import PlanOptions
 from diffcompress.report import evidence
 from diffcompress.runtime import Progress
 from diffcompress.sources.licence import licence_of
@@ -46,51 +48,41 @@ class _Teacher:
         return costs.count(self.family, self.config).macs
 
 
-def plan(
-    teacher: str | Path,
-    *,
-    ratio: float | Sequence[float] | None = None,
-    params: int | None = None,
-    size: int | None = None,
-    recipe: str | None = None,
-    overrides: tuple[str, ...] = (),
-    scheduler: str | None = None,
-    dtype: str | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any] | list[dict[str, Any]]:
+def run(asked: PlanOptions, progress: Progress) -> Planned | list[Planned]:
     """What `plan --json` prints: one object, or a list when `ratio` is a list.
 
-    Exactly one of ratio (0 < ratio < 1), params (a count) and size (bytes of the denoiser file) sets the target; dtype
-    (float32, float16, bfloat16; default: the teacher's) that of the file. Of several ratios an unreachable one has
-    `ratio` None and a note; asked alone it raises DoesNotFitError. UsageError for a bad teacher, target or recipe.
+    Exactly one of ratio, params and size sets the target; dtype (default: the teacher's) is that of the file. Of
+    several ratios an unreachable one has `ratio` None and a note; asked alone it raises DoesNotFitError. UsageError for
+    a bad teacher, target or recipe.
     """
-    progress = progress or Progress()
-    target.check(ratio, params, size)
-    teacher, dtype = str(teacher), target.dtype(dtype)
-    found = _find(teacher, scheduler)
-    recipe = recipe or recipes.default_for(teacher, found.family.recipe)
-    found = replace(found, notes=(*found.notes, *recipes.doubts(recipe, found.family.class_name)))
-    settings = recipes.load(recipe, tuple(overrides))
-    stored = dtype or found.dtype or "float32"
+    teacher = _find(str(asked.teacher), asked.scheduler)
+    recipe = asked.recipe or recipes.default_for(teacher.id, teacher.family.recipe)
+    teacher = replace(teacher, notes=(*teacher.notes, *recipes.doubts(recipe, teacher.family.class_name)))
+    settings = recipes.load(recipe, tuple(asked.overrides))
+    stored = asked.dtype or teacher.dtype or "float32"
 
-    def one(ratio: float | None) -> dict[str, Any]:
-        asked: dict[str, Any] = {"ratio": ratio, "params": params, "size": size, "dtype": stored}
-        student = planning.plan(found.family, found.config, **asked, section=settings.student, noise=found.noise)
-        return _row(found, student, settings, stored)
+    def row(ratio: float | None) -> Planned:
+        target: dict[str, Any] = {"ratio": ratio, "params": asked.params, "size": asked.size, "dtype": stored}
+        section, noise = settings.student, teacher.noise
+        student = planning.plan(teacher.family, teacher.config, **target, section=section, noise=noise)
+        return _row(teacher, student, settings, stored)
 
-    if ratio is None or isinstance(ratio, (int, float)):
-        return one(ratio)
+    if asked.ratio is None or isinstance(asked.ratio, (int, float)):
+        return row(asked.ratio)
     rows = []
-    for number, asked in enumerate(ratio, 1):
+    for number, ratio in enumerate(asked.ratio, 1):
         try:
-            rows.append(one(asked))
+            rows.append(row(ratio))
         except DoesNotFitError as error:
-            rows.append(_unreachable(found, asked, error))
-        progress.update("plan", number, len(ratio))
+            rows.append(_unreachable(teacher, ratio, error))
+        progress.update("plan", number, len(asked.ratio))
     return rows
 
 
-def _row(teacher: _Teacher, student: StudentPlan, recipe: Recipe, dtype: str) -> dict[str, Any]:
+plan = as_function("plan", PlanOptions, run, "dict[str, Any] | list[dict[str, Any]]")
+
+
+def _row(teacher: _Teacher, student: StudentPlan, recipe: Recipe, dtype: str) -> Planned:
     cost = costs.count(teacher.family, student.config)
     size = cost.file_bytes(dtype)
     batch = recipe.training.batch_size
@@ -99,49 +91,29 @@ def _row(teacher: _Teacher, student: StudentPlan, recipe: Recipe, dtype: str) ->
         f"Adam, EMA), activations of a batch of {batch}, 4 bytes per teacher parameter; stored targets come on top"
     )
     known = evidence.lookup(teacher.family.class_name, student.ratio)
-    return {
-        "teacher": teacher.id,
-        "family": teacher.family.class_name,
-        "ratio": student.ratio,
-        "requested_ratio": student.requested_ratio,
-        "params": cost.params,
-        "size_bytes": size,
-        "config": dict(student.config),
-        "prediction_type": student.prediction_type,
-        "macs": cost.macs,
-        "macs_ratio": cost.macs / teacher.macs,
-        "pipeline_bytes": None if teacher.other_bytes is None else teacher.other_bytes + size,
-        "peak_memory_bytes": cost.training_bytes(batch) + 4 * student.teacher_params,
-        "seconds_per_step": None,
-        "evidence": known,
-        "notes": [*teacher.notes, *student.notes, memory, known["told"] if known else evidence.NOTHING_KNOWN],
-    }
-
-
-def _unreachable(teacher: _Teacher, ratio: float, error: DoesNotFitError) -> dict[str, Any]:
-    unknown = dict.fromkeys(
-        (
-            "params",
-            "size_bytes",
-            "config",
-            "prediction_type",
-            "macs",
-            "macs_ratio",
-            "pipeline_bytes",
-            "peak_memory_bytes",
-            "seconds_per_step",
-            "evidence",
-        )
+    return Planned(
+        teacher=teacher.id,
+        family=teacher.family.class_name,
+        ratio=student.ratio,
+        requested_ratio=student.requested_ratio,
+        params=cost.params,
+        size_bytes=size,
+        config=dict(student.config),
+        prediction_type=student.prediction_type,
+        macs=cost.macs,
+        macs_ratio=cost.macs / teacher.macs,
+        pipeline_bytes=None if teacher.other_bytes is None else teacher.other_bytes + size,
+        peak_memory_bytes=cost.training_bytes(batch) + 4 * student.teacher_params,
+        seconds_per_step=None,
+        evidence=known,
+        notes=[*teacher.notes, *student.notes, memory, known.told if known else evidence.NOTHING_KNOWN],
     )
+
+
+def _unreachable(teacher: _Teacher, ratio: float, error: DoesNotFitError) -> Planned:
     told = f"{error.message}; {error.hint}" if error.hint else error.message
-    return {
-        "teacher": teacher.id,
-        "family": teacher.family.class_name,
-        "ratio": None,
-        "requested_ratio": ratio,
-        **unknown,
-        "notes": [*teacher.notes, told],
-    }
+    known: dict[str, Any] = {"teacher": teacher.id, "family": teacher.family.class_name, "requested_ratio": ratio}
+    return Planned(**dict.fromkeys(Planned.model_fields) | known | {"notes": [*teacher.notes, told]})
 
 
 def _find(text: str, scheduler: str | None) -> _Teacher:

@@ -15,7 +15,7 @@ def report(run: str) -> dict[str, Any]:
     Raises UsageError when `run` is not a run folder or cannot be written to.
     """
     try:
-        return write_report(RunFolder(run))
+        return write_report(RunFolder(run)).to_json()
     except OSError as error:
         raise UsageError(
             f"cannot write the report into {run}: {error.strerror or error}", "check the folder's permissions"

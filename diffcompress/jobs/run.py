@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from diffcompress import __version__
 from diffcompress import runtime as runtimes
@@ -15,10 +16,11 @@ from diffcompress.errors import UsageError
 from diffcompress.export import formats, hub
 from diffcompress.export.rehearsal import rehearse
 from diffcompress.images import hub_images, images
+from diffcompress.images.texts import texts_for
 from diffcompress.jobs.request import Request
-from diffcompress.jobs.setting import texts_for
 from diffcompress.pipeline.encoding import with_prompts
 from diffcompress.pipeline.load import LoadedPipeline, check_teacher, describe, load
+from diffcompress.recipe import Recipe
 from diffcompress.records import shapes
 from diffcompress.records.run_files import kept, read_json, write_json
 from diffcompress.records.run_folder import RunFolder
@@ -64,34 +66,29 @@ class Run:
 def opened(request: Request, progress: Progress) -> Iterator[Run]:
     """The run that is asked for, while this process holds its folder. Everything that can be refused is refused before
     the folder is touched."""
-    reference, recipe = request.reference, request.recipe
+    asked, reference, recipe = request.asked, request.reference, request.recipe
     family, noise = describe(reference)
     stored = check_teacher(reference)
-    student_plan = plan(
-        family,
-        reference.complete_config,
-        **request.target,
-        dtype=request.dtype or stored,
-        section=recipe.student,
-        noise=noise,
-    )
+    target: dict[str, Any] = asked.target | {"dtype": asked.dtype or stored}
+    student_plan = plan(family, reference.complete_config, **target, section=recipe.student, noise=noise)
     folder = request.folder(student_plan.requested_ratio)
-    runtime = runtimes.start(request.device)
+    runtime = runtimes.start(asked.device)
     _check(request, runtime, progress)
     formats.check(recipe.export, family, student_plan.config)
-    request = replace(request, data=hub_images.pinned(request.data))
+    data = hub_images.pinned(None if asked.data is None else str(asked.data))
+    request = replace(request, asked=replace(asked, data=data))
     fetch(reference, progress)
     if reference.pipeline is not None:
         require_parts(reference, (part for part in reference.parts if part != reference.denoiser_part))
     teacher = load(reference, runtime.device, sample_size=recipe.bank.sample_size)
-    texts = texts_for(teacher, recipe, request.data, request.prompts, progress)
+    texts = texts_for(teacher, recipe, data, asked.prompts, progress)
     identity = request.identity(teacher.fingerprint)
     # With the text encoders, which are loaded once: they encode the prompts, and leave.
     whole = rehearse(teacher, progress) if runtime.is_main and not folder.bank.exists() else None
     runtime.stop.install()
     try:
-        own = _own_images(request, teacher, texts, runtime, progress)
-        claim = folder.claim(identity, overwrite=request.overwrite, inputs=request.inputs)
+        own = _own_images(data, request.recipe, teacher, texts, runtime, progress)
+        claim = folder.claim(identity, overwrite=asked.overwrite, inputs=request.inputs)
         with claim if runtime.is_main else contextlib.nullcontext():
             runtime.wait()
             length = recipe.bank.text_length
@@ -113,9 +110,9 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
 def _mend(folder: RunFolder, request: Request, progress: Progress) -> None:
     """Remove records of time that are damaged. What --max-time asks for now then counts as what was granted."""
     kept(folder.timings, partial(read_json, kind=shapes.Timings), progress.warn)
-    begun = folder.budget.exists() and request.max_time is not None
+    begun = folder.budget.exists() and request.asked.max_time is not None
     if kept(folder.budget, partial(read_json, kind=shapes.Budget), progress.warn) is None and begun:
-        write_json(folder.budget, {"max_time": request.max_time})
+        write_json(folder.budget, {"max_time": request.asked.max_time})
 
 
 def _tell_version(folder: RunFolder, progress: Progress) -> None:
@@ -128,25 +125,30 @@ def _tell_version(folder: RunFolder, progress: Progress) -> None:
 
 
 def _own_images(
-    request: Request, teacher: LoadedPipeline, texts: list[str], runtime: Runtime, progress: Progress
+    data: str | None,
+    recipe: Recipe,
+    teacher: LoadedPipeline,
+    texts: list[str],
+    runtime: Runtime,
+    progress: Progress,
 ) -> images.Images | None:
-    if request.data is None:
+    if data is None:
         return None
-    own = images.read_for(request.data, teacher, texts, request.recipe.bank.num_samples, progress, runtime.stop)
+    own = images.read_for(data, teacher, texts, recipe.bank.num_samples, progress, runtime.stop)
     own.tell(progress)
     return own
 
 
 def _check(request: Request, runtime: Runtime, progress: Progress) -> None:
     """Raise what would otherwise come up after hours, such as a push that cannot be."""
-    batch_size = request.recipe.training.batch_size
+    asked, batch_size = request.asked, request.recipe.training.batch_size
     if batch_size % runtime.count:
         raise UsageError(
             f"a batch of {batch_size} cannot be shared out equally over {runtime.count} processes",
             f"--set training.batch_size={-(-batch_size // runtime.count) * runtime.count}",
         )
-    licence = licence_of(request.reference, request.license)
-    if request.license not in (None, licence.id):
-        progress.warn(unused(licence, request.license))
-    if request.push_to_hub is not None and runtime.is_main:
-        hub.check(request.push_to_hub, public=request.public, licence=licence)
+    licence = licence_of(request.reference, asked.license)
+    if asked.license not in (None, licence.id):
+        progress.warn(unused(licence, asked.license))
+    if asked.push_to_hub is not None and runtime.is_main:
+        hub.check(asked.push_to_hub, public=asked.public, licence=licence)

@@ -117,7 +117,7 @@ def _draw_sheet(run: Run, recipe: Recipe, step: int, student: LoadedPipeline) ->
     steps, guidance = recipe.evaluation.sampler_steps, recipe.evaluation.guidance
     drawn = sample(student, range(PREVIEW_SAMPLES), seed=recipe.seed, num_steps=steps, guidance=guidance)
     codec = run.teacher.codec
-    write_sheet(drawn if codec is None else codec.decode(drawn), run.folder.samples / f"preview-{step:06d}.png")
+    write_sheet(drawn if codec is None else codec.decode(drawn), run.folder.preview(step))
 
 
 def _settled(run: Run, trainee: Trainee, bank: Bank) -> Recipe:
@@ -128,7 +128,7 @@ def _settled(run: Run, trainee: Trainee, bank: Bank) -> Recipe:
         more = run.request.more_time(run.folder)
         return recipe if more is None else _extended(run, recipe, more)
     recipe = _with_micro_batches(run, trainee)
-    if (max_time := run.request.max_time) is not None:
+    if (max_time := run.request.asked.max_time) is not None:
         recipe = budget.fit_steps(training_job(run, recipe, trainee, bank), max_time)
         run.progress.note(f"{recipe.num_steps} steps fit into {max_time:g} s of training")
     _write(run, recipe)
@@ -170,8 +170,8 @@ def _extended(run: Run, recipe: Recipe, max_time: float) -> Recipe:
 def _write(run: Run, recipe: Recipe) -> None:
     if run.runtime.is_main:
         write_stamped(run.folder.recipe, recipe.to_yaml())
-        if run.request.max_time is not None:
-            write_json(run.folder.budget, {"max_time": run.request.max_time})
+        if run.request.asked.max_time is not None:
+            write_json(run.folder.budget, {"max_time": run.request.asked.max_time})
     run.runtime.wait()
 
 

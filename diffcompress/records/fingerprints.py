@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from diffcompress.errors import DamagedError
 from diffcompress.records import shapes
-from diffcompress.records.run_folder import RunFolder, read_json
+from diffcompress.records.provenance import Provenance
+from diffcompress.records.run_files import read_json, read_record
+from diffcompress.records.run_folder import CARD, PROVENANCE, RunFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PROVENANCE = "diffcompress.json"
 # Written again with every report, or when the licence is stated later.
-_CHANGING = (PROVENANCE, "README.md")
+_CHANGING = (PROVENANCE, CARD)
 
 
 # Of the files of a model, by path, size and time of change: each is asked for by run, loading and provenance in turn.
@@ -121,7 +122,7 @@ def differs_from_provenance(folder: Path) -> bool:
     if not (folder / PROVENANCE).is_file():
         return False
     try:
-        return weight_hashes(folder) != read_json(folder / PROVENANCE, kind=shapes.Provenance)["files"]
+        return weight_hashes(folder) != read_record(folder / PROVENANCE, Provenance).files
     except (DamagedError, OSError):
         return True
 
@@ -133,7 +134,7 @@ def is_sound(run: RunFolder) -> bool:
     """
     proof = read_json(run.proof, "files", kind=shapes.Proof)
     try:
-        stated = read_json(run.pipeline / PROVENANCE, kind=shapes.Provenance)["files"]
+        stated = read_record(run.provenance, Provenance).files
         weights = weight_hashes(run.pipeline)
         others = other_hashes(run.pipeline) if "others" in proof else None
     except (DamagedError, OSError):

@@ -1,24 +1,21 @@
-"""The metrics of one evaluation: their names, what each record holds, and what was not computed and why."""
+"""The one table of metrics: what each is called, means, is told in and is measured by.
+
+A metric is added here and in its file of `evaluation`, nowhere else: the table names the file, whose `add_metrics` is
+asked for those that it measures (docs/decisions/0015-typed-records.md).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from math import isfinite
-from typing import Any, NamedTuple
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 # Feature spaces by name.
-KNOWN = ("demo", "inception", "dinov2", "clip")
+SPACES = ("demo", "inception", "dinov2", "clip")
 ROLES = ("student", "teacher", "untrained")
-COSTS = ("params", "size_bytes", "macs", "latency_ms", "latency_ms_batch16", "memory_bytes")
-# In a feature space: to real images, and the student's samples to the teacher's.
-DISTANCES = ("fd", "kd")
-TO_TEACHER = ("fd_teacher", "kd_teacher")
-NEIGHBOURS = ("precision", "recall", "density", "coverage")
-SAMPLE_CHECKS = ("failed_samples", "paired_distance")
-SHARES = ("agreement", "failed_samples", "precision", "recall", "coverage")  # never above 1
-PROBE = "probe"  # what every `<name>_corrected` comes from
+PROBE = "probe"  # named where no metric can be corrected: every corrected one comes from it
 NO_TEACHER = "no teacher was given: name it with --teacher"
+_CORRECTED, _HELD_OUT = "_corrected", "_held_out"
 
 
 class Estimate(NamedTuple):
@@ -29,62 +26,206 @@ class Estimate(NamedTuple):
     high: float
 
 
-def metric_names(space: str | None = None) -> tuple[str, ...]:
-    """All metrics that an evaluation may compute, `space` beside the known feature spaces; gates know these names.
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """All that is known of a metric but its values.
+
+    name: in JSON, gates and tables; label: in words; unit: in JSON; told: how its values are written; better: which
+    direction is; looks_at: what it is computed from ("features" of samples in a feature space are perceptual); to: what
+    the student is compared with, None for what it is by itself; measured_in: the module of `evaluation` that computes
+    it; source: who defined it; in_space: there is one for each feature space; held_out: also to real images that
+    nothing was tuned on; corrected: also of the student behind the probe's lines; most: its largest value;
+    like_teacher: the value of a student equal to its teacher, where the teacher's own is none; instead_of: the kind
+    that is called so where it is what the word means; axis: what charts say in place of the unit.
+    """
+
+    name: str
+    label: str
+    unit: str
+    better: Literal["lower", "higher"]
+    looks_at: Literal["cost", "features", "samples", "predictions"]
+    measured_in: str
+    to: Literal["real", "teacher", "prompts"] | None = None
+    told: Literal["number", "count", "bytes", "ms", "share"] = "number"
+    source: str = ""
+    in_space: bool = False
+    held_out: bool = False
+    corrected: bool = False
+    most: float | None = None
+    like_teacher: float = 0.0
+    instead_of: str = ""
+    axis: str = ""
+
+    @property
+    def is_cost(self) -> bool:
+        return self.looks_at == "cost"
+
+    @property
+    def is_perceptual(self) -> bool:
+        """Whether it says how good images look."""
+        return self.looks_at == "features"
+
+    @property
+    def is_distance_to_real(self) -> bool:
+        return self.is_perceptual and self.to == "real" and self.better == "lower"
+
+
+def _cost(name: str, label: str, unit: str, told: Literal["count", "bytes", "ms"]) -> Kind:
+    return Kind(name=name, label=label, unit=unit, better="lower", looks_at="cost", measured_in="speed", told=told)
+
+
+def _distance(name: str, label: str, unit: str, module: str, to: Literal["real", "teacher"], source: str) -> Kind:
+    return Kind(
+        name=name, label=label, unit=unit, better="lower", looks_at="features", measured_in=module, to=to,
+        source=source, in_space=True, held_out=name == "fd", corrected=True,
+    )  # fmt: skip
+
+
+def _neighbours(name: str, source: str, most: float | None = 1.0) -> Kind:
+    return Kind(
+        name=name, label=name.capitalize(), unit="", better="higher", looks_at="features", measured_in="neighbours",
+        to="real", source=source, in_space=True, most=most,
+    )  # fmt: skip
+
+
+_FRECHET = "Heusel et al. 2017, arXiv 1706.08500"
+_KERNEL = "Binkowski et al. 2018, arXiv 1801.01401"
+_PRECISION = "Kynkaanniemi et al. 2019, arXiv 1904.06991"
+_COVERAGE = "Naeem et al. 2020, arXiv 2002.09797"
+TABLE = (
+    _cost("params", "Denoiser parameters", "parameters", "count"),
+    _cost("size_bytes", "Denoiser weights as stored", "bytes", "bytes"),
+    _cost("macs", "Multiply-accumulates per denoiser call", "multiply-accumulates", "count"),
+    _cost("latency_ms", "Time of one denoiser call, batch of 1", "ms per call", "ms"),
+    _cost("latency_ms_batch16", "Time of one denoiser call, batch of 16", "ms per call", "ms"),
+    _cost("memory_bytes", "Memory of one denoiser call", "bytes", "bytes"),
+    _distance("fd", "Fréchet distance", "squared feature units", "distances", "real", _FRECHET),
+    _distance("kd", "Kernel distance", "squared kernel units", "distances", "real", _KERNEL),
+    _neighbours("precision", _PRECISION),
+    _neighbours("recall", _PRECISION),
+    _neighbours("density", _COVERAGE, most=None),
+    _neighbours("coverage", _COVERAGE),
+    _distance(
+        "fd_teacher", "Fréchet distance to the teacher's samples", "squared feature units", "distances", "teacher",
+        _FRECHET,
+    ),
+    _distance(
+        "kd_teacher", "Kernel distance to the teacher's samples", "squared kernel units", "distances", "teacher",
+        _KERNEL,
+    ),
+    Kind(
+        name="fid", label="FID", unit="squared feature units", better="lower", looks_at="features",
+        measured_in="distances", to="real", source=_FRECHET, corrected=True, instead_of="fd",
+    ),
+    Kind(
+        name="clip_score", label="CLIP score", unit="100 x cosine", better="higher", looks_at="features",
+        measured_in="clip_score", to="prompts", source="Hessel et al. 2021, arXiv 2104.08718",
+    ),
+    Kind(
+        name="agreement", label="Agreement with the teacher", unit="", better="higher", looks_at="predictions",
+        measured_in="agreement", to="teacher", most=1.0, like_teacher=1.0, axis="1 = equal predictions",
+    ),
+    Kind(
+        name="failed_samples", label="Failed samples", unit="share of samples", better="lower", looks_at="samples",
+        measured_in="failed", to="teacher", told="share", corrected=True, most=1.0,
+    ),
+    Kind(
+        name="paired_distance", label="Distance to the teacher's image", unit="rms pixel difference", better="lower",
+        looks_at="samples", measured_in="paired", to="teacher", corrected=True,
+    ),
+)  # fmt: skip
+KINDS = {kind.name: kind for kind in TABLE}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure: a kind, and of it the one in `space`, of held-out images, of the corrected student."""
+
+    kind: Kind
+    space: str | None = None
+    held_out: bool = False
+    corrected: bool = False
+
+    @property
+    def name(self) -> str:
+        """In JSON and in gates."""
+        space = f"_{self.space}" if self.space is not None else ""
+        return f"{self.kind.name}{space}{_HELD_OUT * self.held_out}{_CORRECTED * self.corrected}"
+
+    @property
+    def label(self) -> str:
+        """In words; the name of its feature space stays beside it."""
+        named = f" ({replace(self, held_out=False, corrected=False).name})" if self.space is not None else ""
+        ends = ", held-out images" * self.held_out + ", student corrected by the probe" * self.corrected
+        return f"{self.kind.label}{named}{ends}"
+
+    @property
+    def mended(self) -> Metric:
+        """The same of the student behind the probe's lines, which is not what is shipped."""
+        return Metric(self.kind, self.space, corrected=True)
+
+    @property
+    def is_headline(self) -> bool:
+        """Of the student that ships, on what is looked at first."""
+        return not (self.held_out or self.corrected)
+
+    @property
+    def is_plain(self) -> bool:
+        """A kind's own name, which means the one of the space that is used."""
+        return self.is_headline and self.space is None
+
+    @classmethod
+    def named(cls, name: str) -> Metric:
+        """The metric that a result calls `name`; one that no table knows is a number without a meaning.
+
+        The only place that reads a name: results on disk hold nothing else.
+        """
+        stem = name.removesuffix(_CORRECTED)
+        corrected, held_out = stem != name, stem.endswith(_HELD_OUT)
+        stem = stem.removesuffix(_HELD_OUT)
+        if stem in KINDS:
+            return cls(KINDS[stem], None, held_out, corrected)
+        in_space = [kind for kind in TABLE if kind.in_space and stem.startswith(f"{kind.name}_")]
+        if not in_space:
+            return cls(_unknown(name))
+        kind = max(in_space, key=lambda kind: len(kind.name))  # fd_teacher before fd
+        return cls(kind, stem.removeprefix(f"{kind.name}_"), held_out, corrected)
+
+
+def every(space: str | None = None) -> dict[str, Metric]:
+    """All metrics that an evaluation may compute, by name, `space` beside the known feature spaces; gates know these.
 
     A distance or neighbour metric without its space's name (`fd`) means that of the space that is used.
     """
-    names = [*COSTS, "agreement", *DISTANCES, *TO_TEACHER, *NEIGHBOURS, "fid", "clip_score"]
-    names += SAMPLE_CHECKS
-    names += [f"{name}_corrected" for name in ("fid", *DISTANCES, *TO_TEACHER, *SAMPLE_CHECKS)]
-    for one in dict.fromkeys([*KNOWN, *([space] if space else [])]):
-        distances = [f"{name}_{one}" for name in (*DISTANCES, *TO_TEACHER)]
-        names += [*distances, f"fd_{one}_held_out", *(f"{name}_{one}" for name in NEIGHBOURS)]
-        names += [f"{name}_corrected" for name in distances]
-    return tuple(names)
+    spaces = dict.fromkeys([*SPACES, *([space] if space else [])])
+    return {metric.name: metric for metric in _every(tuple(spaces))}
 
 
-def full_name(name: str, computed: Mapping[str, Any], space: str | None) -> str:
+def _every(spaces: tuple[str, ...]) -> Iterator[Metric]:
+    for kind in TABLE:
+        yield Metric(kind)
+        if kind.corrected:
+            yield Metric(kind, corrected=True)
+        for space in spaces if kind.in_space else ():
+            yield Metric(kind, space)
+            if kind.held_out:
+                yield Metric(kind, space, held_out=True)
+            if kind.corrected:
+                yield Metric(kind, space, corrected=True)
+
+
+def full_name(name: str, computed: Container[str], space: str | None) -> str:
     """The metric that `name` means among those `computed` in a space: `fd` is `fd_demo`, or `fid` where so called."""
     if name in computed or space is None:
         return name
-    stem, corrected = (name.removesuffix("_corrected"), "_corrected") if name.endswith("_corrected") else (name, "")
-    if stem in ("fd", f"fd_{space}") and f"fid{corrected}" in computed:
-        return f"fid{corrected}"
-    return f"{stem}_{space}{corrected}" if stem in (*DISTANCES, *TO_TEACHER, *NEIGHBOURS) else name
+    metric = Metric.named(name)
+    for kind in TABLE:
+        called = Metric(kind, corrected=metric.corrected).name
+        if kind.instead_of == metric.kind.name and metric.space in (None, space) and called in computed:
+            return called
+    return replace(metric, space=space).name if metric.kind.in_space and metric.space is None else name
 
 
-@dataclass
-class Metrics:
-    """Metrics of one evaluation, and what was not computed and why."""
-
-    values: dict[str, dict[str, Any]] = field(default_factory=dict)
-    missing: list[dict[str, str]] = field(default_factory=list)
-
-    def add(self, name: str, unit: str, better: str | None, found: Mapping[str, Estimate | float], **more: Any) -> None:
-        """`found`: this metric by role (student, teacher, untrained, real). Values that are not finite are not kept.
-
-        The role "corrected" (the student behind its two coefficients) becomes a metric of its own, `<name>_corrected`.
-        """
-        parts = {role: _parts(value) for role, value in found.items() if isfinite(_parts(value)["value"])}
-        if "student" not in parts:
-            self.skip((name,), "the student's outputs are not finite")
-            return
-        student, corrected = parts.pop("student"), parts.pop("corrected", None)
-        others: dict[str, Any] = {role: parts.get(role) for role in ("teacher", "untrained", "real")}
-        self.values[name] = {**student, "unit": unit, "better": better, **others, **more}
-        if corrected is not None:
-            others["untrained"] = None
-            self.values[f"{name}_corrected"] = {**corrected, "unit": unit, "better": better, **others, **more}
-
-    def skip(self, names: tuple[str, ...], why: str) -> None:
-        self.missing += [{"metric": name, "why": why} for name in names]
-
-    def to_json(self) -> dict[str, Any]:
-        return {**self.values, "not_computed": self.missing}
-
-
-def _parts(value: Estimate | float) -> dict[str, Any]:
-    if isinstance(value, Estimate):
-        return value._asdict()
-    return {"value": value, "low": None, "high": None}
+def _unknown(name: str) -> Kind:
+    label = name.replace("_", " ").capitalize()
+    return Kind(name=name, label=label, unit="", better="lower", looks_at="samples", measured_in="")

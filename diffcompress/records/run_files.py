@@ -16,10 +16,12 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from diffcompress.errors import DamagedError, RunStopped
+from diffcompress.errors import DamagedError, RunStopped, UsageError
+from diffcompress.records.record import Record
 
 T = TypeVar("T")
 
+SomeRecord = TypeVar("SomeRecord", bound=Record)
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 _LONGEST = 200  # of what a library says, in characters
@@ -123,13 +125,26 @@ def read_json(path: Path, *keys: str, kind: Any = dict | list) -> Any:
         value = json.loads(text)
         _adapter(kind).validate_python(value, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise _invalid(path, error) from error
     except (ValueError, RecursionError) as error:
         raise damaged(path, str(error)) from error
     if lacking := [key for key in keys if key not in value]:
         raise damaged(path, f"it has no '{lacking[0]}'")
     return value
+
+
+def read_record(path: Path, kind: type[SomeRecord]) -> SomeRecord:
+    """The record that `path` holds; raises DamagedError for anything else."""
+    value = read_json(path, kind=dict)
+    try:
+        return kind.model_validate(value, strict=True)
+    except ValidationError as error:
+        raise _invalid(path, error) from error
+
+
+def _invalid(path: Path, error: ValidationError) -> DamagedError:
+    first = error.errors()[0]
+    return damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
 
 
 @functools.cache
@@ -243,6 +258,17 @@ def damaged(path: Path, why: str) -> DamagedError:
     step = next((step for part in reversed(path.parts) for name, step in _STEPS if part.startswith(name)), "is made")
     hint = f"delete {whole} and run the same command again: what it held {step} again"
     return DamagedError(f"{path} is damaged: {' '.join(why.split())[:_LONGEST]}", hint, step)
+
+
+def writable(folder: Path, option: str = "--output") -> None:
+    """Make `folder`; raises UsageError when it cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}", f"choose another {option}") from error
 
 
 def discard(path: Path) -> None:

@@ -15,13 +15,17 @@ from diffcompress import recipe as recipes
 from diffcompress.errors import DamagedError, UsageError
 from diffcompress.recipe import Recipe
 from diffcompress.records import shapes
+from diffcompress.records.evaluation import Evaluation
+from diffcompress.records.report import PlanFile
 from diffcompress.records.run_files import (
     damaged,
     discard,
     read_json,
+    read_record,
     read_stamped,
     read_tensors,
     read_text,
+    writable,
     write_atomically,
     write_json,
     write_text,
@@ -34,7 +38,9 @@ __all__ = [
     "damaged",
     "discard",
     "read_json",
+    "read_record",
     "read_tensors",
+    "writable",
     "write_atomically",
     "write_json",
     "write_text",
@@ -44,6 +50,25 @@ _MARKER = "run.json"
 _LOCK, _HOLDER = ".lock", ".holder"
 _UNCLAIMED = (_LOCK, _HOLDER, f"{_MARKER}.part")  # what a run leaves that was stopped before its marker stood
 EVALUATION = "evaluation.json"  # in the folder of an evaluation
+COMPARISON, FRONTIER = "comparison.json", "frontier.svg"  # in that of an evaluation of several students
+PROVENANCE = "diffcompress.json"  # in an exported pipeline
+CARD = "README.md"
+TRAINING_LOG = "metrics.jsonl"  # in the folder of a stage
+FINAL = "final"  # the checkpoint that ends one
+COUNTERS, STATE = "state.json", "state.safetensors"  # in a checkpoint
+OVERVIEW = "overview.html"  # beside the folders of several runs
+# Last parts of paths to students and their results, that do not tell one from another.
+GENERIC_NAMES = ("pipeline", EVALUATION, "metrics.json", "evaluation", "unet", "transformer")
+
+
+def checkpoints(stage: Path) -> list[Path]:
+    """Of a stage's folder, the last one first."""
+    return [stage / FINAL, *sorted((stage / "checkpoints").glob("step-*"), reverse=True)]
+
+
+def sample_file(folder: Path, role: str) -> Path:
+    """Where the samples of a model lie, in the folder of all."""
+    return folder / f"{role}.safetensors"
 
 
 def read_recipe(file: Path) -> Recipe:
@@ -82,7 +107,10 @@ class RunFolder:
         self.report_html = self.path / "report.html"
         self.report_json = self.path / "report.json"
         self.pipeline = self.path / "pipeline"
+        self.provenance = self.pipeline / PROVENANCE
+        self.card = self.pipeline / CARD
         self.exports = self.path / "exports"
+        self.export_record = self.exports / "exports.json"
         self.pushed = self.path / "pushed.json"
         self.evaluation = self.path / "evaluation"  # where `evaluate` puts what it finds of `pipeline` by default
 
@@ -92,6 +120,14 @@ class RunFolder:
     def stages(self) -> list[Path]:
         """Stage folders on disk, in order."""
         return sorted(self.path.glob("stage-*-*"))
+
+    def preview(self, step: int) -> Path:
+        """Samples drawn at a step of the training."""
+        return self.samples / f"preview-{step:06d}.png"
+
+    def previews(self) -> list[Path]:
+        """All of them, in order."""
+        return sorted(self.samples.glob("preview-*.png"))
 
     @property
     def granted(self) -> float:
@@ -121,8 +157,8 @@ class RunFolder:
         trained = bool(self.stages()) and all((stage / "final").is_dir() for stage in self.stages())
         if not (there and trained and self.is_exported):
             return False
-        read_json(self.plan, kind=shapes.Plan)
-        read_json(self.metrics, kind=shapes.Evaluation)
+        read_record(self.plan, PlanFile)
+        read_record(self.metrics, Evaluation)
         read_recipe(self.recipe)
         return True
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 from importlib import resources
-from typing import Any
+from typing import Literal
+
+from diffcompress.records.report import Evidence, Known
 
 # A ratio this much below the smallest one known still counts as inside.
 SLACK = 0.8
@@ -14,18 +16,18 @@ NOTHING_KNOWN = "no student of this denoiser class has been measured by us or pu
 _DISTILLED = ("measured", "published")
 
 
-def lookup(class_name: str, ratio: float | None) -> dict[str, Any] | None:
+def lookup(class_name: str, ratio: float | None) -> Evidence | None:
     """What evidence.json knows about a denoiser class near `ratio`; None when it knows nothing, or ratio is None.
 
-    {"verdict", "told", "smallest_ratio", "nearest"}; verdict: "inside" where some distilled student was as small,
-    "below" where none was, "unknown" where the class was published but never distilled. nearest: at most NUM_NEAREST
-    rows of evidence.json, the closest ratio first.
+    Its verdict: "inside" where some distilled student was as small, "below" where none was, "unknown" where the class
+    was published but never distilled; nearest: at most NUM_NEAREST rows, the closest ratio first.
     """
-    rows = [row for row in _rows() if row["class_name"] == class_name]
+    rows = [row for row in _rows() if row.class_name == class_name]
     if not rows or ratio is None:
         return None
-    distilled = [row["ratio"] for row in rows if row["kind"] in _DISTILLED]
+    distilled = [row.ratio for row in rows if row.kind in _DISTILLED]
     smallest = min(distilled, default=None)
+    verdict: Literal["inside", "below", "unknown"]
     if smallest is None:
         verdict = "unknown"
         told = f"no distilled {class_name} is known to us, only models of other sizes that were trained alone"
@@ -39,11 +41,11 @@ def lookup(class_name: str, ratio: float | None) -> dict[str, Any] | None:
             f"the smallest has {100 * smallest:.3g} %"
         )
     # Ratios compare by factors; of two equally near rows the measured one comes first.
-    nearest = sorted(rows, key=lambda row: (max(ratio / row["ratio"], row["ratio"] / ratio), row["kind"]))
-    return {"verdict": verdict, "told": told, "smallest_ratio": smallest, "nearest": nearest[:NUM_NEAREST]}
+    nearest = sorted(rows, key=lambda row: (max(ratio / row.ratio, row.ratio / ratio), row.kind))
+    return Evidence(verdict=verdict, told=told, smallest_ratio=smallest, nearest=nearest[:NUM_NEAREST])
 
 
 @functools.cache
-def _rows() -> tuple[dict[str, Any], ...]:
+def _rows() -> tuple[Known, ...]:
     file = resources.files("diffcompress.report") / "evidence.json"
-    return tuple(json.loads(file.read_text(encoding="utf-8"))["rows"])
+    return tuple(Known.model_validate(row) for row in json.loads(file.read_text(encoding="utf-8"))["rows"])

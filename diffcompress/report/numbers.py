@@ -4,64 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from markupsafe import Markup, escape
 
+from diffcompress.records.evaluation import Measured, Missing, Value
+from diffcompress.records.metrics import Kind
+from diffcompress.records.protocol import Protocol
+from diffcompress.records.record import Empty
+
 NOTHING = "not computed"
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-_LABELS = {
-    "latency_ms": "Time of one denoiser call, batch of 1",
-    "latency_ms_batch16": "Time of one denoiser call, batch of 16",
-    "agreement": "Agreement with the teacher",
-    "params": "Denoiser parameters",
-    "size_bytes": "Denoiser weights as stored",
-    "macs": "Multiply-accumulates per denoiser call",
-    "memory_bytes": "Memory of one denoiser call",
-    "paired_distance": "Distance to the teacher's image",
-    "failed_samples": "Failed samples",
-    "clip_score": "CLIP score",
-    "fid": "FID",
-}
-# Measured in some feature space, whose name follows.
-_IN_A_SPACE = {
-    "fd_teacher": "Fréchet distance to the teacher's samples",
-    "kd_teacher": "Kernel distance to the teacher's samples",
-    "fd": "Fréchet distance",
-    "kd": "Kernel distance",
-    "precision": "Precision",
-    "recall": "Recall",
-    "density": "Density",
-    "coverage": "Coverage",
-}
-_ENDINGS = {"_held_out": ", held-out images", "_corrected": ", student corrected by the probe"}
-_COST_UNITS = ("parameters", "multiply-accumulates", "ms per call", "bytes")
 _BETTER = {"lower": "lower is better", "higher": "higher is better"}
-
-
-def label(name: str) -> str:
-    """A metric's name in words; that of its feature space stays beside it."""
-    for ending, words in _ENDINGS.items():
-        if name.endswith(ending):
-            return label(name.removesuffix(ending)) + words
-    if name in _LABELS:
-        return _LABELS[name]
-    for stem, words in _IN_A_SPACE.items():
-        if name == stem:
-            return words
-        if name.startswith(f"{stem}_"):
-            return f"{words} ({name})"
-    return name.replace("_", " ").capitalize()
-
-
-def is_cost(metric: Mapping[str, Any]) -> bool:
-    return metric.get("unit") in _COST_UNITS
-
-
-def is_corrected(name: str) -> bool:
-    """Whether a metric is that of the student behind the probe's two coefficients, which is not what is shipped."""
-    return name.endswith("_corrected")
 
 
 def better(direction: str | None) -> str:
@@ -125,47 +80,36 @@ def duration(seconds: Any) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def quantity(value: Any, unit: str | None) -> str:
-    """A metric's value in its unit."""
-    if not is_number(value):
-        return NOTHING
-    if unit == "bytes":
-        return size(value)
-    if unit in ("parameters", "multiply-accumulates"):
-        return count(value)
-    if unit == "share of samples":
-        return percent(value)
-    return f"{number(value)} ms" if unit == "ms per call" else number(value)
+def quantity(value: Any, kind: Kind) -> str:
+    """A metric's value, as its kind is told."""
+    return _TOLD[kind.told](value) if is_number(value) else NOTHING
 
 
-def in_dtype(metric: Mapping[str, Any], role: str) -> str:
+def in_dtype(measured: Measured, role: str) -> str:
     """ " in float16" behind the figure of `role`, where student and teacher computed in different precisions."""
-    dtype = (metric.get("dtypes") or {}).get(role)
+    dtype = measured.dtypes.get(role)
     return f" in {dtype}" if dtype else ""
 
 
-def interval(estimate: Mapping[str, Any] | None, unit: str | None = None) -> str:
+def interval(estimate: Value | Measured | None, kind: Kind) -> str:
     """ "[low, high]" of a value, empty where there is none."""
-    if not estimate or not is_number(estimate.get("low")) or not is_number(estimate.get("high")):
+    if estimate is None or not is_number(estimate.low) or not is_number(estimate.high):
         return ""
-    return f"[{quantity(estimate['low'], unit)}, {quantity(estimate['high'], unit)}]"
+    return f"[{quantity(estimate.low, kind)}, {quantity(estimate.high, kind)}]"
 
 
-def protocol(record: Mapping[str, Any]) -> str:
-    """One line that belongs beside every quality figure."""
+def protocol(record: Protocol | Empty, samples: int | None = None) -> str:
+    """One line that belongs beside every quality figure; samples: of the figure, where it has fewer than the rest."""
     if not record:
         return "protocol not recorded"
-    parts = []
-    if record.get("num_samples") is not None:
-        parts.append(f"{record['num_samples']:,} samples")
-    if record.get("seed") is not None:
-        parts.append(f"seed {record['seed']}")
-    if record.get("sampler_steps") is not None:
-        sampler = str(record.get("sampler", "sampler"))
-        parts.append(f"{sampler.upper() if sampler == 'ddim' else sampler} {record['sampler_steps']} steps")
-    if record.get("guidance", 1.0) != 1.0:
-        parts.append(f"guidance {record['guidance']:g}")
-    return ", ".join([*parts, "95 % intervals"])
+    return ", ".join([f"{samples or record.num_samples:,} samples", drawn(record), "95 % intervals"])
+
+
+def drawn(record: Protocol) -> str:
+    """How samples were drawn."""
+    sampler = "DDIM" if record.sampler == "ddim" else record.sampler
+    guidance = f", guidance {record.guidance:g}" if record.guidance != 1.0 else ""
+    return f"seed {record.seed}, {sampler} {record.sampler_steps} steps{guidance}"
 
 
 def marked(text: str) -> Markup:
@@ -173,13 +117,22 @@ def marked(text: str) -> Markup:
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def lacking(skipped: Iterable[Mapping[str, Any]]) -> list[str]:
+def lacking(skipped: Iterable[Missing]) -> list[str]:
     """What was not computed and why, one line for all metrics that lack the same."""
-    found: dict[Any, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for item in skipped:
-        found.setdefault(item.get("why"), []).append(str(item.get("metric")))
+        found.setdefault(item.why, []).append(item.metric)
     return [f"{', '.join(names)}: {why}" for why, names in found.items()]
 
 
 def _superscript(exponent: int) -> str:
     return str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+_TOLD: dict[str, Callable[[Any], str]] = {
+    "number": number,
+    "count": count,
+    "bytes": size,
+    "share": percent,
+    "ms": lambda value: f"{number(value)} ms",
+}

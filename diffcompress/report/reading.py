@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from diffcompress.errors import DamagedError, UsageError
 from diffcompress.records import shapes
-from diffcompress.records.fingerprints import PROVENANCE, is_sound
-from diffcompress.records.run_files import read_json, read_stamped, read_text
-from diffcompress.records.run_folder import EVALUATION, RunFolder
+from diffcompress.records.evaluation import Evaluation
+from diffcompress.records.fingerprints import is_sound
+from diffcompress.records.provenance import Provenance
+from diffcompress.records.record import Empty, Record
+from diffcompress.records.report import Part, PlanFile, PlanTold, Pushed, Report, StageTold, StudentTold, TeacherTold
+from diffcompress.records.request import command
+from diffcompress.records.run_files import read_json, read_record, read_stamped, read_text
+from diffcompress.records.run_folder import COUNTERS, EVALUATION, FINAL, TRAINING_LOG, RunFolder, checkpoints
 from diffcompress.report import evidence, numbers
 from diffcompress.sources.licence import STATED
+from diffcompress.sources.model_index import DENOISERS
 from diffcompress.sources.resolve import resolve
 from diffcompress.sources.weights import fingerprint, weight_files
 
+SomeRecord = TypeVar("SomeRecord", bound=Record)
 CURVES = (
     "loss",
     "coarse",
@@ -33,66 +39,60 @@ CURVES = (
     "grad_norm",
     "learning_rate",
 )
-DENOISERS = ("unet", "transformer")
-SUMMARY = ("run", "pipeline", "report", "teacher", "student", "stages", "metrics", "seconds", "pushed")
 
 
-def collect(run: RunFolder) -> dict[str, Any]:
-    """The content of report.json: first the fields of `shrink --json` (SUMMARY), then everything else.
+def collect(run: RunFolder) -> Report:
+    """The content of report.json.
 
     Raises UsageError when `run` is not a run folder. Missing or damaged files leave nulls and a line in `not_computed`.
     """
     reader = _Reader(run)
     asked = dict(run.identity)
-    provenance = reader.json(run.pipeline / PROVENANCE, "the exported pipeline", shapes.Provenance, {})
-    pushed = reader.json(run.pushed, None, shapes.Pushed, None)
-    licence = provenance.get("license") or {}
-    if licence.get("source") == STATED:
-        asked["license"] = licence["id"]
-    plan = reader.json(run.plan, "sizes and configuration of the student", shapes.Plan, {})
-    evaluation = reader.json(run.metrics, "quality, speed and agreement", shapes.Evaluation, {})
+    provenance = reader.record(run.provenance, "the exported pipeline", Provenance)
+    pushed = reader.record(run.pushed, None, Pushed)
+    if provenance is not None and provenance.license.source == STATED:
+        asked["license"] = provenance.license.id
+    plan = reader.record(run.plan, "sizes and configuration of the student", PlanFile)
+    scores = reader.record(run.metrics, "quality, speed and agreement", Evaluation)
     timings = reader.json(run.timings, "timings", shapes.Timings, {})
     proof = reader.json(run.proof, "export proof", shapes.Proof, None)
     recipe = reader.read(run.recipe, "the resolved recipe", read_stamped, None)
     environment = reader.json(run.environment, "versions and device", shapes.Environment, {})
     warnings = reader.json(run.warnings, None, shapes.Warnings, [])
     stages = _stages(reader, timings)
-    metrics = dict(evaluation.get("metrics") or {})
     judged = _judged(reader, asked.get("fingerprint"))
-    skipped = metrics.pop("not_computed", None) or evaluation.get("not_computed")
-    return {
-        "run": str(run.path),
-        "pipeline": str(run.pipeline) if run.pipeline.is_dir() else None,
-        "report": str(run.report_html),
-        "teacher": {"id": asked.get("teacher"), "params": plan.get("teacher_params")},
-        "student": {key: plan.get(key) for key in ("params", "ratio", "requested_ratio", "config", "prediction_type")},
-        "stages": stages,
-        "metrics": metrics,
-        "seconds": round(sum(timings.values()), 2) if timings else None,
+    whole = bool(proof and proof.get("passed")) and _is_whole(run, proof, reader.missing)
+    return Report(
+        run=str(run.path),
+        pipeline=str(run.pipeline) if run.pipeline.is_dir() else None,
+        report=str(run.report_html),
+        teacher=TeacherTold(id=asked.get("teacher"), params=plan and plan.teacher_params),
+        student=StudentTold(**{name: plan and getattr(plan, name) for name in StudentTold.model_fields}),
+        stages=stages,
+        metrics=scores.metrics.measured if scores is not None else {},
+        seconds=round(sum(timings.values()), 2) if timings else None,
         # What lies on the Hub is this student only as long as the weights are the same.
-        "pushed": pushed if pushed and pushed.get("files") == provenance.get("files") else None,
-        "finished": bool(proof and proof.get("passed"))
-        and _is_whole(run, proof, reader.missing)
-        and all(stage["finished"] for stage in stages),
-        "asked": asked,
-        "command": command(asked, recipe=str(run.recipe), output=f"{run.path}-again"),
-        "plan": {"choice": plan.get("choice"), "notes": plan.get("notes") or []},
-        "evidence": evidence.lookup((plan.get("config") or {}).get("_class_name", ""), plan.get("ratio")),
-        "protocol": evaluation.get("protocol") or {},
-        "probe": evaluation.get("probe"),
-        "gates": judged.get("gates") or [],
-        "gates_protocol": judged.get("protocol") or {},
-        "weights_bytes": _weights_bytes(run.pipeline),
-        "parts": _parts(run.pipeline),
-        "proof": proof,
-        "timings": timings,
-        "environment": environment,
-        "exports": reader.json(run.exports / "exports.json", None, shapes.Exports, None),
-        "provenance": provenance,
-        "warnings": warnings,
-        "not_computed": [*reader.missing, *numbers.lacking(skipped or ())],
-        "recipe": recipe,
-    }
+        pushed=pushed if pushed and provenance and pushed.files == provenance.files else None,
+        finished=whole and all(stage.finished for stage in stages),
+        asked=asked,
+        command=command(asked, recipe=str(run.recipe), output=f"{run.path}-again"),
+        plan=PlanTold(choice=plan and plan.choice, notes=plan.notes if plan else []),
+        evidence=evidence.lookup(plan.config.get("_class_name", ""), plan.ratio) if plan else None,
+        protocol=scores.protocol if scores is not None else Empty(),
+        probe=scores.probe if scores is not None else None,
+        gates=judged.gates if judged is not None else [],
+        gates_protocol=judged.protocol if judged is not None else Empty(),
+        weights_bytes=_weights_bytes(run.pipeline),
+        parts=_parts(run.pipeline),
+        proof=proof,
+        timings=timings,
+        environment=environment,
+        exports=reader.json(run.export_record, None, shapes.Exports, None),
+        provenance=provenance or Empty(),
+        warnings=warnings,
+        not_computed=[*reader.missing, *numbers.lacking(scores.metrics.not_computed if scores is not None else ())],
+        recipe=recipe,
+    )
 
 
 def curves(folder: Path) -> list[dict[str, float]]:
@@ -105,7 +105,7 @@ def _logged(folder: Path) -> tuple[list[dict[str, float]], int]:
     rows: dict[int, dict[str, float]] = {}
     broken = 0
     try:
-        lines = read_text(folder / "metrics.jsonl", errors="replace").splitlines()
+        lines = read_text(folder / TRAINING_LOG, errors="replace").splitlines()
     except FileNotFoundError:
         return [], 0
     except DamagedError:
@@ -119,28 +119,6 @@ def _logged(folder: Path) -> tuple[list[dict[str, float]], int]:
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             broken += 1
     return [rows[step] for step in sorted(rows)], broken
-
-
-def command(asked: Mapping[str, Any], *, recipe: str, output: str) -> str:
-    """The shell command that repeats the run from its resolved `recipe` into the folder `output`."""
-    parts = ["diffcompress", "shrink", str(asked.get("teacher"))]
-    target = asked.get("target") or {key: asked.get(key) for key in ("ratio", "params", "size")}
-    for key in ("ratio", "params", "size"):
-        if target.get(key) is not None:
-            parts += [f"--{key}", f"{target[key]}"]
-    if asked.get("method") not in (None, "lift-place"):
-        parts += ["--method", asked["method"]]
-    parts += ["--recipe", recipe, "--seed", str(seed_of(asked) or 0)]
-    for key in ("data", "prompts", "scheduler", "dtype", "license"):
-        if asked.get(key) is not None:
-            parts += [f"--{key}", str(asked[key])]
-    return shlex.join([*parts, "--output", output])
-
-
-def seed_of(asked: Mapping[str, Any]) -> int | None:
-    recipe = asked.get("recipe")
-    seed = recipe.get("seed") if isinstance(recipe, dict) else None
-    return asked.get("seed") if seed is None else seed
 
 
 def _is_whole(run: RunFolder, proof: Mapping[str, Any], missing: list[str]) -> bool:
@@ -173,47 +151,55 @@ class _Reader:
     def json(self, path: Path, what: str | None, kind: Any, default: Any) -> Any:
         return self.read(path, what, partial(read_json, kind=kind), default)
 
+    def record(self, path: Path, what: str | None, kind: type[SomeRecord]) -> SomeRecord | None:
+        found: SomeRecord | None = self.read(path, what, partial(read_record, kind=kind), None)
+        return found
 
-def _judged(reader: _Reader, teacher: str | None) -> dict[str, Any]:
+
+def _judged(reader: _Reader, teacher: str | None) -> Evaluation | None:
     """evaluation.json of exactly the exported student, else nothing: it may be of weights from before more training.
 
     teacher: the fingerprint of the run's; what was judged against another one says nothing here either.
     """
-    found = reader.json(reader.run.evaluation / EVALUATION, None, shapes.Evaluation, {})
-    if not found or not reader.run.pipeline.is_dir() or (found["teacher"] or {}).get("fingerprint", teacher) != teacher:
-        return {}
+    found = reader.record(reader.run.evaluation / EVALUATION, None, Evaluation)
+    if found is None or not reader.run.pipeline.is_dir():
+        return None
+    if found.teacher is not None and found.teacher.fingerprint not in ("", teacher):
+        return None
     try:
         student = resolve(str(reader.run.pipeline))
-        same = found["student"].get("fingerprint") == fingerprint(student, weight_files(student.denoiser))
+        same = found.student.fingerprint == fingerprint(student, weight_files(student.denoiser))
     except UsageError:  # of a damaged pipeline nothing is known
-        return {}
-    return dict(found) if same else {}
+        return None
+    return found if same else None
 
 
-def _stages(reader: _Reader, timings: dict[str, float]) -> list[dict[str, Any]]:
+def _stages(reader: _Reader, timings: Mapping[str, float]) -> list[StageTold]:
     """One record for each stage folder. Guard-rail counters run on over all stages; each stage gets its own share."""
     stages, before = [], {"skipped": 0, "rollbacks": 0}
     missing = reader.missing
     for folder in reader.run.stages():
         (rows, broken), state = _logged(folder), _state(reader, folder)
         if broken:
-            missing.append(f"training curves: {folder.name}/metrics.jsonl is damaged in part ({broken} lines)")
+            missing.append(f"training curves: {folder.name}/{TRAINING_LOG} is damaged in part ({broken} lines)")
         counted = {key: state.get(key) for key in before}
-        finished = (folder / "final").is_dir()
+        finished = (folder / FINAL).is_dir()
         if not finished:
             missing.append(f"the end of {folder.name}: the stage has not finished")
+        own = {key: None if value is None else value - before[key] for key, value in counted.items()}
         stages.append(
-            {
-                "name": folder.name.split("-", 2)[-1],
-                "folder": folder.name,
-                "curves": f"{folder.name}/metrics.jsonl",
-                "finished": finished,
-                "steps": state.get("step"),
-                "seconds": timings.get(folder.name, state.get("seconds")),
-                **{key: None if value is None else value - before[key] for key, value in counted.items()},
-                "first": {key: rows[0][key] for key in CURVES if key in rows[0]} if rows else {},
-                "last": {key: rows[-1][key] for key in CURVES if key in rows[-1]} if rows else {},
-            }
+            StageTold(
+                name=folder.name.split("-", 2)[-1],
+                folder=folder.name,
+                curves=f"{folder.name}/{TRAINING_LOG}",
+                finished=finished,
+                steps=state.get("step"),
+                seconds=timings.get(folder.name, state.get("seconds")),
+                skipped=own["skipped"],
+                rollbacks=own["rollbacks"],
+                first={key: rows[0][key] for key in CURVES if key in rows[0]} if rows else {},
+                last={key: rows[-1][key] for key in CURVES if key in rows[-1]} if rows else {},
+            )
         )
         before = {key: before[key] if value is None else value for key, value in counted.items()}
     if not stages:
@@ -223,8 +209,7 @@ def _stages(reader: _Reader, timings: dict[str, float]) -> list[dict[str, Any]]:
 
 def _state(reader: _Reader, folder: Path) -> dict[str, Any]:
     """Counters of the stage's last checkpoint, empty when there is none."""
-    checkpoints = [folder / "final", *sorted((folder / "checkpoints").glob("step-*"), reverse=True)]
-    for file in (checkpoint / "state.json" for checkpoint in checkpoints):
+    for file in (checkpoint / COUNTERS for checkpoint in checkpoints(folder)):
         if found := reader.json(file, None, shapes.Counted, None):
             return dict(found)
     return {}
@@ -236,15 +221,15 @@ def _weights_bytes(folder: Path) -> int | None:
     return sum(file.stat().st_size for part in denoisers for file in part.glob("*.safetensors")) or None
 
 
-def _parts(folder: Path) -> list[dict[str, Any]]:
-    """Bytes on disk of every part of the exported pipeline, the denoiser first; linked files count in full."""
+def _parts(folder: Path) -> list[Part]:
+    """Of the exported pipeline, the denoiser first; linked files count in full."""
     sizes = [
-        {
-            "name": part.name,
-            "bytes": sum(file.stat().st_size for file in part.rglob("*") if file.is_file()),
-            "denoiser": part.name in DENOISERS,
-        }
+        Part(
+            name=part.name,
+            bytes=sum(file.stat().st_size for file in part.rglob("*") if file.is_file()),
+            denoiser=part.name in DENOISERS,
+        )
         for part in sorted(folder.glob("*/"))
         if part.is_dir()
     ]
-    return sorted(sizes, key=lambda part: (not part["denoiser"], -part["bytes"]))
+    return sorted(sizes, key=lambda part: (not part.denoiser, -part.bytes))

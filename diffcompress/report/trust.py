@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
-from diffcompress.report import numbers
+from diffcompress.records.evaluation import Measured
+from diffcompress.records.metrics import Metric
+from diffcompress.records.report import Report
+from diffcompress.records.request import seed_of
+from diffcompress.report import figures, numbers
 
-_PERCEPTUAL = ("fid", "fd", "kd", "precision", "clip")
 
-
-def remarks(collected: Mapping[str, Any], seed: int | None) -> list[str]:
+def remarks(report: Report) -> list[str]:
     """Plain sentences, the most limiting first."""
-    metrics: Mapping[str, Any] = collected["metrics"]
-    protocol: Mapping[str, Any] = collected["protocol"]
-    found = [] if collected["finished"] else ["The run is not finished: figures may be missing or change."]
-    measured = [name for name in metrics if name.partition("_")[0] in _PERCEPTUAL]
-    if not measured:
+    metrics, protocol, seed = report.metrics, report.protocol, seed_of(report.asked)
+    found = [] if report.finished else ["The run is not finished: figures may be missing or change."]
+    space = protocol.feature_space if protocol else None
+    if not figures.is_perceptual(metrics):
         found.append("No perceptual metric was computed: nothing here says how good the images look.")
-    elif protocol.get("feature_space") == "demo":
+    elif space == "demo":
         found.append("Distances are in the features of a small Fashion-MNIST classifier: not FID, of no use elsewhere.")
     elif "fid" not in metrics:
-        space = protocol.get("feature_space") or "an unrecorded feature space"
+        space = space or "an unrecorded feature space"
         found.append(f"Distances are in the features of {space}: not FID, comparable under the same protocol alone.")
-    if metrics and not any((metric.get("teacher") or {}).get("value") is not None for metric in _quality(metrics)):
+    beside = [one.teacher for metric, one in figures.named(metrics) if not metric.kind.is_cost]
+    if metrics and not any(one is not None and one.value is not None for one in beside):
         found.append("The teacher was not scored under the same protocol, so nothing says how much was lost.")
     found.append(
         f"One student of one seed ({'not recorded' if seed is None else seed}) was trained. Intervals are over samples "
         "(95 %); how far another seed would land is not in them."
     )
     found.append("No baseline was trained at equal budget, so nothing says how much the method itself gained.")
-    if str(protocol.get("agreement_clean", "")).startswith("teacher"):
+    if protocol and protocol.agreement_clean.startswith("teacher"):
         found.append("Agreement is measured on the teacher's own samples, not on real images.")
-    probe = collected.get("probe")
-    if probe:
-        found.append(f"Train longer, or larger? {probe['sentence']}")
-    passed = [gate["passed"] for gate in collected["gates"]]
+    if report.probe is not None:
+        found.append(f"Train longer, or larger? {report.probe.sentence}")
+    passed = [gate.passed for gate in report.gates]
     found.append(
         f"{sum(passed)} of {len(passed)} quality gates passed."
         if passed
@@ -44,18 +45,21 @@ def remarks(collected: Mapping[str, Any], seed: int | None) -> list[str]:
     return found
 
 
-def counts(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Of each quality figure: name, samples, and the interval's width relative to its value, None where unknown."""
-    rows = []
-    for name, metric in metrics.items():
-        if numbers.is_cost(metric) or numbers.is_corrected(name):
-            continue
-        value, low, high = (metric.get(key) for key in ("value", "low", "high"))
-        known = all(numbers.is_number(v) for v in (value, low, high)) and value
-        width = (high - low) / abs(value) if known else None
-        rows.append({"name": name, "samples": metric.get("samples"), "width": width})
-    return rows
+@dataclass(frozen=True)
+class Count:
+    """What a quality figure rests on; width: of its interval relative to its value, None where unknown."""
+
+    metric: Metric
+    samples: int
+    width: float | None
 
 
-def _quality(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [metric for metric in metrics.values() if not numbers.is_cost(metric)]
+def counts(metrics: Mapping[str, Measured]) -> list[Count]:
+    return [Count(metric, one.samples, _width(one)) for metric, one in figures.quality(metrics)]
+
+
+def _width(one: Measured) -> float | None:
+    if one.value is None or one.low is None or one.high is None:
+        return None
+    known = all(numbers.is_number(value) for value in (one.value, one.low, one.high)) and one.value
+    return (one.high - one.low) / abs(one.value) if known else None

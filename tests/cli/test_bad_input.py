@@ -8,7 +8,7 @@ import os
 import pytest
 from PIL import Image
 
-from diffcompress.jobs import target
+from diffcompress.records.request import PlanOptions
 from diffcompress.records.run_folder import read_json, write_json
 from diffcompress.sources.reference import DEMO_FOLDER
 from tests.cli.command import run, spawn
@@ -161,6 +161,7 @@ def test_traceback_shows_where():
 
 
 def test_dtypes_have_short_names():
-    assert [target.dtype(name) for name in ("fp16", "bf16", "fp32", "float16", None)] == [
+    names = ("fp16", "bf16", "fp32", "float16", None)
+    assert [PlanOptions("demo", ratio=0.5, dtype=name).dtype for name in names] == [
         "float16", "bfloat16", "float32", "float16", None,
     ]  # fmt: skip

@@ -11,8 +11,9 @@ from diffcompress import recipe as recipes
 from diffcompress import runtime as runtimes
 from diffcompress.evaluation.cache import SampleCache
 from diffcompress.jobs.deliver import judged
-from diffcompress.jobs.setting import Asked, prepare
+from diffcompress.jobs.testbed import prepare
 from diffcompress.pipeline.load import load
+from diffcompress.records.request import EvaluateOptions
 from diffcompress.runtime import Progress, StopRequest
 from diffcompress.sources.resolve import resolve
 
@@ -25,9 +26,8 @@ class Drawing(Progress):
 def test_shrink_and_evaluate_find_them(tmp_path):
     teacher = load(resolve("demo"))
     recipe = recipes.load(recipes.default_for("demo", teacher.family.recipe))
-    asked = Asked(num_samples=None, sampler_steps=None, seed=0, data=None, prompts=None)
-    setting = prepare(runtimes.start("cpu"), teacher, teacher, None, asked, tmp_path, Progress())
-    for space, protocol in (judged(teacher, recipe, Progress()), (setting.space, setting.protocol)):
+    testbed = prepare(runtimes.start("cpu"), teacher, teacher, None, EvaluateOptions("demo"), tmp_path, Progress())
+    for space, protocol in (judged(teacher, recipe, Progress()), (testbed.space, testbed.protocol)):
         drawn = SampleCache(tmp_path, StopRequest(), Drawing()).draw(teacher, protocol, space, "sampling the teacher")
         assert len(drawn.features) == len(drawn.variation) == protocol.num_samples
     assert not list(tmp_path.iterdir())

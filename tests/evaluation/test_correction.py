@@ -9,6 +9,7 @@ from diffcompress.evaluation import correction
 from diffcompress.evaluation.correction import corrected, fit, verdict
 from diffcompress.pipeline.sampling import sample
 from tests.evaluation import models
+from tests.evaluation.records import measured, metrics
 
 
 @pytest.fixture(scope="module")
@@ -46,26 +47,22 @@ def test_the_line_of_the_nearest_level_and_of_each_channel():
     assert line.digest() != correction.Correction(line.timestep, line.slope + 1, line.intercept).digest()
 
 
-def metric(value, low=None, high=None, teacher=None):
-    return {"value": value, "low": low, "high": high, "teacher": teacher and {"value": teacher}}
-
-
 @pytest.mark.parametrize(
     ("after", "reading", "share"), [(2.0, "train longer", 1.0), (7.0, "train longer", 0.5), (9.0, "both", 0.3),
                                     (11.0, "too small", 0.1), (14.0, "too small", -0.2)],
 )  # fmt: skip
 def test_what_the_probe_reads(after, reading, share):
-    metrics = {"fd_demo": metric(12.0, 11.0, 13.0, teacher=2.0), "fd_demo_corrected": metric(after)}
-    told = verdict(metrics, "demo")
-    assert (told["metric"], told["reading"]) == ("fd_demo", reading)
-    assert told["explained"] == pytest.approx(share)
-    assert told["sentence"].startswith(f"fd_demo 12 becomes {after:g} when")
-    assert ("nothing" in told["sentence"]) == (after > 12)
+    found = metrics(fd_demo=measured(12.0, 11.0, 13.0, teacher=2.0), fd_demo_corrected=measured(after))
+    told = verdict(found, "demo")
+    assert (told.metric, told.reading) == ("fd_demo", reading)
+    assert told.explained == pytest.approx(share)
+    assert told.sentence.startswith(f"fd_demo 12 becomes {after:g} when")
+    assert ("nothing" in told.sentence) == (after > 12)
 
 
 def test_a_student_like_its_teacher_leaves_nothing_to_explain():
-    metrics = {"fd_demo": metric(2.1, 1.9, 2.3, teacher=2.0), "fd_demo_corrected": metric(2.0)}
-    assert verdict(metrics, "demo")["reading"] == "at the teacher"
-    metrics = {"paired_distance": metric(0.0, 0.0, 0.0), "paired_distance_corrected": metric(0.0)}
-    assert verdict(metrics, None)["metric"] == "paired_distance"
-    assert verdict({"agreement": metric(0.5)}, None) is None
+    found = metrics(fd_demo=measured(2.1, 1.9, 2.3, teacher=2.0), fd_demo_corrected=measured(2.0))
+    assert verdict(found, "demo").reading == "at the teacher"
+    found = metrics(paired_distance=measured(0.0, 0.0, 0.0), paired_distance_corrected=measured(0.0))
+    assert verdict(found, None).metric == "paired_distance"
+    assert verdict(metrics(agreement=measured(0.5)), None) is None

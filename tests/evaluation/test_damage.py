@@ -10,13 +10,14 @@ import torch
 
 from diffcompress.evaluation import correction, gates, speed
 from diffcompress.evaluation.cache import SampleCache
-from diffcompress.evaluation.failed import failed_share, total_variation
+from diffcompress.evaluation.failed import failed_share
 from diffcompress.evaluation.features import demo_space, protocol_for
 from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.evaluation.variation import total_variation
 from diffcompress.noise import generator
 from diffcompress.pipeline.load import load, state_fingerprint
 from diffcompress.pipeline.sampling import sample
-from diffcompress.records.metrics import COSTS, metric_names
+from diffcompress.records.metrics import Metric, every
 from diffcompress.runtime import Progress, StopRequest
 from diffcompress.sources.resolve import resolve
 
@@ -77,26 +78,26 @@ def score(tmp_path_factory, teacher):
 
 def test_the_teacher_is_like_itself(score):
     result = score()
-    metrics = result["metrics"]
+    metrics = result.metrics
     for name in ("fd_teacher_demo", "kd_teacher_demo", "paired_distance"):
-        assert metrics[name]["low"] <= 0 <= metrics[name]["high"], name
-        assert metrics[name]["value"] == pytest.approx(0, abs=1e-6)
-    assert metrics["agreement"]["value"] == 1
-    for name, metric in metrics.items():
-        if name != "not_computed" and name not in COSTS and metric["teacher"] is not None:
-            assert metric["value"] == metric["teacher"]["value"], name
-    assert result["probe"]["reading"] == "at the teacher"
-    assert result["warnings"] == []
-    assert metrics["not_computed"] == []
-    assert all(one["passed"] for one in gates.judge(gates.parse(GATES, metric_names()), metrics, "demo"))
+        assert metrics[name].low <= 0 <= metrics[name].high, name
+        assert metrics[name].value == pytest.approx(0, abs=1e-6)
+    assert metrics["agreement"].value == 1
+    for name, metric in metrics.measured.items():
+        if not Metric.named(name).kind.is_cost and metric.teacher is not None:
+            assert metric.value == metric.teacher.value, name
+    assert result.probe.reading == "at the teacher"
+    assert result.warnings == []
+    assert metrics.not_computed == []
+    assert all(one.passed for one in gates.judge(gates.parse(GATES, every()), metrics, "demo"))
 
 
 @pytest.mark.parametrize("damage", [noisy_weights, slightly_noisy_weights, swapped_channels])
 def test_a_damaged_copy_is_flagged_by_every_metric(score, damage):
     result = score(damage)
-    verdicts = gates.judge(gates.parse(GATES, metric_names()), result["metrics"], "demo")
-    assert [one["expr"] for one in verdicts if one["passed"]] == []
-    assert result["probe"]["before"] > result["probe"]["floor"]
+    verdicts = gates.judge(gates.parse(GATES, every()), result.metrics, "demo")
+    assert [one.expr for one in verdicts if one.passed] == []
+    assert result.probe.before > result.probe.floor
 
 
 @pytest.mark.parametrize(("damage", "failed"), [(slightly_noisy_weights, 0), (noisy_weights, 1), (swapped_channels, 1)])

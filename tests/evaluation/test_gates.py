@@ -8,27 +8,24 @@ import pytest
 
 from diffcompress.errors import UsageError
 from diffcompress.evaluation.gates import judge, parse, write_junit
-from diffcompress.records.metrics import full_name, metric_names
+from diffcompress.records.metrics import every, full_name
+from tests.evaluation.records import measured, metrics
 
-METRICS = metric_names()
-
-
-def metric(value, teacher=None, untrained=None):
-    return {"value": value, "teacher": teacher and {"value": teacher}, "untrained": untrained and {"value": untrained}}
+METRICS = every()
 
 
-FOUND = {
-    "params": metric(40e6, 800e6),
-    "agreement": metric(0.93),
-    "fd_demo": metric(2.3, 2.0, 40.0),
-    "fd_demo_held_out": metric(99.0, 99.0),
-    "failed_samples": metric(0.05, 0.001),
-    "size_bytes": metric(80e6 - 1),
-    "latency_ms": metric(2.5),
-    "fd_demo_corrected": metric(1.5),
-    "coverage_demo": metric(0.92, 1.0),
-    "not_computed": [{"metric": "kd", "why": "no extractor"}],
-}
+FOUND = metrics(
+    {"kd": "no extractor"},
+    params=measured(40e6, teacher=800e6),
+    agreement=measured(0.93),
+    fd_demo=measured(2.3, teacher=2.0, untrained=40.0),
+    fd_demo_held_out=measured(99.0, teacher=99.0),
+    failed_samples=measured(0.05, teacher=0.001),
+    size_bytes=measured(80e6 - 1),
+    latency_ms=measured(2.5),
+    fd_demo_corrected=measured(1.5),
+    coverage_demo=measured(0.92, teacher=1.0),
+)
 
 
 @pytest.mark.parametrize(
@@ -59,16 +56,16 @@ FOUND = {
 )
 def test_judges(expr, passed):
     (result,) = judge(parse([expr], METRICS), FOUND, "demo")
-    assert result["expr"] == expr
-    assert result["passed"] is passed
-    assert result["value"] is not None
-    assert set(result) == {"expr", "value", "passed"}
+    assert result.expr == expr
+    assert result.passed is passed
+    assert result.value is not None
+    assert set(result.to_json()) == {"expr", "value", "passed"}
 
 
 @pytest.mark.parametrize("expr", ["params=10", "params = 10", "params!=10"])
 def test_says_which_comparison_is_meant(expr):
     with pytest.raises(UsageError, match=r"column \d+: '!?=' is no comparison, use =="):
-        parse(expr, ["params"])
+        parse([expr], METRICS)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +129,7 @@ def test_short_names_mean_the_space_that_is_used():
     assert full_name("fd", {"fid": {}}, "inception") == "fid"
     assert full_name("fd_inception", {"fid": {}}, "inception") == "fid"
     assert full_name("kd_mine", {"kd_mine": {}}, "mine") == "kd_mine"
-    assert {"fd_mine", "coverage_mine"} <= set(metric_names("mine"))
+    assert {"fd_mine", "coverage_mine"} <= set(every("mine"))
 
 
 def test_every_student_has_its_test_cases(tmp_path):
@@ -150,8 +147,8 @@ def test_a_model_that_is_not_there_is_refused_before_any_work():
 
 def test_what_was_not_computed_fails_with_the_reason():
     results = judge(parse(["kd<1", "macs<5", "agreement>teacher"], METRICS), FOUND)
-    assert [result["passed"] for result in results] == [False, False, False]
-    assert [result["why"] for result in results] == [
+    assert [result.passed for result in results] == [False, False, False]
+    assert [result.why for result in results] == [
         "no extractor",
         "macs was not computed",
         "agreement of the teacher was not computed",
@@ -159,15 +156,15 @@ def test_what_was_not_computed_fails_with_the_reason():
 
 
 def test_a_corrected_metric_fails_for_the_reason_of_the_metric_or_of_the_probe():
-    reasons = [{"metric": "probe", "why": "no teacher"}, {"metric": "fd_demo", "why": "too few samples"}]
-    found = {"not_computed": reasons, "kd_demo": metric(1.0), "paired_distance": metric(1.0)}
+    reasons = {"probe": "no teacher", "fd_demo": "too few samples"}
+    found = metrics(reasons, kd_demo=measured(1.0), paired_distance=measured(1.0))
     results = judge(parse(["fd_corrected<1", "kd_corrected<1", "macs<1"], METRICS), found, "demo")
-    assert [one["why"] for one in results] == ["too few samples", "no teacher", "macs was not computed"]
+    assert [one.why for one in results] == ["too few samples", "no teacher", "macs was not computed"]
 
 
 def test_a_value_that_is_not_a_number_fails():
-    (result,) = judge(parse(["agreement<=1"], METRICS), {"agreement": metric(float("nan"))})
-    assert result["passed"] is False
+    (result,) = judge(parse(["agreement<=1"], METRICS), metrics(agreement=measured(float("nan"))))
+    assert result.passed is False
 
 
 def test_junit(tmp_path):

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from diffcompress.errors import UsageError
 from diffcompress.evaluation.gates import MODELS, OPERATORS, SUFFIXES, Gate, judge, parse
+from diffcompress.records.metrics import Metric
+from tests.evaluation.records import measured, metrics
 
-METRICS = ["params", "fd", "agreement", "failed_samples", "latency_ms"]
+METRICS = {name: Metric.named(name) for name in ("params", "fd", "agreement", "failed_samples", "latency_ms")}
 SPACE = st.text(" \t", max_size=2)
 NUMBERS = st.floats(0, 1e6).map(lambda value: f"{value:.6g}")
 
@@ -18,7 +20,7 @@ NUMBERS = st.floats(0, 1e6).map(lambda value: f"{value:.6g}")
 @st.composite
 def gates(draw: st.DrawFn) -> tuple[str, Gate]:
     """An expression and what it means."""
-    metric, sign = draw(st.sampled_from(METRICS)), draw(st.sampled_from(sorted(OPERATORS)))
+    metric, sign = draw(st.sampled_from(list(METRICS))), draw(st.sampled_from(sorted(OPERATORS)))
     number, suffix = draw(NUMBERS), draw(st.sampled_from(sorted(SUFFIXES)))
     if "e" in number:
         suffix = ""
@@ -36,10 +38,6 @@ def gates(draw: st.DrawFn) -> tuple[str, Gate]:
     return expr, Gate(expr, metric, sign, factor, model)
 
 
-def metric(value: float, teacher: float) -> dict[str, object]:
-    return {"value": value, "teacher": {"value": teacher}, "untrained": {"value": teacher / 2}}
-
-
 @given(gates(), st.floats(-1e9, 1e9), st.floats(-1e9, 1e9))
 def test_a_gate_means_what_it_says(drawn, value, other):
     expr, expected = drawn
@@ -47,8 +45,9 @@ def test_a_gate_means_what_it_says(drawn, value, other):
     assert (found.expr, found.metric, found.sign, found.model) == (expr, expected.metric, expected.sign, expected.model)
     assert math.isclose(found.factor, expected.factor, rel_tol=1e-12)
     limit = found.factor * {None: 1.0, "teacher": other, "untrained": other / 2}[found.model]
-    (result,) = judge([found], {expected.metric: metric(value, other)})
-    assert result == {"expr": expr, "value": value, "passed": OPERATORS[expected.sign](value, limit)}
+    measured_one = {expected.metric: measured(value, teacher=other, untrained=other / 2)}
+    (result,) = judge([found], metrics(**measured_one))
+    assert result.to_json() == {"expr": expr, "value": value, "passed": OPERATORS[expected.sign](value, limit)}
 
 
 @given(st.text(st.sampled_from("abfd<>=!*%. 0123456789eEkM+-_\n\té"), max_size=20) | st.text(max_size=10))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+
 import pytest
 import torch
 
 from diffcompress.evaluation.cache import Drawn
-from diffcompress.evaluation.distances import add_distances
-from diffcompress.evaluation.failed import total_variation
 from diffcompress.evaluation.features import demo_space
+from diffcompress.evaluation.material import Material
+from diffcompress.evaluation.score import measure
+from diffcompress.evaluation.variation import total_variation
 from diffcompress.noise import generator
-from diffcompress.records.metrics import DISTANCES, NEIGHBOURS, TO_TEACHER, Metrics
+from diffcompress.records.evaluation import Metrics
+from diffcompress.records.metrics import TABLE
 from diffcompress.records.protocol import Protocol
 
 SPACE = demo_space()
@@ -38,17 +43,24 @@ def drawn(count: int, seed: int, *, broken: bool = False) -> Drawn:
 @pytest.mark.parametrize("roles", [("student", "teacher"), ("student",)])
 def test_computed_or_named_once(space, prompts, count, broken, why, roles):
     found = {role: drawn(count, i, broken=role in broken) for i, role in enumerate(roles)}
-    metrics = Metrics()
-    add_distances(metrics, found, space, Protocol(num_samples=count), prompts)
+    metrics, perceptual = Metrics(not_computed=[]), [kind for kind in TABLE if kind.is_perceptual]
+    protocol = Protocol(feature_space=None, sampler="ddim", sampler_steps=2, num_samples=count, seed=0)
+    measure(Material({}, found, space, protocol, prompts), metrics, perceptual)
     end = "" if space is None else "_demo"
-    wanted = {f"{stem}{end}" for stem in (*DISTANCES, *TO_TEACHER, *NEIGHBOURS)}
+    wanted = {f"{kind.name}{end}" for kind in perceptual if kind.in_space}
     wanted |= {"fd_demo_held_out"} if space else set()
     wanted |= {"clip_score"} if prompts else set()
-    named = [one["metric"] for one in metrics.missing]
-    assert sorted([*metrics.values, *named]) == sorted(wanted)
-    reasons = " ".join(one["why"] for one in metrics.missing)
+    named = [one.metric for one in metrics.not_computed]
+    assert sorted([*metrics.measured, *named]) == sorted(wanted)
+    reasons = " ".join(one.why for one in metrics.not_computed)
     if why is not None and space is not None and set(broken) <= set(roles):
         assert why in reasons
     assert ("no teacher was given" in reasons) == ("teacher" not in roles)
     assert ("with a CLIP folder" in reasons) == (prompts is not None)
     assert ("no feature weights" in reasons) == (space is None)
+
+
+@pytest.mark.parametrize("module", sorted({kind.measured_in for kind in TABLE}))
+def test_every_module_that_the_table_names_adds_metrics(module):
+    found = importlib.import_module(f"diffcompress.evaluation.{module}")
+    assert list(inspect.signature(found.add_metrics).parameters) == ["material", "wanted", "metrics"]

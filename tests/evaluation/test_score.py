@@ -16,7 +16,15 @@ from diffcompress.records.protocol import Protocol
 from diffcompress.sources.resolve import resolve
 from tests import tiny
 
-PROTOCOL = Protocol(sampler_steps=2, num_samples=6, agreement_images=4, agreement_levels=3)
+PROTOCOL = Protocol(
+    feature_space=None,
+    sampler="ddim",
+    sampler_steps=2,
+    num_samples=6,
+    seed=0,
+    agreement_images=4,
+    agreement_levels=3,
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,27 +51,25 @@ def test_agreement_is_on_the_teachers_own_samples_with_their_conditions(teacher,
     clean = sample(teacher, range(6), seed=seed, num_steps=2).half().float()[:4]
     labels = {name: value[:4] for name, value in conditioning_for(teacher, range(6), seed).items()}
     found = agreement.measure({"student": student}, teacher, clean, labels, num_levels=3, seed=0)["student"]
-    metric = result["metrics"]["agreement"]
-    assert metric["value"] == pytest.approx(found.agreement.value, rel=1e-4)
-    assert metric["value"] < 1
-    assert metric["samples"] == 4
-    assert [level["error"] for level in metric["levels"]] == pytest.approx(
-        [one.error for one in found.levels], rel=1e-3
-    )
+    metric = result.metrics["agreement"]
+    assert metric.value == pytest.approx(found.agreement.value, rel=1e-4)
+    assert metric.value < 1
+    assert metric.samples == 4
+    assert [level.error for level in metric.levels] == pytest.approx([one.error for one in found.levels], rel=1e-3)
 
 
 def test_pairs_have_the_same_noise(teacher, student, result):
     ours, theirs = (sample(model, range(6), seed=PROTOCOL.sampling_seed, num_steps=2) for model in (student, teacher))
     apart = (ours.half().float() - theirs.half().float()).square().flatten(1).mean(1).sqrt()
-    assert result["metrics"]["paired_distance"]["value"] == pytest.approx(apart.mean().item(), rel=1e-3)
+    assert result.metrics["paired_distance"].value == pytest.approx(apart.mean().item(), rel=1e-3)
 
 
 def test_the_probe_is_fitted_on_samples_that_are_not_evaluated(teacher, student, result):
-    apart = replace(PROTOCOL, seed=correction.SEED_SHIFT).sampling_seed
+    apart = PROTOCOL.model_copy(update={"seed": correction.SEED_SHIFT}).sampling_seed
     clean = sample(teacher, range(6), seed=apart, num_steps=2).half().float()
     line = correction.fit(student, teacher, clean, conditioning_for(teacher, range(6), apart), num_steps=2, seed=0)
     mended = sample(correction.corrected(student, line), range(6), seed=PROTOCOL.sampling_seed, num_steps=2)
     theirs = sample(teacher, range(6), seed=PROTOCOL.sampling_seed, num_steps=2)
     distance = (mended.half().float() - theirs.half().float()).square().flatten(1).mean(1).sqrt().mean().item()
-    assert result["metrics"]["paired_distance_corrected"]["value"] == pytest.approx(distance, rel=1e-3)
-    assert result["probe"]["after"] == result["metrics"]["paired_distance_corrected"]["value"]
+    assert result.metrics["paired_distance_corrected"].value == pytest.approx(distance, rel=1e-3)
+    assert result.probe.after == result.metrics["paired_distance_corrected"].value

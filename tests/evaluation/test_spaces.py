@@ -12,11 +12,12 @@ from torch import nn
 
 from diffcompress.errors import UsageError
 from diffcompress.evaluation import extractors, features
-from diffcompress.evaluation.distances import frechet_name
+from diffcompress.evaluation.distances import called
 from diffcompress.evaluation.embedded import Extractor
 from diffcompress.evaluation.features import cached_space, find_space
 from diffcompress.evaluation.inception import Inception, _stretch
 from diffcompress.records.fingerprints import sha256
+from diffcompress.records.metrics import Metric
 from diffcompress.runtime import Progress
 from tests.families.tiny_text import seeded
 
@@ -212,8 +213,8 @@ def test_which_images_fit(inception):
     assert large.why_unfit(latent) == "it reads grey or RGB images, the student makes 4x64x64"
 
 
-def test_fid_is_only_what_the_word_means(inception):
-    large, small = features.FeatureSpace("inception", "", inception), features.FeatureSpace("demo", "", Extractor())
-    assert frechet_name(large, 10_000, 10_000) == "fid"
-    assert frechet_name(large, 9_999, 10_000) == frechet_name(large, 10_000, 9_999) == "fd_inception"
-    assert frechet_name(small, 50_000, 50_000) == "fd_demo"
+def test_fid_is_only_what_the_word_means():
+    large, small = Metric.named("fd_inception"), Metric.named("fd_demo")
+    assert called(large, 10_000, 10_000).name == "fid"
+    assert called(large, 9_999, 10_000) == called(large, 10_000, 9_999) == large
+    assert called(small, 50_000, 50_000) == small

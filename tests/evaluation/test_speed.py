@@ -10,8 +10,9 @@ from torch import nn
 
 from diffcompress.cli import tables
 from diffcompress.evaluation import speed
+from diffcompress.evaluation.features import protocol_for
 from diffcompress.evaluation.score import evaluate_pipeline
-from diffcompress.records.protocol import Protocol
+from diffcompress.records.evaluation import Evaluation
 from tests.evaluation import models
 
 
@@ -50,15 +51,15 @@ def test_precisions_that_differ_stand_beside_the_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "SECONDS", 0.0)
     student = models.loaded(tmp_path / "student")
     teacher = models.loaded(tmp_path / "teacher", seed=1)
-    protocol = Protocol(sampler_steps=2, num_samples=4)
+    protocol = protocol_for(None, teacher, sampler_steps=2, num_samples=4)
     alike = evaluate_pipeline(student, teacher, protocol, space=None, cache_folder=tmp_path / "cache")
     teacher.denoiser.bfloat16()
     halved = evaluate_pipeline(student, teacher, protocol, space=None, cache_folder=tmp_path / "cache")
     for name in ("latency_ms", "latency_ms_batch16", "memory_bytes"):
-        assert "dtypes" not in alike["metrics"][name]
-        assert halved["metrics"][name]["dtypes"] == {"student": "float32", "teacher": "bfloat16"}
-    about = {"student": {"name": "small"}, "teacher": {}, "gates": []}
-    for shown in (tables.evaluated(halved | about), tables.compared([halved | about])):
+        assert "dtypes" not in alike.metrics[name].to_json()
+        assert halved.metrics[name].dtypes == {"student": "float32", "teacher": "bfloat16"}
+    told = Evaluation(student={"id": "s", "name": "small"}, teacher={"id": "t"}, **dict(halved))
+    for shown in (tables.evaluated(told), tables.compared([told])):
         with (console := Console(width=200)).capture() as seen:
             console.print(*shown)
         row = next(line for line in seen.get().splitlines() if line.startswith("latency_ms "))

@@ -64,9 +64,9 @@ def test_one_commit_with_weights_and_card_private(server: HubServer, run: RunFol
         "unet/diffusion_pytorch_model.safetensors",
     }
     assert server.repositories["someone/small"].private
-    assert pushed == read_json(run.pushed)
-    assert not pushed["public"]
-    assert pushed["commit"] == server.repositories["someone/small"].refs["main"]
+    assert pushed.to_json() == read_json(run.pushed)
+    assert not pushed.public
+    assert pushed.commit == server.repositories["someone/small"].refs["main"]
     card = ModelCard(files["README.md"].decode())
     assert card.data.license == "mit"
     assert 'from_pretrained("someone/small")' in card.text
@@ -86,7 +86,7 @@ def test_what_was_pushed_loads_from_there(server: HubServer, run: RunFolder, tmp
 
 
 def test_public_only_when_said(server: HubServer, run: RunFolder) -> None:
-    assert hub.push(run, "someone/open", public=True)["public"]
+    assert hub.push(run, "someone/open", public=True).public
     assert not server.repositories["someone/open"].private
     with pytest.raises(AccessError, match="public") as caught:
         hub.check("someone/open", public=False, licence=MIT)
@@ -102,7 +102,7 @@ def test_a_private_repository_stays_private_and_says_so(server: HubServer, run: 
             self.warnings.append(text)
 
     hub.push(run, "someone/small", public=False)
-    assert not hub.push(run, "someone/small", public=True, progress=Told())["public"]
+    assert not hub.push(run, "someone/small", public=True, progress=Told()).public
     assert "stays private" in Told.warnings[0]
 
 
@@ -111,16 +111,17 @@ def test_pushing_again_changes_nothing(server: HubServer, run: RunFolder) -> Non
     write_report(run)
     before = server.files("someone/small")
     assert everything(run.pipeline) == before
-    assert hub.push(run, "someone/small", public=False)["commit"] == first["commit"]
+    assert hub.push(run, "someone/small", public=False).commit == first.commit
 
 
 def test_the_report_says_where_it_went_until_the_weights_change(server: HubServer, run: RunFolder) -> None:
     hub.push(run, "someone/small", public=False)
-    assert write_report(run)["pushed"]["repo"] == "someone/small"
+    pushed = write_report(run).pushed
+    assert pushed is not None and pushed.repo == "someone/small"
     assert "someone/small" in run.report_html.read_text()
     record = read_json(run.pipeline / "diffcompress.json")
     (run.pipeline / "diffcompress.json").write_text(json.dumps(record | {"files": {"unet/other.safetensors": "0"}}))
-    assert write_report(run)["pushed"] is None
+    assert write_report(run).pushed is None
 
 
 @pytest.mark.parametrize(
@@ -210,15 +211,15 @@ def test_no_token(server: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_a_licence_can_be_stated_later_but_the_teachers_stays(run: RunFolder) -> None:
     file = run.pipeline / "diffcompress.json"
-    relicense(run.pipeline, "apache-2.0")
+    relicense(run, "apache-2.0")
     assert read_json(file)["license"]["id"] == "apache-2.0"
-    assert "--license apache-2.0" in write_report(run)["command"]
+    assert "--license apache-2.0" in write_report(run).command
     file.write_text(json.dumps(read_json(file) | {"license": MIT.as_json()}))
-    relicense(run.pipeline, "apache-2.0")
+    relicense(run, "apache-2.0")
     assert read_json(file)["license"]["id"] == "mit"
     unclear = Licence("unknown", "the teacher's model card: it says two").as_json()
     file.write_text(json.dumps(read_json(file) | {"license": unclear}))
-    relicense(run.pipeline, "apache-2.0")
+    relicense(run, "apache-2.0")
     assert read_json(file)["license"] == unclear
     with pytest.raises(UsageError, match="not a licence id"):
         stated_by_user("My Licence")

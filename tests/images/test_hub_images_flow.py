@@ -11,10 +11,11 @@ from PIL import Image
 from diffcompress import recipe as recipes
 from diffcompress.bank import bank as banks
 from diffcompress.images import images
-from diffcompress.jobs.evaluate import evaluate
-from diffcompress.jobs.setting import texts_for
+from diffcompress.images.texts import texts_for
+from diffcompress.jobs.evaluate import _resolved, evaluate
 from diffcompress.pipeline.encoding import with_prompts
 from diffcompress.pipeline.load import load
+from diffcompress.records.request import EvaluateOptions
 from diffcompress.runtime import Progress, start
 from diffcompress.sources.resolve import resolve
 from tests import tiny
@@ -89,4 +90,6 @@ def test_a_student_on_the_hub_is_scored_in_the_working_directory(hub, tmp_path, 
     assert found["protocol"]["agreement_clean"] == "data"
     assert any(commit in note for note in notes)
     assert (here / "student-evaluation" / "evaluation.json").is_file()
+    several = EvaluateOptions(["someone/student", tmp_path / "student"], data="someone/noise")
+    assert _resolved(several, progress).asked.data == f"someone/noise@{commit}"
     assert not list((tmp_path / "home").rglob("evaluation*"))

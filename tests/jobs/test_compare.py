@@ -9,10 +9,13 @@ import pytest
 
 from diffcompress.errors import UsageError
 from diffcompress.evaluation import frontier
-from diffcompress.jobs.compare import _names, compare
+from diffcompress.jobs.comparison import names
+from diffcompress.jobs.evaluate import evaluate
+from diffcompress.records.evaluation import Evaluation
 from diffcompress.runtime import Progress
 from tests.cli.command import run
 from tests.evaluation import models
+from tests.evaluation.records import evaluation, measured
 
 FAST = {"num_samples": 8, "sampler_steps": 2, "device": "cpu"}
 
@@ -50,7 +53,7 @@ def heard():
 @pytest.fixture(scope="module")
 def results(root, students, heard):
     gates = ("params<1M", "agreement>0.9")
-    return compare(
+    return evaluate(
         students, teacher=str(root / "teacher"), output=root / "out", gates=gates, junit=root / "gates.xml",
         progress=heard, **FAST,
     )  # fmt: skip
@@ -90,13 +93,13 @@ def test_the_frontier_is_drawn(root, results):
     for text in ("near", "far", "teacher", "denoiser parameters", "agreement", "8 samples"):
         assert text in svg
     before = (root / "out" / "frontier.svg").read_bytes()
-    frontier.draw(root / "again.svg", results, "agreement")
+    frontier.draw(root / "again.svg", [Evaluation.model_validate(one) for one in results], "agreement")
     assert (root / "again.svg").read_bytes() == before
 
 
 def test_unbeaten_by_hand():
     def result(params, value):
-        return {"metrics": {"params": {"value": params}, "fd": {"value": value, "better": "lower"}}}
+        return evaluation(params=measured(params), fd=measured(value))
 
     results = [result(1, 9), result(2, 5), result(3, 6), result(4, 5), result(5, 1)]
     assert frontier.unbeaten(results, "fd") == [True, True, False, False, True]
@@ -106,7 +109,7 @@ def test_an_earlier_result_stands_for_its_student(root, students, results):
     heard = Heard()
     earlier = str(root / "out" / "far" / "evaluation.json")
     values = {"teacher": str(root / "teacher"), "output": root / "out", "progress": heard, **FAST}
-    again = compare([students[0], earlier], **values)
+    again = evaluate([students[0], earlier], **values)
     assert [one["student"]["name"] for one in again] == ["near", "far"]
     assert heard.tasks == []
     for one, other in zip(again, results, strict=True):
@@ -121,7 +124,7 @@ def test_what_made_an_earlier_result_doubtful_is_told_again(root, results, tmp_p
         earlier.append(tmp_path / name / "evaluation.json")
         earlier[-1].parent.mkdir()
         earlier[-1].write_text(json.dumps(told))
-    compare([str(path) for path in earlier], output=tmp_path / "out", progress=heard, device="cpu")
+    evaluate([str(path) for path in earlier], output=tmp_path / "out", progress=heard, device="cpu")
     assert heard.warnings == ["far: too good"]
 
 
@@ -129,14 +132,14 @@ def test_protocols_and_teachers_are_not_mixed(root, students, results, tmp_path)
     earlier = str(root / "out" / "far" / "evaluation.json")
     values = {"teacher": str(root / "teacher"), "output": tmp_path / "out", **FAST}
     with pytest.raises(UsageError, match="num_samples is 8 and 9"):
-        compare([students[0], earlier], **{**values, "num_samples": 9})
+        evaluate([students[0], earlier], **{**values, "num_samples": 9})
     with pytest.raises(UsageError, match="evaluated against another teacher"):
-        compare([students[0], earlier], **{**values, "teacher": str(root / "far" / "pipeline")})
+        evaluate([students[0], earlier], **{**values, "teacher": str(root / "far" / "pipeline")})
     changed = json.loads((root / "out" / "near" / "evaluation.json").read_text())
     changed["protocol"]["seed"] = 7
     (tmp_path / "evaluation.json").write_text(json.dumps(changed))
     with pytest.raises(UsageError, match="seed is 0 and 7"):
-        compare([earlier, str(tmp_path / "evaluation.json")], output=tmp_path / "out", device="cpu")
+        evaluate([earlier, str(tmp_path / "evaluation.json")], output=tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
 
 
@@ -151,7 +154,7 @@ def test_what_cannot_be_compared(root, students, tmp_path):
         ([students[0]], "given more than once"),
     ):
         with pytest.raises(UsageError, match=message):
-            compare([students[0], *others], output=tmp_path / "out", **FAST)
+            evaluate([students[0], *others], output=tmp_path / "out", **FAST)
     assert not (tmp_path / "out").exists()
 
 
@@ -175,20 +178,20 @@ def test_a_result_of_another_shape_is_told(root, results, tmp_path, damage):
     damage(told)
     (tmp_path / "evaluation.json").write_text(json.dumps(told))
     with pytest.raises(UsageError, match="no result of an evaluation"):
-        compare([str(whole), str(tmp_path / "evaluation.json")], output=tmp_path / "out", device="cpu")
+        evaluate([str(whole), str(tmp_path / "evaluation.json")], output=tmp_path / "out", device="cpu")
 
 
 def test_without_a_quality_there_is_no_frontier(students, tmp_path):
     heard = Heard()
-    compare(students, output=tmp_path, progress=heard, **FAST)
+    evaluate(students, output=tmp_path, progress=heard, **FAST)
     assert not (tmp_path / "frontier.svg").exists()
     assert any("no frontier to draw" in text for text in heard.warnings)
 
 
 def test_names_tell_students_apart(tmp_path):
-    assert list(_names(["a/x/pipeline", "b/x/pipeline"]).values()) == ["a-x", "b-x"]
-    assert list(_names(["run-0.1/pipeline", "run-0.05/pipeline", "demo"]).values()) == ["run-0.1", "run-0.05", "demo"]
-    assert list(_names(["demo:unet", "who/model"]).values()) == ["demo-unet", "model"]
+    assert list(names(["a/x/pipeline", "b/x/pipeline"]).values()) == ["a-x", "b-x"]
+    assert list(names(["run-0.1/pipeline", "run-0.05/pipeline", "demo"]).values()) == ["run-0.1", "run-0.05", "demo"]
+    assert list(names(["demo:unet", "who/model"]).values()) == ["demo-unet", "model"]
 
 
 def test_the_command_line(root, students, results):

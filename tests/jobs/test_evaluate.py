@@ -17,10 +17,12 @@ from diffcompress.errors import ExitStatus, UsageError
 from diffcompress.evaluation import cache as caching
 from diffcompress.evaluation.features import EXTRACTOR_FILE
 from diffcompress.jobs.evaluate import evaluate
-from diffcompress.records.metrics import COSTS, NEIGHBOURS, SAMPLE_CHECKS, TO_TEACHER, metric_names
+from diffcompress.records.metrics import every
 from diffcompress.runtime import Progress
 from tests.evaluation import models
 
+COSTS = ("params", "size_bytes", "macs", "latency_ms", "latency_ms_batch16", "memory_bytes")
+NEIGHBOURS = ("precision", "recall", "density", "coverage")
 FAST = {"num_samples": 128, "sampler_steps": 2, "device": "cpu"}
 
 
@@ -56,7 +58,7 @@ def test_the_result_holds_every_metric_with_its_context(result):
     names = {*COSTS, "agreement", *probed, *(f"{name}_corrected" for name in probed)}
     names |= {f"{name}_demo" for name in NEIGHBOURS} | {"fd_demo_held_out"}
     assert set(metrics) == names | {"not_computed"}
-    assert names <= set(metric_names())
+    assert names <= set(every())
     assert metrics["not_computed"] == []
     for name in set(metrics) - {"not_computed"}:
         assert {"value", "low", "high", "unit", "better", "teacher", "untrained", "real"} <= set(metrics[name])
@@ -125,7 +127,9 @@ def test_a_second_run_draws_nothing_and_says_the_same(folders, result):
 def test_without_extractor_and_teacher_it_says_what_is_missing(folders, tmp_path):
     found = evaluate(str(folders / "teacher"), output=tmp_path, gates=("fd<3",), **FAST)
     missing = {item["metric"]: item["why"] for item in found["metrics"]["not_computed"]}
-    assert set(missing) == {"fd", "kd", *NEIGHBOURS, "agreement", *TO_TEACHER, *SAMPLE_CHECKS, "probe"}
+    assert set(missing) == {
+        "fd", "kd", *NEIGHBOURS, "fd_teacher", "kd_teacher", "agreement", "failed_samples", "paired_distance", "probe",
+    }  # fmt: skip
     assert missing["fd"].startswith("no perceptual metric computed: no feature weights; --feature-weights takes")
     assert found["gates"] == [{"expr": "fd<3", "value": None, "passed": False, "why": missing["fd"]}]
 

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 
 from diffcompress.errors import UsageError
 from diffcompress.jobs.evaluate import evaluate
-from diffcompress.records.metrics import NEIGHBOURS
 from tests.evaluation.test_spaces import clip, dino
 from tests.families.pipe_stable_diffusion import pipeline
 
@@ -76,7 +75,8 @@ def test_without_clip_it_says_how_to_get_the_score(root, tmp_path):
     # This student began as its teacher, and is decoded as it is.
     assert found["metrics"]["paired_distance"]["untrained"]["value"] == pytest.approx(0, abs=1e-6)
     missing = {item["metric"]: item["why"] for item in found["metrics"]["not_computed"]}
-    assert set(missing) == {"fd", "kd", "fd_teacher", "kd_teacher", *NEIGHBOURS, "clip_score"}
+    neighbours = ("precision", "recall", "density", "coverage")
+    assert set(missing) == {"fd", "kd", "fd_teacher", "kd_teacher", *neighbours, "clip_score"}
     assert "evaluate --feature-weights` with a CLIP folder" in missing["clip_score"]
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-import diffcompress.jobs.several as several
+import diffcompress
 from diffcompress.errors import UsageError
+from diffcompress.jobs.several import shrink_several
+from diffcompress.records.request import ShrinkOptions
 from diffcompress.records.run_folder import read_json
 from diffcompress.runtime import Progress
 from tests.jobs.tiny_teacher import SMALL, save_teacher
@@ -27,9 +29,8 @@ def test_two_students_share_a_bank_and_a_page(tmp_path):
         def note(self, text):
             pools[text] = {path: path.stat().st_mtime_ns for path in (folder / "targets").rglob("*.safetensors")}
 
-    results = several.shrink_several(
-        teacher, [0.5, 0.3], output=str(folder), overrides=overrides(), progress=Watching()
-    )
+    each = [ShrinkOptions(teacher, ratio=ratio, output=folder, overrides=overrides()) for ratio in (0.5, 0.3)]
+    results = shrink_several(each, Watching())
     jsonschema.Draft202012Validator(SCHEMA).validate(results)
     # The first student filled the target store, the second found it full and touched nothing of it.
     made = pools["student of ratio 0.3"]
@@ -42,7 +43,7 @@ def test_two_students_share_a_bank_and_a_page(tmp_path):
     page = (folder / "overview.html").read_text()
     assert 'href="0.5/report.html"' in page and 'href="0.3/report.html"' in page and "<svg" in page
     # The second student met the very bank of the first, and its own run does not differ from a run alone.
-    alone = several.shrink(teacher, ratio=0.3, output=str(tmp_path / "alone"), overrides=overrides())
+    alone = diffcompress.shrink(teacher, ratio=0.3, output=str(tmp_path / "alone"), overrides=overrides())
     ours, theirs = (
         read_json(place / "metrics.json")["student"]["fingerprint"] for place in (folder / "0.3", tmp_path / "alone")
     )
@@ -54,6 +55,8 @@ def test_two_students_share_a_bank_and_a_page(tmp_path):
 )
 def test_what_several_students_cannot_be(tmp_path, ratios, push, words):
     teacher = str(save_teacher(tmp_path / "teacher"))
+    asked = {"output": tmp_path / "out", "push_to_hub": push}
+    each = [ShrinkOptions(teacher, ratio=ratio, **asked) for ratio in ratios]
     with pytest.raises(UsageError, match=words):
-        several.shrink_several(teacher, ratios, output=str(tmp_path / "out"), push_to_hub=push)
+        shrink_several(each, Progress())
     assert not (tmp_path / "out").exists()

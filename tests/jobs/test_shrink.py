@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler, DDPMPipeline
 import diffcompress
 from diffcompress import recipe as recipes
 from diffcompress.errors import DoesNotFitError
+from diffcompress.records.provenance import Provenance
 from diffcompress.records.run_folder import read_json
 from diffcompress.report.card import usage
 from diffcompress.runtime import Progress
@@ -68,9 +69,10 @@ def test_a_transformer_alone_becomes_a_transformer_alone(tmp_path):
     assert proof["passed"]
     assert proof["image_difference"] is None
     scope = {}
-    exec(usage(provenance, str(exported)), scope)
+    record = Provenance.model_validate(provenance)
+    exec(usage(record, str(exported)), scope)
     assert scope["denoiser"].num_parameters() == result["student"]["params"]
-    assert usage(provenance) in (exported / "README.md").read_text()
+    assert usage(record) in (exported / "README.md").read_text()
     report = (tmp_path / "run" / "report.html").read_text()
     assert "DiTTransformer2DModel.from_pretrained(" in report
     assert "a denoiser alone is no pipeline" in report

@@ -13,6 +13,7 @@ from PIL import Image
 
 import diffcompress
 from diffcompress.errors import UsageError
+from diffcompress.records.provenance import Provenance
 from diffcompress.records.run_folder import RunFolder, read_json
 from diffcompress.report.card import usage
 from diffcompress.runtime import Progress
@@ -79,5 +80,5 @@ def test_a_pipeline_without_one_of_its_text_encoders(tmp_path: Path, monkeypatch
     schema = read_json(Path(__file__).parents[2] / "docs" / "schemas" / "provenance.schema.json")
     jsonschema.Draft202012Validator(schema).validate(provenance)
     monkeypatch.chdir(tmp_path)
-    exec(usage(provenance, str(run.pipeline)), {})
+    exec(usage(Provenance.model_validate(provenance), str(run.pipeline)), {})
     assert (tmp_path / "sample.png").is_file()

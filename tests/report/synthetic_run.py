@@ -139,11 +139,19 @@ def evaluation(teacher: str) -> dict[str, Any]:
         "seed": 7,
     }
     return {
-        "student": {"params": 63402},
+        "student": {"id": "demo-0.05/pipeline", "params": 63402},
         "teacher": {"id": teacher},
         "protocol": protocol,
         "metrics": metrics,
-        "probe": {"metric": "fd_demo", "sentence": "fd_demo 9.31 becomes 4 when a slope and an intercept correct it."},
+        "probe": {
+            "metric": "fd_demo",
+            "before": 9.31,
+            "after": 4.0,
+            "floor": 2.04,
+            "explained": 0.73,
+            "reading": "train longer",
+            "sentence": "fd_demo 9.31 becomes 4 when a slope and an intercept correct it.",
+        },
     }
 
 

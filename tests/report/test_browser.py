@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from diffcompress.jobs.compare import compare
+from diffcompress.jobs.evaluate import evaluate
 from diffcompress.records.run_folder import read_json, write_json
 from diffcompress.report.overview import write_overview
 from diffcompress.report.page import write_report
@@ -60,7 +60,7 @@ def overview(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json(runs[1].metrics, found)
     for run in runs:
         write_report(run)
-    compare([str(run.metrics) for run in runs], output=folder, device="cpu")
+    evaluate([run.metrics for run in runs], output=folder, device="cpu")
     return write_overview(folder, runs)
 
 

@@ -20,8 +20,10 @@ from diffcompress.export import provenance
 from diffcompress.export.weights import export_pipeline
 from diffcompress.pipeline.load import LoadedPipeline, load
 from diffcompress.recipe import parse
+from diffcompress.records.provenance import Provenance
 from diffcompress.records.run_folder import read_json, write_json
 from diffcompress.report import card
+from diffcompress.sources.hub_names import public_name
 from diffcompress.sources.resolve import resolve
 from tests import tiny
 from tests.cli.command import run as cli
@@ -40,7 +42,7 @@ def card_of(folder: Path, **changes: object) -> ModelCard:
     from diffcompress.records.run_folder import RunFolder
     from diffcompress.report import reading
 
-    record = read_json(folder / "diffcompress.json") | changes
+    record = Provenance.model_validate(read_json(folder / "diffcompress.json") | changes)
     return ModelCard(card.render(record, reading.collect(RunFolder(folder.parent))))
 
 
@@ -69,7 +71,7 @@ def test_the_command_names_a_teacher_that_lies_on_a_disk(folder: Path, typed: st
     record = read_json(folder / "diffcompress.json")
     record["teacher"] |= {"id": None, "name": name}
     asked = {"teacher": typed, "target": {"ratio": 0.3}, "data": ".", "prompts": "me/prompts.txt"}
-    words = shlex.split(card.repeat(record, {"asked": asked}))
+    words = shlex.split(card.repeat(Provenance.model_validate(record), asked))
     assert words[2] == expected
     assert words[words.index("--data") + 1] == "."
     assert words[words.index("--prompts") + 1] == "prompts.txt"
@@ -78,7 +80,7 @@ def test_the_command_names_a_teacher_that_lies_on_a_disk(folder: Path, typed: st
 def test_of_a_path_the_last_part_is_told_and_of_a_data_set_its_commit() -> None:
     data_set = f"someone/photos@{'0a' * 20}"
     names = {"someone/photos": "photos", "/home/me/photos/": "photos", ".": ".", data_set: data_set, None: None}
-    assert {path: provenance.public_name(path) for path in names} == names
+    assert {path: public_name(path) for path in names} == names
 
 
 def test_the_card_says_what_limits_it(folder: Path) -> None:
@@ -185,11 +187,12 @@ def test_the_front_matter_is_plain_yaml(folder: Path) -> None:
     assert "model-index" in front
 
 
-def test_code_for_classes_samples_whatever_the_shape_and_the_scheduler(tmp_path: Path) -> None:
+def test_code_for_classes_samples_whatever_the_shape_and_the_scheduler(folder: Path, tmp_path: Path) -> None:
     model = tiny.unet(num_class_embeds=3, sample_size=(8, 16))
     scheduler = diffusers.EulerDiscreteScheduler(num_train_timesteps=20)
     diffusers.DDPMPipeline(model, scheduler).save_pretrained(tmp_path)
     scope: dict[str, Any] = {}
-    exec(card.usage({"num_classes": 3, "pipeline": "DDPMPipeline"}, str(tmp_path)), scope)
+    told = Provenance.model_validate(read_json(folder / "diffcompress.json") | {"num_classes": 3})
+    exec(card.usage(told, str(tmp_path)), scope)
     assert scope["image"].shape == (1, 1, 8, 16)
     assert scope["scheduler"].is_scale_input_called

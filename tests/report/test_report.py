@@ -13,8 +13,10 @@ from diffcompress.errors import UsageError
 from diffcompress.export.weights import export_pipeline
 from diffcompress.jobs.report import report
 from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.records.report import Shrunk
+from diffcompress.records.request import command
 from diffcompress.records.run_folder import RunFolder, read_json, write_json
-from diffcompress.report.reading import SUMMARY, collect, command, curves
+from diffcompress.report.reading import collect, curves
 from tests.report.synthetic_run import TIMINGS, write_run
 
 VOID = {"meta", "img", "input", "br", "link", "hr"}
@@ -109,7 +111,7 @@ def test_every_fact_is_on_the_page(finished: Path) -> None:
 def test_the_data_holds_the_fields_of_shrink_json(finished: Path) -> None:
     returned = report(str(finished))
     assert returned == json.loads((finished / "report.json").read_text())
-    assert tuple(returned)[: len(SUMMARY)] == SUMMARY
+    assert list(returned)[: len(Shrunk.model_fields)] == list(Shrunk.model_fields)
     assert returned["teacher"] == {"id": "demo", "params": 1274331}
     assert set(returned["student"]) == {"params", "ratio", "requested_ratio", "config", "prediction_type"}
     assert returned["seconds"] == pytest.approx(sum(TIMINGS.values()))
@@ -168,15 +170,15 @@ def test_damaged_files_are_told(finished: Path, name: str) -> None:
 @pytest.mark.parametrize("content", [b"[1]", b"\xff\xfe{}"])
 def test_other_content_is_damage_too(finished: Path, name: str, content: bytes) -> None:
     (finished / name).write_bytes(content)
-    assert f"{name} is damaged" in " ".join(collect(RunFolder(finished))["not_computed"])
+    assert f"{name} is damaged" in " ".join(collect(RunFolder(finished)).not_computed)
 
 
 def test_a_pipeline_that_was_changed_is_not_finished(finished: Path) -> None:
     proof = read_json(finished / "export-proof.json")
     write_json(finished / "export-proof.json", proof | {"files": {"unet/other.safetensors": "0"}})
     found = collect(RunFolder(finished))
-    assert not found["finished"]
-    assert any("not what was proved" in line for line in found["not_computed"])
+    assert not found.finished
+    assert any("not what was proved" in line for line in found.not_computed)
 
 
 def test_a_run_that_has_just_begun(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from diffcompress.report import charts, numbers
 from diffcompress.report.svg import HEIGHT, WIDTH, Bar, Series, Span, _Axis, binned, interval_chart, line_chart
+from tests.evaluation.records import measured
 
 
 def coordinates(svg: str) -> list[tuple[float, float]]:
@@ -91,10 +92,7 @@ def test_an_interval_down_to_zero_ends_with_the_logarithmic_axis() -> None:
 def test_only_distances_are_drawn_in_powers_of_ten(better: str, log: bool) -> None:
     """A student of half its teacher's coverage would lie right beside it."""
 
-    def one(value: float) -> dict[str, float]:
-        return {"value": value, "low": value, "high": value}
-
-    metric = {**one(0.5), "unit": "", "better": better, "teacher": one(0.98), "untrained": one(0.004), "real": None}
+    metric = measured(0.5, better=better, teacher=0.98, untrained=0.004)
     (figure,) = charts.quality({"coverage_demo": metric})
     assert ("log scale" in figure.svg) is log
 

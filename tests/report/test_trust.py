@@ -9,7 +9,11 @@ from pathlib import Path
 import diffusers
 import pytest
 
-from diffcompress.report import charts, evidence, numbers, reading, trust
+from diffcompress.records.evaluation import Verdict
+from diffcompress.records.metrics import Metric
+from diffcompress.records.record import Empty
+from diffcompress.report import evidence, figures, reading, trust
+from tests.evaluation.records import measured
 from tests.report.synthetic_run import write_run
 
 TABLE = json.loads((resources.files("diffcompress.report") / "evidence.json").read_text(encoding="utf-8"))
@@ -46,12 +50,14 @@ def test_a_row_is_whole_and_its_class_exists(row: dict) -> None:
 )
 def test_verdicts(class_name: str, ratio: float, verdict: str) -> None:
     found = evidence.lookup(class_name, ratio)
-    assert found["verdict"] == verdict
-    assert found["nearest"] and all(row["class_name"] == class_name for row in found["nearest"])
+    assert found is not None
+    assert found.verdict == verdict
+    assert found.nearest and all(row.class_name == class_name for row in found.nearest)
 
 
 def test_the_nearest_row_comes_first_and_nothing_known_is_none() -> None:
-    assert evidence.lookup("UNet2DModel", 0.021)["nearest"][0]["student_params"] == 30840
+    found = evidence.lookup("UNet2DModel", 0.021)
+    assert found is not None and found.nearest[0].student_params == 30840
     assert evidence.lookup("FluxTransformer2DModel", 0.1) is None
     assert evidence.lookup("UNet2DModel", None) is None
 
@@ -72,39 +78,41 @@ def test_measured_rows_repeat_what_the_benchmarks_say() -> None:
         (("fd_teacher_dino", "agreement", "fd_teacher_dino_corrected"), "fd_teacher_dino"),
         (("fd_inception", "fid"), "fid"),
         (("paired_distance", "agreement"), "agreement"),
-        (("params",), "quality"),
+        (("params",), None),
     ],
 )
-def test_the_figure_on_top(names: tuple[str, ...], expected: str) -> None:
-    metrics = {name: {"value": 1.0} for name in names}
-    assert charts.headline(metrics) == (expected, metrics.get(expected))
+def test_the_figure_on_top(names: tuple[str, ...], expected: str | None) -> None:
+    metrics = {name: measured(1.0) for name in names}
+    found = figures.headline(metrics)
+    assert (found and found[0].name) == expected
 
 
 def test_names_in_words() -> None:
-    assert numbers.label("fd_demo_held_out") == "Fréchet distance (fd_demo), held-out images"
-    assert numbers.label("fd_teacher_dino_corrected").startswith(
+    assert Metric.named("fd_demo_held_out").label == "Fréchet distance (fd_demo), held-out images"
+    assert Metric.named("fd_teacher_dino_corrected").label.startswith(
         "Fréchet distance to the teacher's samples (fd_teacher"
     )
-    assert numbers.label("recall_demo") == "Recall (recall_demo)"
-    assert numbers.label("brand_new") == "Brand new"
+    assert Metric.named("recall_demo").label == "Recall (recall_demo)"
+    assert Metric.named("brand_new").label == "Brand new"
 
 
 def test_remarks_follow_from_the_files(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     collected = reading.collect(run)
-    told = " ".join(trust.remarks(collected, 7))
+    told = " ".join(trust.remarks(collected))
     assert "not finished" in told
     assert "not FID" in told
     assert "one seed (7)" in told
     assert "Train longer, or larger? fd_demo 9.31 becomes 4" in told
     assert "No quality gate is known here" in told
     assert "teacher was not scored" not in told
-    bare = collected | {"metrics": {}, "protocol": {}, "finished": True, "gates": [{"passed": True}, {"passed": False}]}
-    told = " ".join(trust.remarks(bare, None))
+    gates = [Verdict(expr="params<1", value=1, passed=passed) for passed in (True, False)]
+    changes = {"metrics": {}, "protocol": Empty(), "finished": True, "gates": gates}
+    told = " ".join(trust.remarks(collected.model_copy(update=changes)))
     assert "No perceptual metric" in told
     assert "1 of 2 quality gates" in told
     assert "not finished" not in told
-    counted = {row["name"]: row for row in trust.counts(collected["metrics"])}
-    assert counted["fd_demo"]["samples"] == 2048
-    assert counted["fd_demo"]["width"] == pytest.approx((9.76 - 8.87) / 9.31)
+    counted = {row.metric.name: row for row in trust.counts(collected.metrics)}
+    assert counted["fd_demo"].samples == 2048
+    assert counted["fd_demo"].width == pytest.approx((9.76 - 8.87) / 9.31)
     assert "params" not in counted

@@ -1,0 +1,150 @@
+"""What a run came to: report.json, and what `shrink` prints of it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from diffcompress.records.evaluation import Measured, Probe, Verdict
+from diffcompress.records.protocol import Protocol
+from diffcompress.records.provenance import PREDICTS, Provenance
+from diffcompress.records.record import Empty, Number, Record
+
+
+class TeacherTold(Record):
+    closed = True
+    id: str | None
+    params: int | None
+
+
+class StudentTold(Record):
+    closed = True
+    params: int | None
+    ratio: Number | None
+    requested_ratio: Number | None
+    config: dict[str, Any] | None
+    prediction_type: str | None = Field(description=PREDICTS)
+
+
+class PlanFile(Record):
+    """plan.json of a run: the student that was planned."""
+
+    config: dict[str, Any]
+    params: int
+    teacher_params: int
+    ratio: Number
+    requested_ratio: Number | None
+    prediction_type: str | None = None
+    choice: dict[str, Any]
+    notes: list[str]
+
+
+class PlanTold(Record):
+    """Why the student has its shape."""
+
+    choice: dict[str, Any] | None
+    notes: list[str]
+
+
+class StageTold(Record):
+    """A stage of the training; skipped steps and rollbacks are its own, `first` and `last` rows of its log."""
+
+    closed = True
+    name: str
+    folder: str
+    curves: str
+    finished: bool
+    steps: int | None = Field(description="over all stages")
+    seconds: Number | None
+    skipped: int | None
+    rollbacks: int | None
+    first: dict[str, Number | None]
+    last: dict[str, Number | None]
+
+
+class Pushed(Record):
+    """What lies on the Hub, the weights by their hashes."""
+
+    closed = True
+    repo: str
+    url: str
+    commit: str
+    public: bool
+    files: dict[str, str]
+
+
+class Known(Record):
+    """A student that was measured or published."""
+
+    closed = True
+    class_name: str
+    kind: Literal["measured", "published", "trained alone"]
+    teacher: str
+    teacher_params: int
+    student_params: int | None
+    ratio: Number
+    method: str
+    told: str
+    source: str
+    url: str | None
+
+
+class Evidence(Record):
+    """What is known of students of this class near this ratio; "inside" where some distilled one was as small."""
+
+    closed = True
+    verdict: Literal["inside", "below", "unknown"]
+    told: str
+    smallest_ratio: Number | None
+    nearest: list[Known]
+
+
+class Part(Record):
+    """A part of the pipeline, with its bytes on disk."""
+
+    closed = True
+    name: str
+    bytes: int
+    denoiser: bool
+
+
+class Shrunk(Record):
+    """A run; what is unknown is null."""
+
+    closed = True
+    run: str
+    pipeline: str | None
+    report: str
+    teacher: TeacherTold
+    student: StudentTold
+    stages: list[StageTold]
+    metrics: dict[str, Measured] = Field(description="by name; which there are depends on what was at hand")
+    seconds: Number | None
+    pushed: Pushed | None
+    warnings: list[str]
+
+
+class Report(Shrunk):
+    """Everything that a report says."""
+
+    finished: bool
+    asked: dict[str, Any] = Field(description="run.json")
+    command: str
+    plan: PlanTold
+    evidence: Evidence | None
+    protocol: Protocol | Empty
+    probe: Probe | None
+    gates: list[Verdict] = Field(
+        description="of the evaluation of exactly this student in RUN/evaluation, if there is one"
+    )
+    gates_protocol: Protocol | Empty = Field(description="how that evaluation measured")
+    weights_bytes: int | None
+    parts: list[Part]
+    proof: dict[str, Any] | None
+    timings: dict[str, Number | None]
+    environment: dict[str, Any]
+    exports: dict[str, Any] | None
+    provenance: Provenance | Empty
+    not_computed: list[str]
+    recipe: str | None

@@ -92,9 +92,9 @@ def write_rest(folder: Path, teacher: LoadedPipeline, *, borrow: bool = False) -
     reference, family = teacher.reference, teacher.family
     if reference.pipeline is None:
         scheduler = reference.scheduler["_class_name"]
-        if family.class_name == "UNet2DModel":
+        if (pipeline := family.bare_pipeline(scheduler)) is not None:
             index = {
-                "_class_name": "DDPMPipeline" if scheduler.startswith("DDPM") else "DDIMPipeline",
+                "_class_name": pipeline,
                 "_diffusers_version": diffusers.__version__,
                 "scheduler": ["diffusers", scheduler],
                 family.subfolder: ["diffusers", family.class_name],

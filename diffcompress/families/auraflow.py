@@ -86,6 +86,7 @@ def _tiny() -> dict[str, Any]:
 
 FAMILY = Transformer(
     class_name="AuraFlowTransformer2DModel",
+    pipelines=("AuraFlowPipeline",),
     stacks=STACKS,
     size=_size,
     resized=_resized,

@@ -108,7 +108,8 @@ class Family(Protocol):
 
     kind: how its students are searched: a U-Net has a width for each of its levels, a transformer one for all blocks.
     recipe: the built-in recipe it starts from. call_options: what its pipelines must be called with, beyond a prompt,
-    to use the guidance that they are meant to be used with.
+    to use the guidance that they are meant to be used with. pipelines: the usual ones of diffusers. former: the
+    norm_type by which configs named the class that were written before it had a name of its own.
     """
 
     @property
@@ -125,6 +126,16 @@ class Family(Protocol):
 
     @property
     def call_options(self) -> Mapping[str, Any]: ...
+
+    @property
+    def pipelines(self) -> tuple[str, ...]: ...
+
+    @property
+    def former(self) -> str | None: ...
+
+    def bare_pipeline(self, scheduler: str) -> str | None:
+        """The pipeline of a denoiser and a scheduler of this class alone, None where there is no such pipeline."""
+        ...
 
     def variants(self, config: Config, *, channels_per_group: int) -> tuple[Variant, ...]:
         """All ways to shrink `config`: the same knobs each, with their own values; the last variant is the freest.

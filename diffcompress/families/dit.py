@@ -71,6 +71,8 @@ def _tiny() -> dict[str, Any]:
 
 FAMILY = Transformer(
     class_name="DiTTransformer2DModel",
+    pipelines=("DiTPipeline",),
+    former="ada_norm_zero",
     stacks=STACKS,
     size=_size,
     resized=_resized,

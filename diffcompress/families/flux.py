@@ -121,6 +121,7 @@ def _tiny() -> dict[str, Any]:
 
 FAMILY = Transformer(
     class_name="FluxTransformer2DModel",
+    pipelines=("FluxPipeline",),
     stacks=STACKS,
     size=_size,
     resized=_resized,

@@ -147,6 +147,7 @@ def _tiny() -> dict[str, Any]:
 
 FAMILY = Transformer(
     class_name="HunyuanDiT2DModel",
+    pipelines=("HunyuanDiTPipeline",),
     stacks=STACKS,
     size=_size,
     resized=_resized,

@@ -156,6 +156,7 @@ def _tiny() -> dict[str, Any]:
 
 FAMILY = Transformer(
     class_name="Lumina2Transformer2DModel",
+    pipelines=("Lumina2Pipeline",),
     stacks=STACKS,
     size=_size,
     resized=_resized,

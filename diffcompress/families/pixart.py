@@ -100,6 +100,8 @@ def _tiny() -> dict[str, Any]:
 
 FAMILY = Transformer(
     class_name="PixArtTransformer2DModel",
+    pipelines=("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
+    former="ada_norm_single",
     stacks=STACKS,
     size=_size,
     resized=_resized,

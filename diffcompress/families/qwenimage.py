@@ -105,6 +105,7 @@ def _tiny() -> dict[str, Any]:
 
 FAMILY = Transformer(
     class_name="QwenImageTransformer2DModel",
+    pipelines=("QwenImagePipeline",),
     stacks=STACKS,
     size=_size,
     resized=_resized,

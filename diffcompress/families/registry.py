@@ -1,4 +1,4 @@
-"""The families we know. Adding one is one file and one line here."""
+"""The families we know. Adding one is one file and its entry here."""
 
 from __future__ import annotations
 
@@ -39,10 +39,8 @@ FAMILIES: tuple[Family, ...] = (
     hunyuandit.FAMILY,
     lumina2.FAMILY,
 )
-
-
-# Configs of DiT and PixArt from before diffusers gave each its own class: the norm tells which one is meant.
-_FORMER = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
+# Configs from before diffusers gave these classes their names have Transformer2DModel; the norm tells which is meant.
+_FORMER = {family.former: family.class_name for family in FAMILIES if family.former is not None}
 
 
 def up_to_date(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -132,6 +132,7 @@ def _tiny() -> dict[str, Any]:
 
 FAMILY = Transformer(
     class_name="SanaTransformer2DModel",
+    pipelines=("SanaPipeline",),
     stacks=STACKS,
     size=_size,
     resized=_resized,

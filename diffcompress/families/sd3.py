@@ -101,6 +101,7 @@ def _tiny() -> dict[str, Any]:
 
 FAMILY = Transformer(
     class_name="SD3Transformer2DModel",
+    pipelines=("StableDiffusion3Pipeline",),
     stacks=STACKS,
     size=_size,
     resized=_resized,

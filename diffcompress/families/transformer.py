@@ -54,6 +54,7 @@ class Transformer:
     """
 
     class_name: str
+    pipelines: tuple[str, ...]
     stacks: tuple[Stack, ...]
     size: Callable[[Config], tuple[int, int]]
     resized: Callable[[Config, int, int, Mapping[str, int]], dict[str, Any]]
@@ -72,10 +73,14 @@ class Transformer:
     check: Callable[[Config], None] = lambda _config: None
     patch: Callable[[Config], int] = lambda config: int(config["patch_size"])
     feature_output: int = 0
+    former: str | None = None
     call_options: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = "mmdit"
     subfolder: str = "transformer"
     kind: Literal["unet", "transformer"] = "transformer"
+
+    def bare_pipeline(self, scheduler: str) -> str | None:
+        return None
 
     def variants(self, config: Config, *, channels_per_group: int) -> tuple[Variant, ...]:
         """The teacher's head size, then smaller ones; heads of the kept size come in widths that are multiples of 16

@@ -31,6 +31,11 @@ class UNet:
     kind: Literal["unet", "transformer"] = "unet"
     class_name: str
     call_options: Mapping[str, Any] = {}
+    pipelines: tuple[str, ...]
+    former: str | None = None
+
+    def bare_pipeline(self, scheduler: str) -> str | None:
+        return None
 
     def sample_shape(self, config: Config) -> tuple[int, ...]:
         raise NotImplementedError

@@ -25,6 +25,10 @@ class UNet2D(UNet):
 
     class_name = "UNet2DModel"
     recipe = "default"
+    pipelines = ("DDPMPipeline", "DDIMPipeline")
+
+    def bare_pipeline(self, scheduler: str) -> str | None:
+        return "DDPMPipeline" if scheduler.startswith("DDPM") else "DDIMPipeline"
 
     def variants(self, config: Config, *, channels_per_group: int) -> tuple[Variant, ...]:
         """One variant for each number of norm groups and attention head size that a student may have."""

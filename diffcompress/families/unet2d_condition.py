@@ -44,6 +44,7 @@ class UNet2DCondition(UNet):
 
     class_name = "UNet2DConditionModel"
     recipe = "latent-unet"
+    pipelines = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
     def variants(self, config: Config, *, channels_per_group: int) -> tuple[Variant, ...]:
         """One variant for each number of norm groups that a student may have; heads follow from the widths."""

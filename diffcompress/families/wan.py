@@ -115,6 +115,7 @@ def _tiny() -> dict[str, Any]:
 
 FAMILY = Transformer(
     class_name="WanTransformer3DModel",
+    pipelines=("WanPipeline",),
     stacks=STACKS,
     size=_size,
     resized=_resized,

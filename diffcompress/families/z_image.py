@@ -118,6 +118,7 @@ def _tiny() -> dict[str, Any]:
 
 FAMILY = Transformer(
     class_name="ZImageTransformer2DModel",
+    pipelines=("ZImagePipeline",),
     stacks=STACKS,
     size=_size,
     resized=_resized,

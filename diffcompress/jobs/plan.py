@@ -57,7 +57,9 @@ def run(asked: PlanOptions, progress: Progress) -> Planned | list[Planned]:
     """
     teacher = _find(str(asked.teacher), asked.scheduler)
     recipe = asked.recipe or recipes.default_for(teacher.id, teacher.family.recipe)
-    teacher = replace(teacher, notes=(*teacher.notes, *recipes.doubts(recipe, teacher.family.class_name)))
+    teacher = replace(
+        teacher, notes=(*teacher.notes, *recipes.doubts(recipe, teacher.family.class_name, teacher.family.recipe))
+    )
     settings = recipes.load(recipe, tuple(asked.overrides))
     stored = asked.dtype or teacher.dtype or "float32"
 

@@ -21,12 +21,13 @@ def run(asked: ShrinkOptions, progress: Progress) -> Shrunk:
     with its exit status.
     """
     reference = resolve(str(asked.teacher), asked.scheduler)
-    name = asked.recipe or recipes.default_for(reference.id, registry.find(reference.class_name).recipe)
+    family = registry.find(reference.class_name)
+    name = asked.recipe or recipes.default_for(reference.id, family.recipe)
     recipe = recipes.load(name, tuple(asked.overrides), asked.method, seed=asked.seed)
     request = Request(asked=asked, reference=reference, recipe_name=name, recipe=recipe)
     finished = answer(request, progress)
     if finished is None:
-        for doubt in recipes.doubts(name, reference.class_name):
+        for doubt in recipes.doubts(name, family.class_name, family.recipe):
             progress.warn(doubt)
         return _make(request, progress)
     progress.note(f"the run in {finished.run} is finished, nothing was left to do")

@@ -19,12 +19,6 @@ _FROM_IMAGES = re.compile(
 )
 # The most of what the values of a config count, by their key.
 _MOST = {"layer|heads": 1_000, "sample_size|frames": 10_000, "": 10**9}
-# The usual pipeline of a class that is not called after it.
-_PIPELINES = {
-    "UNet2DConditionModel": "StableDiffusionPipeline or StableDiffusionXLPipeline",
-    "SD3Transformer2DModel": "StableDiffusion3Pipeline",
-    "PixArtTransformer2DModel": "PixArtAlphaPipeline or PixArtSigmaPipeline",
-}
 
 
 def check_pipeline(reference: Reference, family: Family) -> None:
@@ -100,8 +94,8 @@ def _check_index(reference: Reference, family: Family) -> None:
     index = reference.index
     name = index.get("_class_name")
     takes_text = bool(family.text_conditioning(reference.complete_config))
+    usual = " or ".join(family.pipelines)
     if name not in dir(diffusers):  # a look at the attribute itself would import it
-        usual = _PIPELINES.get(family.class_name, f"{re.split('Transformer|[23]D', family.class_name)[0]}Pipeline")
         raise UsageError(
             f"'{reference.id}' is a pipeline of class {name}, which diffusers {diffusers.__version__} does not have",
             f"if its parts do without that code, set _class_name in its model_index.json to {usual}"

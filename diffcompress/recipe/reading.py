@@ -38,12 +38,15 @@ def default_for(teacher: str, family: str = "default") -> str:
     return family if family in builtin_names() else "default"
 
 
-def doubts(name: str, class_name: str | None) -> tuple[str, ...]:
-    """What to tell who takes the recipe `name` for a denoiser of that class."""
-    if name != "published" or class_name == "UNet2DModel":
+def doubts(name: str, class_name: str, own: str) -> tuple[str, ...]:
+    """What to tell who takes the recipe `name` for a denoiser of that class, whose family starts from the recipe `own`.
+
+    That of pixel U-Nets alone starts from the default.
+    """
+    if name != "published" or own == "default":
         return ()
     return (
-        f"the settings of recipe '{name}' were published for pixel U-Nets (UNet2DModel), not for a {class_name}; "
+        f"the settings of recipe '{name}' were published for pixel U-Nets, not for a {class_name}; "
         "without --recipe its own are taken",
     )
 

@@ -25,14 +25,14 @@ from diffcompress.sources.state import StoredState
 
 _ORIGINALS = Path(__file__).parent / "originals.json"
 _PREFIX = "model.diffusion_model."
-# One tensor of each denoiser as its authors call it, and as diffusers calls none: U-Nets, SD3, Flux.
-_TELLING = (
-    "input_blocks.0.0.weight",
-    "joint_blocks.0.x_block.attn.qkv.weight",
-    "double_blocks.0.img_attn.qkv.weight",
-)
-# Classes whose converters hand on every value of a checkpoint that is theirs.
-_WHOLE = ("UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel")
+# The layouts that are known, by class: one tensor as its authors call it, and as diffusers calls none. Converters of
+# these classes hand on every value of a checkpoint that is theirs.
+_UNET = "UNet2DConditionModel"
+_TELLING = {
+    _UNET: "input_blocks.0.0.weight",
+    "SD3Transformer2DModel": "joint_blocks.0.x_block.attn.qkv.weight",
+    "FluxTransformer2DModel": "double_blocks.0.img_attn.qkv.weight",
+}
 _TEXT_WIDTH = "input_blocks.{}.1.transformer_blocks.0.attn2.to_k.weight"
 # Where whole checkpoints keep what is no denoiser: by part of the pipeline, T5 being the second encoder or the third.
 _PARTS = {
@@ -128,7 +128,7 @@ def _around(
 
 def is_original(names: Iterable[str]) -> bool:
     """Whether these are the tensor names of a denoiser as its authors published it, alone or inside a checkpoint."""
-    return any(name.startswith(_PREFIX) or name in _TELLING for name in names)
+    return any(name.startswith(_PREFIX) or name in _TELLING.values() for name in names)
 
 
 def stand_ins(stored: StoredState, config: dict[str, Any]) -> dict[str, Tensor]:
@@ -139,7 +139,7 @@ def stand_ins(stored: StoredState, config: dict[str, Any]) -> dict[str, Tensor]:
     hollow = {name: torch.empty(stored.shape(name), device="meta") for name in _inside(stored)}
     rest = dict(hollow)
     converted = _converted(rest, config, stored.files[0])
-    if config["_class_name"] in _WHOLE and _size(converted) < _size(hollow):
+    if config["_class_name"] in _TELLING and _size(converted) < _size(hollow):
         # What a converter takes, it takes out of its input or hands on as it is.
         handed_on = {id(value) for value in converted.values()}
         lost = [name for name, value in rest.items() if id(value) not in handed_on and value.numel()]
@@ -177,7 +177,7 @@ def _converted(tensors: dict[str, Tensor], config: dict[str, Any], file: object)
             "convert it with the script of its authors, and name the folder",
         )
     # The U-Net converter insists on the prefix, the others do without.
-    prefix = _PREFIX if class_name == "UNet2DConditionModel" else ""
+    prefix = _PREFIX if class_name == _UNET else ""
     for name in list(tensors):
         tensors[prefix + name.removeprefix(_PREFIX)] = tensors.pop(name)
     try:
@@ -202,7 +202,7 @@ def _kind(stored: StoredState) -> str:
     if kind != "v1":
         return kind
     widths = [shapes[name].shape[-1] for i in (1, 4) if (name := _PREFIX + _TEXT_WIDTH.format(i)) in shapes]
-    first = shapes.get(_PREFIX + _TELLING[0])
+    first = shapes.get(_PREFIX + _TELLING[_UNET])
     if first is None or first.shape[1] != 4 or not widths:
         return "an unknown kind"
     return {768: "v1", 1024: "v2", 2048: "xl_base"}.get(widths[0], "an unknown kind")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import diffusers
 import pytest
 import torch
 
@@ -123,3 +126,14 @@ def test_features_of_teacher_and_student_pair_up(family: Family) -> None:
     assert len(teacher) == len(student) > 1
     for wide, narrow in zip(teacher, student, strict=True):
         assert len(wide) >= 3 and (wide[0], *wide[2:]) == (narrow[0], *narrow[2:])
+
+
+@FAMILIES
+def test_no_other_file_knows_the_class_by_name(family: Family) -> None:
+    """But for checkpoints in one file, whose layouts no class of diffusers knows."""
+    package = Path(registry.__file__).parents[1]
+    allowed = ("families", "single_file.py")
+    files = [f for f in package.rglob("*.py") if not set(allowed) & set(f.relative_to(package).parts)]
+    naming = [f.name for f in files if family.class_name in f.read_text(encoding="utf-8")]
+    assert len(files) > 100 and not naming
+    assert set(family.pipelines) <= set(dir(diffusers))

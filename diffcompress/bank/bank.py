@@ -151,7 +151,7 @@ def _kept_positions(teacher: LoadedPipeline, section: BankSection) -> int:
 
 
 def call_bytes(teacher: LoadedPipeline) -> int:
-    """Of one stored denoiser call at most: input and prediction, a learned variance with it."""
+    """Bytes of one stored denoiser call at most: input and prediction, a learned variance with it."""
     return 3 * 4 * torch.Size(teacher.sample_shape).numel()
 
 

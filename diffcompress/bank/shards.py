@@ -51,12 +51,12 @@ def make_shards(
 
 
 def read_shards(folder: Path, total: int, shard_size: int, key: str = "") -> Tensors:
-    """All shards of a folder, end to end."""
+    """The tensors of all shards of a folder, end to end: `total` rows each."""
     return end_to_end(shards(folder, total, shard_size, key), total)
 
 
 def shards(folder: Path, total: int, shard_size: int, key: str = "") -> Iterator[Tensors]:
-    """One after another."""
+    """The shards of a folder, read one after another."""
     for index, items in enumerate(_ranges(total, shard_size)):
         yield read_tensors(shard_path(folder, index), of=_of(key, items))
 

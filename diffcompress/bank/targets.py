@@ -98,7 +98,10 @@ class Targets:
         self._pool: tuple[int, Tensors] | None = None
 
     def batch(self, step: int) -> Batch:
-        """Raises RunStopped or RunInterrupted while a new pool is being made."""
+        """This process's share of the batch of `step`.
+
+        Raises RunStopped or RunInterrupted while a new pool is being made.
+        """
         if self.section.reuse == 1:
             return self.assembled(self.drawn(step))
         share = self.runtime.share(self.batch_size)

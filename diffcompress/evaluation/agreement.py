@@ -123,7 +123,7 @@ def _inputs(teacher: LoadedPipeline, clean: Tensor, level: int, num_levels: int,
 def predictions(
     pipeline: LoadedPipeline, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], batch_size: int
 ) -> Tensor:
-    """`[N, C, *spatial]` float64 on the CPU."""
+    """Predictions `[N, C, *spatial]` of a model for noisy samples, in float64 on the CPU."""
     parts = []
     for start in range(0, len(noisy), batch_size):
         rows = slice(start, start + batch_size)

@@ -43,7 +43,7 @@ class Drawn:
 
     @property
     def num_broken(self) -> int:
-        """Samples that are not finite."""
+        """How many samples are not finite."""
         return int(torch.isinf(self.variation).sum())
 
 

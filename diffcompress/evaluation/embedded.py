@@ -31,7 +31,7 @@ class Extractor(nn.Module):
 
     @classmethod
     def for_state(cls, state: Mapping[str, Tensor]) -> Extractor:
-        """With as many classes as its weights have."""
+        """An extractor with as many classes as the weights of `state` have."""
         return cls(len(state["head.4.bias"]) if "head.4.bias" in state else 10)
 
     def features(self, images: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class FeatureSpace:
 
     @torch.no_grad()
     def features(self, images: Tensor, batch_size: int = 128) -> Tensor:
-        """`[N, dimension]` float32 on the CPU."""
+        """Features of `images` `[N, C, H, W]`: `[N, dimension]` float32 on the CPU."""
         device = next(self.extractor.parameters()).device
         return torch.cat([self.extractor.features(part.to(device).float()).cpu() for part in images.split(batch_size)])
 

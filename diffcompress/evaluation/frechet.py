@@ -26,7 +26,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> Moments:
-        """Of features `[N, D]`; the covariance is the unbiased one."""
+        """The moments of features `[N, D]`; the covariance is the unbiased one."""
         features = features.double()
         mean = features.mean(0)
         centred = features - mean
@@ -107,7 +107,7 @@ def _around(value: Tensor, draws: Tensor, floor: float = -torch.inf) -> Estimate
 
 
 def _quantiles(count: int) -> list[float]:
-    """Of `count` draws, where the middle 95 % of what they are drawn from ends: torch's own ends are too near."""
+    """Where the middle 95 % ends of what `count` draws are drawn from: torch's own ends are too near."""
     return [(share * (count + 1) - 1) / (count - 1) for share in (0.025, 0.975)]
 
 

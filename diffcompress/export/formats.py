@@ -28,7 +28,7 @@ ONNX, SINGLE_FILE = "denoiser.onnx", "denoiser.safetensors"
 
 
 def check(section: ExportSection, family: Family, config: Mapping[str, Any]) -> None:
-    """Raises UsageError for a format that this installation cannot write, or that `family` has not."""
+    """Raise UsageError for a format that this installation cannot write, or that `family` has not."""
     if section.onnx:
         check_installed()
         check_inputs(family, config)

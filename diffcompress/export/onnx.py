@@ -29,7 +29,7 @@ _MOST_BYTES_INSIDE = 1_500_000_000
 
 
 def check_installed() -> None:
-    """Raises UsageError when the extra is missing: better before training than after."""
+    """Raise UsageError when the extra `onnx` is missing: better before training than after."""
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
@@ -38,7 +38,7 @@ def check_installed() -> None:
 
 
 def check_inputs(family: Family, config: Mapping[str, Any]) -> None:
-    """Raises UsageError for a class whose inputs are no plain tensors."""
+    """Raise UsageError for a class whose inputs are no plain tensors."""
     with torch.device("meta"):
         denoiser = getattr(diffusers, family.class_name).from_config(config)
     _split(_arguments(family, denoiser, config, batch=1), family)

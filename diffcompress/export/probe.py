@@ -44,7 +44,7 @@ def flatten(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def restore(skeleton: Any, tensors: dict[str, Tensor]) -> Any:
-    """What `flatten` took apart."""
+    """The value that `flatten` took apart into `skeleton` and `tensors`."""
     ((kind, inner),) = skeleton.items()
     if kind == "tensor":
         return tensors[inner]

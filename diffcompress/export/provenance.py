@@ -104,7 +104,7 @@ def _teacher(teacher: LoadedPipeline, params: int | None) -> TeacherFiles:
 
 
 def _known_hash(reference: Reference, file: Path, root: Path) -> str:
-    """As the Hub states it, which was checked when it was downloaded; else computed."""
+    """SHA-256 of a teacher's file: as the Hub states it, which was checked at the download; else computed."""
     repository = getattr(reference, "repository", None)
     stated = (repository.files or {}).get(file.relative_to(root).as_posix()) if repository else None
     return (stated.sha256 if stated else None) or of_model_file(file)

@@ -59,7 +59,7 @@ def _forward(model: nn.Module, noisy: Tensor, timestep: Tensor, conditioning: Ma
 
 
 def _shape(config: Config) -> tuple[int, ...]:
-    """As far as the learned table of positions reaches."""
+    """Shape of a sample whose positions all lie in the learned table."""
     side = min(SIDE, math.isqrt(config["pos_embed_max_size"]) * config["patch_size"])
     return (config["in_channels"], side, side)
 

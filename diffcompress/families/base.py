@@ -99,7 +99,7 @@ class TensorRules:
 
     @property
     def num_elements(self) -> int:
-        """Of all tensors, buffers too."""
+        """Elements of all tensors together, buffers too."""
         return sum(math.prod(rule.shape) for rule in self.rules)
 
 

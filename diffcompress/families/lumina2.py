@@ -39,7 +39,7 @@ def _size(config: Config) -> tuple[int, int]:
 
 
 def _queries(config: Config) -> int:
-    """Query heads that share a key head."""
+    """How many query heads share one key head."""
     heads, _ = _size(config)
     return max(1, heads // (config["num_kv_heads"] or heads))
 
@@ -49,7 +49,7 @@ def _axes(config: Config) -> list[int]:
 
 
 def _ffn(config: Config) -> int:
-    """As the class rounds it."""
+    """Hidden channels of the feed-forward layers, as the class rounds them."""
     heads, head_dim = _size(config)
     hidden, step = 4 * heads * head_dim, config["multiple_of"]
     if config["ffn_dim_multiplier"] is not None:

@@ -17,12 +17,12 @@ from diffcompress.families.transformer_rules import Role, Width
 
 
 def time_roles(embedder: str, modulation: str) -> tuple[Role, ...]:
-    """Of the embedder MLPs named by one pattern and of the linear layers that read their sum, named by another."""
+    """Roles of embedder MLPs, named by one pattern, and of the linear layers that read their sum, named by another."""
     return (*mlp_roles(embedder, out="time"), Role(rf".*{modulation}\.weight", (None, "time")))
 
 
 def text_roles(embedder: str, modulation: str, ffn: str = "ff_context", query_scale: float = 1.0) -> tuple[Role, ...]:
-    """Of a text stream that is never laid end to end with the image's; before `time_roles`.
+    """Roles of a text stream that is never laid end to end with the image's; they go before those of `time_roles`.
 
     embedder: pattern of the layers into the stream; modulation: of the layers that scale and shift it; ffn: of its
     feed-forward layers; query_scale multiplies its queries.
@@ -42,13 +42,13 @@ def text_roles(embedder: str, modulation: str, ffn: str = "ff_context", query_sc
 
 
 def stream_widths(teacher: int, student: int) -> Mapping[str, Width]:
-    """Of the two functions above: both spaces are as wide as the image's."""
+    """Widths of the roles in `time_roles` and `text_roles`: both spaces are as wide as the image's."""
     return {"time": Width(teacher, student), "text": Width(teacher, student)}
 
 
 @contextlib.contextmanager
 def unrounded(first: nn.Module) -> Iterator[None]:
-    """For classes that give timesteps the dtype of what their `first` layer returns: under autocast that is a half one,
+    """Calls of classes that give timesteps the dtype of what their `first` layer returns: under autocast a half one,
     in which timesteps are up to four of 1000 apart."""
     kind = str(first.weight.device.type)
     if kind == "meta" or not torch.is_autocast_enabled(kind):

@@ -22,7 +22,7 @@ class Shapes:
         return sum(math.prod(self.tensors[name]) for name in self.parameters)
 
     def elements_of(self, modules: tuple[str, ...]) -> int:
-        """Of all tensors whose names begin with one of `modules`."""
+        """Elements of all tensors whose names begin with one of `modules`."""
         return sum(math.prod(shape) for name, shape in self.tensors.items() if name.startswith(modules))
 
 

@@ -133,7 +133,7 @@ class Transformer:
         return tuple(f"{module}.{end}" for end in ends)
 
     def feature(self, output: Any) -> Tensor:
-        """Tokens `[B, N, C]` as `[B, C, N]`."""
+        """The tokens `[B, N, C]` in a block's output as features `[B, C, N]`."""
         tokens = output if isinstance(output, Tensor) else output[self.feature_output]
         return tokens.transpose(1, 2)
 
@@ -169,7 +169,7 @@ class Transformer:
 
 
 def mlp_roles(name: str, *, hidden: str = "hidden", out: str | None = None) -> tuple[Role, ...]:
-    """Of embedder MLPs (linear_1, linear_2) whose name ends in the pattern `name`: hidden channels of their own.
+    """Roles of embedder MLPs (linear_1, linear_2) whose name ends in the pattern `name`: hidden channels of their own.
 
     hidden: the role of these; out: the role of what comes out, None for the residual width.
     """

@@ -91,8 +91,8 @@ def group_options(config: Config, channels_per_group: int) -> list[tuple[int, fl
 
 
 def _fewest_channels(groups: int, per_group: int, finest: bool) -> int:
-    """Of a level: `per_group` in each norm group, half as many again at full resolution, which every pixel passes, and
-    COMFORTABLE ones in levels that are WIDE, where they cost nothing. As published, one stays one."""
+    """Channels of a level at least: `per_group` in each norm group, half as many again at full resolution, which every
+    pixel passes, and COMFORTABLE ones in levels that are WIDE, where they cost nothing. As published, one stays one."""
     if groups == 1 or per_group == 1:
         return max(FEWEST_CHANNELS, groups)
     most = math.ceil(1.5 * per_group) if finest else per_group
@@ -153,5 +153,5 @@ def shares(counts: Iterable[int], most: int) -> list[int]:
 
 
 def divisors(number: int) -> list[int]:
-    """Descending."""
+    """All divisors of `number`, descending."""
     return [d for d in range(number, 0, -1) if number % d == 0]

@@ -36,7 +36,7 @@ def _axes(head_dim: int) -> tuple[int, int, int]:
 
 
 def _head_sizes(config: Config) -> list[int]:
-    """Those of which no axis grows."""
+    """Smaller head sizes, descending, of which no axis of the rotary embedding gets more channels."""
     wide = _axes(_size(config)[1])
     sizes = range(sum(wide) - 2, 4, -2)
     return [size for size in sizes if all(new <= old for new, old in zip(_axes(size), wide, strict=True))]

@@ -53,7 +53,7 @@ REFUSED = {
 
 
 def from_scheduler(config: Mapping[str, Any], num_tokens: int | None = None) -> NoiseProcess:
-    """From a diffusers scheduler config; raises ValueError naming what cannot be distilled.
+    """The noise process of a diffusers scheduler config; raises ValueError naming what cannot be distilled.
 
     num_tokens: positions the denoiser sees of a sample, for schedules that shift with the resolution.
     """

@@ -92,7 +92,7 @@ class Diffusion(NoiseProcess):
         return torch.stack([half, self.num_timesteps - 1 - half], 1).flatten()[:count]
 
     def signal_and_noise(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(abar_t) and sqrt(1 - abar_t)."""
+        """Factors of clean sample and noise in x_t: sqrt(abar_t) and sqrt(1 - abar_t)."""
         alpha = self.alphas_cumprod[timestep.cpu()]
         return as_factor(alpha.sqrt(), like), as_factor((1 - alpha).sqrt(), like)
 
@@ -113,7 +113,7 @@ class Diffusion(NoiseProcess):
         return signal * noisy - sigma * prediction, sigma * noisy + signal * prediction
 
     def grid(self, num_steps: int, offset: Tensor | None = None) -> Tensor:
-        """Evenly spread over 0..T-1."""
+        """Timesteps spread evenly over 0..T-1; see NoiseProcess."""
         stride = self.num_timesteps / num_steps
         base = torch.arange(num_steps - 1, -1, -1, dtype=torch.float64)[:, None]
         position = base if offset is None else base + offset.to(torch.float64)[None, :]

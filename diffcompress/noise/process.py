@@ -68,7 +68,10 @@ class NoiseProcess(ABC):
     def step(
         self, prediction: Tensor, noisy: Tensor, timestep: Tensor, following: Tensor, eta: float, noise: Tensor
     ) -> Tensor:
-        """From `timestep` to `following` (negative: clean), both `[B]`; eta from 0 (no noise) to 1 (ancestral)."""
+        """One sampling step from `timestep` to `following` (negative: clean), both `[B]`.
+
+        eta: from 0 (no noise) to 1 (ancestral).
+        """
 
 
 def as_factor(value: Tensor, like: Tensor) -> Tensor:
@@ -77,7 +80,7 @@ def as_factor(value: Tensor, like: Tensor) -> Tensor:
 
 
 def is_number(value: object) -> bool:
-    """Of a config: a finite one, and no truth value."""
+    """Whether a config's value is a finite number, and no truth value."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
 
 

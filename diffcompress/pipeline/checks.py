@@ -63,7 +63,7 @@ def check_config(config: Mapping[str, Any], where: object) -> None:
 
 
 def _numbers(value: object) -> Iterator[float]:
-    """Of a value in a config and the lists in it."""
+    """All numbers in a config's value, those in its lists too."""
     if isinstance(value, (int, float)):
         yield value
     for inner in value if isinstance(value, list) else ():

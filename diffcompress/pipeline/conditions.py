@@ -50,7 +50,7 @@ class Conditions:
 
 
 def as_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Those of floating point in `dtype`, labels and masks as they are."""
+    """`tensors`, those of floating point in `dtype`, labels and masks as they are."""
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
 
 

@@ -49,7 +49,7 @@ class LoadedPipeline:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The denoiser's, complete."""
+        """The denoiser's config, complete."""
         return self.reference.complete_config
 
     @property
@@ -62,7 +62,7 @@ class LoadedPipeline:
 
     @cached_property
     def codec(self) -> Codec | None:
-        """From latents to pixels and back; None where samples are pixels, or no autoencoder came with the denoiser."""
+        """What turns latents into pixels and back; None where samples are pixels, or no autoencoder came along."""
         return load_codec(self.reference, self.device)
 
     def example_inputs(self, batch: int = 1) -> dict[str, Tensor]:

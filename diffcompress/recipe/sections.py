@@ -154,7 +154,7 @@ class ExportSection(Section):
 
 
 def default_stages() -> tuple[StageSection, ...]:
-    """For pixels (docs/decisions/0016); recipes of latent teachers hold the same stages with the relative terms."""
+    """LIFT, then PLACE, for pixels (docs/decisions/0016); recipes of latent teachers hold them with relative terms."""
     form: dict[str, Any] = {"norm": "explained", "fine": "squared", "power": 0.625}
     return (
         StageSection(name="lift", num_steps=140, weights=LossWeights(lift=1.0), **form),

@@ -27,7 +27,7 @@ _MODELS: dict[tuple[object, ...], str] = {}
 
 
 def of_bytes(parts: Iterable[bytes]) -> str:
-    """Of `parts`, end to end."""
+    """SHA-256 of `parts`, end to end."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -35,16 +35,17 @@ def of_bytes(parts: Iterable[bytes]) -> str:
 
 
 def of_text(text: str) -> str:
+    """SHA-256 of `text` in UTF-8."""
     return of_bytes([text.encode()])
 
 
 def of_json(value: Any) -> str:
-    """Of a value as JSON, whatever the order of its keys."""
+    """SHA-256 of a value as JSON, whatever the order of its keys."""
     return of_text(_as_json(value))
 
 
 def of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Of names and bytes, in their order."""
+    """SHA-256 of names and bytes, in their order."""
     import torch
 
     def parts() -> Iterator[bytes]:
@@ -56,12 +57,15 @@ def of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def sha256(*files: Path) -> str:
-    """Of the contents of `files`, end to end."""
+    """SHA-256 of the contents of `files`, end to end."""
     return of_bytes(chunk for file in files for chunk in _chunks(file))
 
 
 def of_model(told: Any, files: Sequence[Path]) -> str:
-    """Of `told` as JSON and the contents of `files`, end to end. A file is read once, also for `of_model_file`."""
+    """SHA-256 of `told` as JSON and the contents of `files`, end to end.
+
+    A file is read once in a process while it stays as it is, also for `of_model_file`.
+    """
     text = _as_json(told)
     key = (text, *map(_stamp, files))
     if key not in _MODELS:
@@ -70,7 +74,7 @@ def of_model(told: Any, files: Sequence[Path]) -> str:
 
 
 def of_model_file(file: Path) -> str:
-    """Of one file of a model, computed once in a process while it stays as it is."""
+    """SHA-256 of one file of a model, computed once in a process while it stays as it is."""
     if (stamp := _stamp(file)) not in _FILES:
         _FILES[stamp] = sha256(file)
     return _FILES[stamp]
@@ -111,7 +115,7 @@ def weight_hashes(folder: Path) -> dict[str, str]:
 
 
 def other_hashes(folder: Path) -> dict[str, str]:
-    """The same of its configs, tokenizers and licences: of everything that stays as it was written."""
+    """SHA-256 of configs, tokenizers and licences in a pipeline folder: of everything that stays as it was written."""
     files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.suffix != ".safetensors")
     named = {file.relative_to(folder).as_posix(): file for file in files}
     return {name: sha256(file) for name, file in named.items() if name not in _CHANGING}

@@ -97,7 +97,7 @@ class Repository:
         return sum(self.files[path].size for path in self._paths(parts))
 
     def headers(self, part: str) -> dict[str, Header]:
-        """Of the safetensors files with the weights of a part, by path; nothing else of them is downloaded.
+        """Headers of the safetensors files with the weights of a part, by path; nothing else of them is downloaded.
 
         Raises UsageError for a file that is damaged there already.
         """

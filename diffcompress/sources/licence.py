@@ -46,7 +46,7 @@ class Licence:
 
 
 def licence_of(reference: Reference, stated: str | None = None) -> Licence:
-    """From the teacher's model card; `stated` (--license) counts only where that says nothing about a licence.
+    """The licence of a teacher, from its model card; `stated` (--license) counts only where that says nothing of one.
 
     A card that says something which cannot be taken over, such as two licences, makes the licence unknown, and stands.
     """
@@ -62,7 +62,7 @@ def licence_of(reference: Reference, stated: str | None = None) -> Licence:
 
 
 def stated_by_user(id: str) -> Licence:
-    """Raises UsageError for what cannot be a licence id of the Hub."""
+    """The licence that the user states; raises UsageError for what cannot be a licence id of the Hub."""
     if _ID.fullmatch(id) is None:
         raise UsageError(f"--license '{id}' is not a licence id", "use the Hub's spelling, such as apache-2.0 or mit")
     return Licence(id, STATED)

@@ -80,7 +80,7 @@ def is_own(file: Path, pipeline: Path) -> bool:
 
 
 def part_bytes(source: Path) -> int:
-    """What `link_part` brings; 0 where there is no such folder."""
+    """Bytes that `link_part` brings; 0 where there is no such folder."""
     return sum(file.stat().st_size for file in part_files(source))
 
 

@@ -15,7 +15,7 @@ MOST_NAMED = 5
 
 
 def remarks(reference: Reference) -> list[str]:
-    """From names of files and configs alone, one sentence each; raises UsageError when a shard is missing."""
+    """What names of files and configs tell of a teacher, a sentence each; raises UsageError when a shard is missing."""
     found = []
     if pickle := next((name for name in _weights(reference) if name.endswith(PICKLES)), None):
         found.append(f"{pickle} is a pickled state dict, read with weights_only=True")

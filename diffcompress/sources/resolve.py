@@ -184,7 +184,10 @@ def _scheduler_beside(text: str, folder: Path, scheduler: str | None) -> tuple[d
 
 
 def _scheduler_config(file: Path, stated: str | None = None) -> dict[str, Any]:
-    """With the class that its pipeline states where the file names none; raises UsageError where neither does."""
+    """A scheduler's config, with the class that its pipeline states where the file names none.
+
+    Raises UsageError where neither does.
+    """
     config = {"_class_name": stated} | read_config(file)
     if not config["_class_name"]:
         raise UsageError(

@@ -58,7 +58,9 @@ class SingleFile:
 
 
 def recognise(path: Path, config: dict[str, Any] | None, index: dict[str, Any] | None = None) -> SingleFile:
-    """From names and shapes alone; `config`, `index`: the denoiser's and the pipeline's beside the file, if there are.
+    """What a checkpoint is, from names and shapes alone.
+
+    config, index: the denoiser's and the pipeline's beside the file, if there are.
 
     Raises UsageError for a damaged file, and for one that is neither of a known model nor has a config.
     """
@@ -132,7 +134,7 @@ def is_original(names: Iterable[str]) -> bool:
 
 
 def stand_ins(stored: StoredState, config: dict[str, Any]) -> dict[str, Tensor]:
-    """What `convert` will make, in names and shapes alone, on the meta device.
+    """The tensors that `convert` will make, in names and shapes alone, on the meta device.
 
     Raises UsageError also for a tensor that the converter would drop: without it the model is another function.
     """

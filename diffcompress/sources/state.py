@@ -75,7 +75,7 @@ class StoredState(Mapping[str, Tensor]):
         return getattr(torch, names[0]) if names else None
 
     def dtype_of(self, name: str) -> str | None:
-        """As torch calls it; None for integers and for floating-point types of less than 16 bits."""
+        """A stored tensor's dtype as torch calls it; None for integers and for floating point of less than 16 bits."""
         _, source = self._places[name]
         if isinstance(source, dict):
             found = dtype_name(source[name].dtype)
@@ -96,7 +96,7 @@ def _source(file: Path) -> Any:
 
 
 def _refuse_pointer(file: Path) -> None:
-    """What `git clone` leaves in place of large files where Git LFS is not installed."""
+    """Raise UsageError for what `git clone` leaves in place of large files where Git LFS is not installed."""
     with contextlib.suppress(OSError), file.open("rb") as stream:
         if stream.read(len(_POINTER)) == _POINTER:
             raise UsageError(f"{file} is a pointer of Git LFS, not the weights", "run `git lfs pull` in its folder")

@@ -43,7 +43,7 @@ def read(file: Path) -> Stated | None:
 
 
 def _of_front(block: str) -> Stated | None:
-    """From the YAML at the head of a card; None where that names no single licence."""
+    """The licence in the YAML at the head of a card; None where that names no single licence."""
     lines = [(line[1].lower(), line[2].strip("\"'")) for line in _LINE.finditer(block)]
     if [key for key, _ in lines].count("license") > 1:
         return None

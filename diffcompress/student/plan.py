@@ -258,7 +258,7 @@ def _notes(config: Config, student: Config, reasons: Mapping[str, str]) -> list[
 
 
 def _plain(value: Any) -> Any:
-    """As JSON holds it."""
+    """A config's value as JSON holds it."""
     return list(value) if isinstance(value, tuple) else value
 
 

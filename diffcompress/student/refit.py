@@ -116,7 +116,7 @@ def _can_be_fitted(module: nn.Module, rule: TensorRule, rules: TensorRules) -> b
 
 
 def _kept_outputs(rule: TensorRule, rules: TensorRules, kept: Mapping[str, Tensor]) -> Tensor | None:
-    """Of the teacher's layer, several sets laid end to end, NEW where it has no such output; None: all of them."""
+    """Outputs of the teacher's layer that are kept, sets laid end to end, NEW where it has none such; None: all."""
     if not rule.axes[0]:
         return None
     parts, offset = [], 0

@@ -31,7 +31,7 @@ class AxisScores:
 
     @classmethod
     def of(cls, elements: Tensor) -> AxisScores:
-        """From the importance of each element, in float32."""
+        """The scores of a tensor from the importance of each of its elements, in float32."""
         if elements.dim() < 2:
             return cls((elements,) * elements.dim())
         axes = range(elements.dim())
@@ -42,7 +42,7 @@ class AxisScores:
 
 
 class _Squares(Mapping[str, AxisScores]):
-    """Each is read when it is asked for, so that a teacher that lies on disk is never in memory as a whole."""
+    """Squares of stored weights, each read when it is asked for: a teacher on disk is never in memory as a whole."""
 
     def __init__(self, teacher: Mapping[str, Tensor]) -> None:
         self._teacher = teacher

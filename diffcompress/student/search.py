@@ -96,7 +96,7 @@ class Search:
         return list(dict.fromkeys(settings))
 
     def balanced(self, setting: Depth, inner: list[Depth]) -> Depth:
-        """Of `inner` (descending) the one that leaves as large a share of the repeats as of the width."""
+        """The one of `inner` (descending) that leaves as large a share of the repeats as of the width."""
         teacher = {knob.name: knob.teacher for knob in self.variants[-1].knobs}
 
         def excess(repeats: Depth) -> float:

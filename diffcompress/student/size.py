@@ -31,7 +31,10 @@ class SizePolynomial:
 
     @classmethod
     def fit(cls, count: Callable[[Sequence[int]], int], centre: Sequence[int], steps: Sequence[int]) -> SizePolynomial:
-        """By finite differences, exact in integers: `count` is asked (n + 1)(n + 2) / 2 times around `centre`."""
+        """The polynomial of a count by finite differences, exact in integers.
+
+        `count` is asked (n + 1)(n + 2) / 2 times around `centre`.
+        """
         middle, step = np.array(centre, dtype=np.int64), np.array(steps, dtype=np.int64)
         number = len(middle)
         unit = np.diag(step)
@@ -73,7 +76,7 @@ def build(family: Family, config: Config, device: torch.device | str) -> nn.Modu
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Parameters, without buffers."""
+    """How many parameters a model has, without buffers."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -16,7 +16,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """After optimizer step number `step` (from 0)."""
+        """Take in the weights after optimizer step number `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in model.state_dict().items():
             average = self.tensors[name]

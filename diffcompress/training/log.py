@@ -13,7 +13,7 @@ from diffcompress.records.run_files import kept, read_text, write_text
 
 class MetricsLog:
     def __init__(self, path: Path, first_step: int, *, active: bool, warn: Callable[[str], None]) -> None:
-        """Drops rows from `first_step` on: they will be computed again. Only the main process is `active`."""
+        """A log that drops rows from `first_step` on: they will be computed again. Only the main process is active."""
         self.path, self.active = path, active
         if active:
             lines = (kept(path, partial(read_text, errors="replace"), warn) or "").splitlines()

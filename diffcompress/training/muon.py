@@ -14,7 +14,7 @@ ROUNDS, A, B, C = 5, 3.4445, -4.7750, 2.0315
 
 
 class Muon(torch.optim.Optimizer):
-    """For weights that act as matrices: `[rows, ...]`, flattened behind the rows. No other parameters.
+    """The optimizer of weights that act as matrices: `[rows, ...]`, flattened behind the rows. No other parameters.
 
     `torch.optim.Muon` orthogonalises in bfloat16. Its rounding, amplified five hundred times, fills the directions that
     have no gradient, so that one and two processes part after one step. Here it is float32, and weights of one

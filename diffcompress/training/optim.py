@@ -50,7 +50,7 @@ class Optimizer:
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """What `tensors` gave, for a model of the same parameters."""
+        """Take up what `tensors` gave, for a model of the same parameters."""
         for name, part in self._parts.items():
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in tensors.items():

@@ -65,7 +65,7 @@ class TrainingState:
         write_atomically(folder, write)
 
     def load(self, folder: Path) -> None:
-        """Raises DamagedError for a checkpoint that is broken, or of another model."""
+        """Take up a checkpoint; raises DamagedError for one that is broken, or of another model."""
         file = folder / TENSORS
         device = next(self.model.parameters()).device
         try:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from diffcompress.errors import UsageError
+from diffcompress.families.base import complete
 from diffcompress.families.flux import FAMILY, GUIDANCE
 from diffcompress.families.mmdit_rules import unpack
 from diffcompress.pipeline.trace import trace
@@ -47,7 +48,7 @@ def frequencies(axes: list[int]) -> torch.Tensor:
 
 
 def test_halved_heads_keep_their_frequencies() -> None:
-    teacher = {"attention_head_dim": 128, "num_attention_heads": 24, "axes_dims_rope": [16, 56, 56]}
+    teacher = complete(FAMILY.class_name, {})
     student = FAMILY.shrunk_config(teacher, {"heads": 2, "head_dim": 64, "num_layers": 1, "num_single_layers": 1})
     assert student["axes_dims_rope"] == [8, 28, 28]
     (positions,) = {i.positions for n, i in FAMILY.tensor_rules(teacher, student).sets.items() if n == "head"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from diffcompress.families.base import complete
 from diffcompress.families.lumina2 import FAMILY
 from diffcompress.families.shapes import shapes
 from diffcompress.pipeline.trace import trace
@@ -56,7 +57,7 @@ def test_key_heads_follow_their_query_heads() -> None:
 
 
 def test_the_feed_forward_width_of_a_narrow_student_keeps_its_proportion() -> None:
-    config = {"multiple_of": 256}  # of the published model: 9216 for a width of 2304
+    config = complete(FAMILY.class_name, {})  # of the published model: 9216 for a width of 2304
     choice = {"heads": 3, "head_dim": 96, "num_layers": 1, "num_refiner_layers": 1}
     student = shapes(FAMILY.class_name, FAMILY.shrunk_config(config, choice)).tensors
     assert student["layers.0.feed_forward.linear_1.weight"] == (4 * 288, 288)

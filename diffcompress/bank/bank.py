@@ -34,13 +34,16 @@ TRAJECTORY = ("noisy", "timestep", "prediction", "condition")
 
 @dataclass(frozen=True)
 class Bank:
-    """clean `[N, C, *spatial]`; index `[N]`: the row of `conditions` of each; trajectory: noisy, timestep, prediction,
+    """What a student learns from.
+
+    clean `[N, C, *spatial]`; condition `[N]`: the row of `conditions` of each; trajectory: noisy, timestep, prediction,
     index (of the clean sample), condition (row, the null one where guidance asked for it) with one row per stored
     denoiser call (empty for the user's own images); key: content key; batch_size: rows of a teacher call;
-    null_share: of targets, see the recipe."""
+    null_share: of targets, see the recipe.
+    """
 
     clean: Tensor
-    index: Tensor
+    condition: Tensor
     conditions: Conditions
     trajectory: Tensors
     key: str

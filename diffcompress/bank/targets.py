@@ -183,7 +183,7 @@ class Targets:
             noise.append(torch.randn(self.teacher.sample_shape, generator=own))
             nulls.append(torch.rand((), generator=own))
         rows = {"index": torch.stack(index), "timestep": torch.stack(timestep)}
-        rows["condition"] = self._with_nulls(self.bank.index[rows["index"]], torch.stack(nulls))
+        rows["condition"] = self._with_nulls(self.bank.condition[rows["index"]], torch.stack(nulls))
         rows["noisy"] = noise_process.noisy(self.bank.clean[rows["index"]], torch.stack(noise), rows["timestep"])
         conditioning = self.bank.conditions.rows(rows["condition"])
         predictions = []
@@ -214,7 +214,7 @@ def taylor_batches(
         index = torch.randint(bank.num_samples, (TAYLOR_BATCH_SIZE,), generator=own)
         clean, noise = bank.clean[index], torch.randn(TAYLOR_BATCH_SIZE, *teacher.sample_shape, generator=own)
         timestep = teacher.noise.draw_timesteps(TAYLOR_BATCH_SIZE, own, "antithetic")
-        conditioning = {n: v.to(teacher.device) for n, v in bank.conditions.rows(bank.index[index]).items()}
+        conditioning = {n: v.to(teacher.device) for n, v in bank.conditions.rows(bank.condition[index]).items()}
         noisy, target = teacher.noise.noisy(clean, noise, timestep), teacher.noise.target(clean, noise, timestep)
         for start in range(0, TAYLOR_BATCH_SIZE, size):
             rows = slice(start, start + size)
@@ -230,5 +230,5 @@ def refit_batch(teacher: LoadedPipeline, bank: Bank, seed: int, size: int) -> tu
     clean, noise = bank.clean[index], torch.randn(size, *teacher.sample_shape, generator=own)
     timestep = teacher.noise.at((torch.arange(size) + torch.rand(size, generator=own)) / size)
     noisy, device = teacher.noise.noisy(clean, noise, timestep), teacher.device
-    conditioning = {name: value.to(device) for name, value in bank.conditions.rows(bank.index[index]).items()}
+    conditioning = {name: value.to(device) for name, value in bank.conditions.rows(bank.condition[index]).items()}
     return noisy.to(device), timestep.to(device), conditioning

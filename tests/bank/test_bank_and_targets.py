@@ -64,7 +64,7 @@ def test_bank_samples_are_the_teachers_own(teacher, bank):
     indices = [3, 150, 199]
     alone = sample(teacher, indices, seed=0, num_steps=4, eta=1.0, jitter=True)
     torch.testing.assert_close(bank.clean[indices], alone, rtol=1e-4, atol=1e-4)
-    assert bank.index.unique().tolist() == [0, 1, 2]
+    assert bank.condition.unique().tolist() == [0, 1, 2]
 
 
 def test_a_teacher_that_predicts_no_numbers_is_told_from_a_bad_student(teacher, runtime, tmp_path):
@@ -81,7 +81,7 @@ def test_trajectories_hold_what_the_teacher_predicts(teacher, bank):
     noisy, timestep, index = (bank.trajectory[name][rows] for name in ("noisy", "timestep", "index"))
     assert index.tolist() == [0, 1, 100, 199]
     with torch.no_grad():
-        expected = teacher.predict(noisy, timestep, {"class_labels": bank.index[index]})
+        expected = teacher.predict(noisy, timestep, {"class_labels": bank.condition[index]})
     torch.testing.assert_close(bank.trajectory["prediction"][rows], expected, rtol=1e-3, atol=1e-4)
     assert len(bank.trajectory["timestep"].unique()) > 20  # jittered grids visit (nearly) all of the 50 timesteps
 
@@ -311,10 +311,10 @@ def test_guidance_leaves_null_entries_in_the_trajectories(guided_teacher, runtim
     section = BankSection(num_samples=64, sampler_steps=4, guidance=3.0, null_share=0.25)
     bank = banks.fill(tmp_path, guided_teacher, section, 0, None, runtime, Progress())
     null = bank.conditions.null
-    assert null == 5 and bank.index.max() < null
+    assert null == 5 and bank.condition.max() < null
     condition = bank.trajectory["condition"]
     assert 0.1 < (condition == null).float().mean() < 0.4
-    told = bank.index[bank.trajectory["index"]]
+    told = bank.condition[bank.trajectory["index"]]
     assert (condition[condition != null] == told[condition != null]).all()
     for row in (0, 17, int((condition == null).nonzero()[0])):
         one = {name: value[row : row + 1] for name, value in bank.trajectory.items()}
@@ -364,7 +364,7 @@ def test_channels_are_ranked_at_mirrored_noise_levels_in_batches_that_memory_hol
         torch.testing.assert_close(teacher.noise.noisy(clean, noise, timestep), noisy)
         nearest = (clean[:, None] - bank.clean[None]).abs().amax((2, 3, 4)).min(1)
         assert (nearest.values < 0.02).all()
-        assert torch.equal(conditioning["class_labels"], bank.index[nearest.indices])
+        assert torch.equal(conditioning["class_labels"], bank.condition[nearest.indices])
 
 
 def test_a_run_of_no_steps_has_targets_to_spare(teacher, bank, runtime, tmp_path):

@@ -67,7 +67,7 @@ def test_captions_of_a_data_set_are_the_prompts_of_a_text_teacher(hub, tmp_path)
     own = images.read_for(TABLE, teacher, texts, 6, Progress())
     bank = banks.fill(tmp_path / "bank", teacher, recipe.bank, 0, own, runtime, Progress())
     assert bank.clean.shape[1:] == teacher.sample_shape
-    assert sorted(texts[row] for row in bank.index.tolist()) == sorted(images.captions_of(TABLE, 6, Progress()))
+    assert sorted(texts[row] for row in bank.condition.tolist()) == sorted(images.captions_of(TABLE, 6, Progress()))
 
 
 def test_a_student_on_the_hub_is_scored_in_the_working_directory(hub, tmp_path, monkeypatch):

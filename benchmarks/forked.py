@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -30,12 +31,17 @@ class Outcome:
     @property
     def faults(self) -> list[str]:
         """What no input and no accident may lead to."""
-        found = [word for word in ("Traceback", "unexpected ", "report this as a bug") if word in self.stderr]
+        found = re.findall(r"Traceback|unexpected \w+: .{0,80}|report this as a bug", self.stderr)
         if self.hung:
             found.append(f"hung for {self.seconds:.0f} s")
         elif self.code < 0:
             found.append(f"signal {-self.code}")
-        if self.code not in (0, 3) and not self.hung and "error: " not in self.stderr and self.code != -signal.SIGKILL:
+        if (
+            self.code not in (0, 3)
+            and not self.hung
+            and "error: " not in self.stderr.lower()
+            and self.code != -signal.SIGKILL
+        ):
             found.append("no sentence")
         longest = max(map(len, self.stderr.splitlines()), default=0)
         return [*found, *([f"a line of {longest} characters"] if longest > LONGEST_LINE else [])]

@@ -1,12 +1,64 @@
 """What can go wrong, and the exit code each kind of failure ends with. The codes are an API (docs/cli.md)."""
 
+import errno
 import re
+from collections.abc import Iterator
 from enum import IntEnum
 
 _LONGEST_WORD = 300
 _ENDLESS = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}")
 _LONGEST = 4000
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# Line ends too, but for those before a line of ours that points into a quote.
+_CONTROLS = re.compile("\\n(?!  )|[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+# As torch, the C library and the loader of shared libraries put it.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "out of memory",
+    "failed to map segment",
+    "memoryerror",
+)
+_FULL_DISK = ("no space left on device", "disk quota exceeded", "file too large")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, what one file may have
+
+
+def tells_of_memory(text: str) -> bool:
+    """Whether what a library or another process says means that memory was too small."""
+    return any(words in text.lower() for words in _OUT_OF_MEMORY)
+
+
+def tells_of_full_disk(text: str) -> bool:
+    """The same of a disk that takes no more."""
+    return any(words in text.lower() for words in _FULL_DISK)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was too small, also where a library says that something else failed because of it."""
+    for one in _chain(error):
+        # By name, so that a failure before torch was imported does not import it.
+        if isinstance(one, MemoryError) or type(one).__name__ == "OutOfMemoryError":
+            return True
+        if isinstance(one, OSError) and one.errno == errno.ENOMEM:
+            return True
+        if isinstance(one, (RuntimeError, ImportError)) and tells_of_memory(str(one)):
+            return True
+    return False
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """The same of a disk; safetensors and torch report one in exceptions of their own, as text."""
+    return any((isinstance(e, OSError) and e.errno in FULL) or tells_of_full_disk(str(e)) for e in _chain(error))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what led to it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 class ExitStatus(IntEnum):

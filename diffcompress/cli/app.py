@@ -19,7 +19,7 @@ import typer
 from diffcompress import __version__
 from diffcompress.cli import commands
 from diffcompress.cli.console import Output
-from diffcompress.errors import DiffCompressError, ExitStatus, UsageError
+from diffcompress.errors import DiffCompressError, ExitStatus, RunStopped, UsageError, is_full_disk, is_out_of_memory
 
 
 def _print_version(asked: bool) -> None:
@@ -83,10 +83,6 @@ def _prepare_environment(offline: bool) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|huggingface_hub)\.")
 
 
-# As torch, the C library and the loader of shared libraries put it.
-_OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "failed to map segment")
-
-
 # What the user can mend: permissions, and a file where a folder should be or the other way round.
 _IN_THE_WAY = (
     errno.EACCES,
@@ -134,7 +130,11 @@ def _boundary(console: Output, traceback: bool) -> Iterator[None]:
 def explain(error: BaseException) -> tuple[str, str, ExitStatus]:
     """What happened, what to do next, and the exit status of any exception."""
     if isinstance(error, DiffCompressError):
-        return error.message, error.hint, error.exit_status
+        cause = error.__cause__
+        # What a library could not do for want of memory or disk is no fault of what it was given.
+        if cause is None or not (is_out_of_memory(cause) or is_full_disk(cause)) or isinstance(error, RunStopped):
+            return error.message, error.hint, error.exit_status
+        error = cause
     told = " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
         return (
@@ -148,9 +148,9 @@ def explain(error: BaseException) -> tuple[str, str, ExitStatus]:
             "run the same command again; shrink goes on from where it stood",
             ExitStatus.STOPPED,
         )
-    if _is_full_disk(error):
+    if is_full_disk(error):
         return f"the disk is full ({told})", "free some space and run the same command again", ExitStatus.STOPPED
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         hint = "free memory or use a larger machine; shrink takes a smaller batch with --set training.batch_size=16"
         return f"out of memory ({told or type(error).__name__})", hint, ExitStatus.DOES_NOT_FIT
     if isinstance(error, OSError) and error.errno in _IN_THE_WAY:
@@ -161,23 +161,6 @@ def explain(error: BaseException) -> tuple[str, str, ExitStatus]:
             ExitStatus.USAGE,
         )
     return f"unexpected {type(error).__name__}: {told or 'no message'}", "--traceback shows more", ExitStatus.RUN_FAILED
-
-
-def _is_full_disk(error: BaseException) -> bool:
-    # safetensors and torch report a full disk in exceptions of their own, as text.
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return "No space left on device" in str(error)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # By name, so that a failure before torch was imported does not import it.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    told = str(error).lower()
-    return isinstance(error, (RuntimeError, ImportError)) and any(words in told for words in _OUT_OF_MEMORY)
 
 
 def _build() -> typer.Typer:

@@ -17,7 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffcompress.errors import DiffCompressError
+from diffcompress.errors import (
+    DiffCompressError,
+    DoesNotFitError,
+    RunStopped,
+    tells_of_full_disk,
+    tells_of_memory,
+)
 from diffcompress.export import probe
 from diffcompress.export.weights import rounded
 from diffcompress.noise import generator
@@ -29,6 +35,7 @@ from diffcompress.records.scratch import scratch
 from diffcompress.runtime import dtype_name
 
 TOLERANCE = 1e-4
+_KILLED = -9  # by SIGKILL, as the system does when memory runs out
 # Two processes hold the pipeline's other parts, half-precision weights as float32.
 ROOM = 4
 # Elements of a video's latent that a CPU samples and decodes in a minute or so.
@@ -156,12 +163,26 @@ def _elsewhere(
             start_new_session=True,
         )
         if done.returncode != 0 or not files[2].is_file():
-            reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise DiffCompressError(
-                f"vanilla diffusers cannot load {folder} in a fresh process: {reason}",
-                "keep the run folder and report this as a bug",
-            )
+            raise _failed(folder, done)
         return load_file(files[2]), json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _failed(folder: Path, done: subprocess.CompletedProcess[str]) -> DiffCompressError:
+    """The error of a fresh process that ended without a result."""
+    reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    again = "run the same command again: only the proof is left to do"
+    if tells_of_full_disk(done.stderr):
+        return RunStopped(
+            f"{folder} cannot be proved: the disk of temporary files is full", f"free some space and {again}"
+        )
+    if done.returncode == _KILLED or tells_of_memory(done.stderr):
+        told = "it was killed" if done.returncode == _KILLED else reason
+        message = f"{folder} cannot be proved: memory is too small for the process that loads it ({told})"
+        return DoesNotFitError(message, f"free memory and {again}")
+    return DiffCompressError(
+        f"vanilla diffusers cannot load {folder} in a fresh process: {reason}",
+        "keep the run folder and report this as a bug",
+    )
 
 
 def _difference(found: Tensor | None, expected: Tensor) -> float | None:

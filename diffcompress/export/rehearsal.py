@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from diffcompress.errors import DiffCompressError, UsageError
+from diffcompress.errors import DiffCompressError, UsageError, is_out_of_memory
 from diffcompress.export import probe
 from diffcompress.export.proof import drawing, why_no_image
 from diffcompress.export.weights import write_rest
@@ -78,9 +78,11 @@ def _refused(message: str, hint: str) -> Iterator[None]:
     """Turn whatever diffusers raises, of many kinds, into a UsageError."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError, DiffCompressError):
+    except DiffCompressError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise MemoryError(_told(error)) from error
         raise UsageError(f"{message}: {_told(error)}", hint) from error
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from diffcompress.errors import DamagedError, RunStopped, UsageError
+from diffcompress.errors import FULL, DamagedError, RunStopped, UsageError
 from diffcompress.records.record import Record
 
 T = TypeVar("T")
@@ -66,10 +66,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.replace(part, path)
     except OSError as error:
         discard(part)
-        if error.errno == errno.ENOSPC:
-            raise RunStopped(
-                f"no space left on the disk that holds {path.parent}", "free some space and run the same command again"
-            ) from error
+        if error.errno in FULL:
+            told = "no space left on the disk that holds" if error.errno == errno.ENOSPC else f"{error.strerror}, in"
+            raise RunStopped(f"{told} {path.parent}", "free some space and run the same command again") from error
         raise
     except BaseException:
         discard(part)
@@ -108,14 +107,25 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_text(path: Path, errors: str = "strict") -> str:
     """The text of a file of ours; raises DamagedError for what is none. errors: as of `open`, for broken UTF-8."""
+    _check_regular(path)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a named pipe would be waited for
-            raise damaged(path, "it is a folder" if path.is_dir() else "it is no regular file")
         return path.read_text(encoding="utf-8", errors=errors)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise damaged(path, str(error)) from error
+
+
+def _check_regular(path: Path) -> None:
+    """Raises DamagedError for what is no regular file, such as a named pipe, which would be waited for, and OSError for
+    one that is not to be had now: what it holds may be whole."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise damaged(path, error.strerror or "") from error
+        raise
+    if not stat.S_ISREG(mode):
+        raise damaged(path, "it is a folder" if stat.S_ISDIR(mode) else "it is no regular file")
+    path.open("rb").close()
 
 
 def read_json(path: Path, *keys: str, kind: Any = dict | list) -> Any:
@@ -209,13 +219,10 @@ def open_tensors(path: Path) -> Any:
     """A safetensors file of ours, mapped into memory; raises DamagedError."""
     from safetensors import SafetensorError, safe_open
 
+    _check_regular(path)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a named pipe would be waited for
-            raise damaged(path, "it is a folder" if path.is_dir() else "it is no regular file")
         return safe_open(path, framework="pt")
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise damaged(path, str(error)) from error
 
 

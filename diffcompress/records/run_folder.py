@@ -262,13 +262,15 @@ class RunFolder:
 
     def _refusal(self, identity: dict[str, Any]) -> UsageError:
         """Of a folder that holds something else; what is a run is not to be deleted lightly."""
-        if not self.marker.exists():
+        ours = any(place.exists() for place in (self.recipe, self.plan, self.bank, self.pipeline)) or self.stages()
+        if not (self.marker.exists() or ours):
             return UsageError(
                 f"{self.path} is not empty and not this run: it holds other files",
                 "choose another --output, or --overwrite to replace it",
             )
         found = self._marked()
-        told = f"its {_MARKER} is damaged" if found is None else differences(found, identity)
+        lost = "damaged" if self.marker.exists() else "missing"
+        told = f"its {_MARKER} is {lost}" if found is None else differences(found, identity)
         return UsageError(
             f"{self.path} is not empty and not this run: {told}",
             "choose another --output to keep both; --overwrite would delete the run that is there",

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all mutants lint types schemas demo-teacher demo-teachers bench
+.PHONY: help demo test test-all mutants fuzz hostile lint types schemas demo-teacher demo-teachers bench
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 15
@@ -24,6 +24,12 @@ test-all: $(STAMP) ## run the tests with the slow ones: every family end to end
 
 mutants: $(STAMP) ## apply one-line mistakes to a copy of the package; the tests must notice each (ten minutes on one core)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants
+
+fuzz: $(STAMP) ## 3,000 odd inputs of every kind, seeded (some 15 minutes on two cores)
+	$(BIN)/python -m tests.fuzz.run --inputs 3000 --workers 2
+
+hostile: $(STAMP) ## runs under kills, full disks, damage and little memory (the table of docs/reliability.md)
+	$(BIN)/python benchmarks/hostile.py
 
 lint: $(STAMP) types ## ruff, formatting, types and import direction
 	$(BIN)/ruff check .

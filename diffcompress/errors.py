@@ -74,14 +74,19 @@ class ExitStatus(IntEnum):
     INTERRUPTED = 130
 
 
+def printable(text: str) -> str:
+    """`text` with escapes for what would move the cursor or colour a terminal."""
+    return _CONTROLS.sub(lambda letter: letter[0].encode("unicode_escape").decode(), text)
+
+
 class DiffCompressError(Exception):
     """A failure told to the user: `message` says what happened, with the value, and why; `hint` what to do next."""
 
     exit_status = ExitStatus.RUN_FAILED
 
     def __init__(self, message: str, hint: str = "") -> None:
-        # Values of the user's are quoted in it: some are endless, or would move the cursor.
-        message = _CONTROLS.sub(lambda letter: letter[0].encode("unicode_escape").decode(), message)
+        # Values of the user's are quoted in it, and some are endless.
+        message = printable(message)
         message = _ENDLESS.sub(lambda word: f"{word[0][:_LONGEST_WORD]}...", message)
         message = message if len(message) <= _LONGEST else f"{message[:_LONGEST]}..."
         super().__init__(message)

@@ -16,3 +16,12 @@ def test_methods_are_compared_by_training_as_the_product_does(tmp_path: Path) ->
     assert (row["arm"], row["seed"], row["steps"], row["last"]["step"]) == ("output-kd", 3, 2, 1)
     assert row["params"] == 30_840
     assert {"fd_demo", "fd_demo_held_out", "agreement", "failed_samples"} <= set(row["metrics"])
+
+
+def test_runs_end_well_under_kills_full_disks_damage_and_little_memory() -> None:
+    """A handful of each; the numbers of docs/reliability.md are those of the whole."""
+    done = subprocess.run(
+        [sys.executable, "benchmarks/hostile.py", "--few"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("| all kept |") == 2 * 4

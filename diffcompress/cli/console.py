@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
+from diffcompress.errors import printable
 from diffcompress.runtime import Progress
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ class Output(Progress):
     def _line(self, text: str, label: str = "", colour: str = "") -> None:
         if not self.is_main:
             return
+        text = printable(text)
         if not self.stderr.isatty():
             print(label + text, file=self.stderr, flush=True)
             return

@@ -24,6 +24,7 @@ class Diffusion(NoiseProcess):
     clip_sample: bool = False
     clip_sample_range: float = 1.0
     sampler: ClassVar[str] = "ddim"
+    velocity: ClassVar[str] = "v_prediction"
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Diffusion:

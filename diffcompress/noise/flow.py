@@ -21,6 +21,7 @@ class Flow(NoiseProcess):
     num_timesteps: int = 1000
     prediction_type: str = "flow_prediction"
     sampler: ClassVar[str] = "euler"
+    velocity: ClassVar[str] = "flow_prediction"
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], num_tokens: int | None = None) -> Flow:

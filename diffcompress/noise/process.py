@@ -15,10 +15,11 @@ LARGEST = 1_000_000
 class NoiseProcess(ABC):
     """Timesteps, noisy inputs and conversions; see the package's first lines. Timestep tensors are `[B]`.
 
-    sampler: name of the solver whose step `step` is.
+    sampler: name of the solver whose step `step` is; velocity: the prediction type that is one.
     """
 
     sampler: ClassVar[str]
+    velocity: ClassVar[str]
     prediction_type: str
     num_timesteps: int
 

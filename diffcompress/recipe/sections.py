@@ -31,7 +31,7 @@ class StudentSection(Section):
         description="of U-Nets: parameters balanced over the resolutions, or one share of the teacher's widths",
     )
     prediction: Literal["teacher", "v"] = Field(
-        "teacher", description="what the student predicts: as its teacher does, or v, for diffusion (no flow)"
+        "teacher", description="what the student predicts: what its teacher does, or v (a flow's velocity is one)"
     )
     start: Literal["inherit", "random"] = Field(
         "inherit", description="initial weights: the teacher's most important channels, or random"

@@ -70,31 +70,19 @@ def plan(
     """The student of `config` with `ratio` of its parameters, `params` parameters, or `size` bytes stored as `dtype`.
 
     dtype: a torch name, "float32" if None; section: how students are built; noise: the teacher's, None where only its
-    config is known. Raises UsageError unless exactly one target is given and lies below the teacher, and where the
-    student cannot predict what `section` asks for; DoesNotFitError, naming the nearest ratio that can be reached, when
-    no student comes within 1 % (a transformer that keeps its teacher's head size: 5 %).
+    config is known. Raises UsageError unless exactly one target is given and lies below the teacher; DoesNotFitError,
+    naming the nearest ratio that can be reached, when no student comes within 1 % (a transformer that keeps its
+    teacher's head size: 5 %).
     """
     section = section or StudentSection()
     config = complete(family.class_name, config)
     found = _shape(family, config, ratio, params, size, dtype, section)
     if noise is None:
         return found
-    predicts = _prediction(section, noise)
+    predicts = noise.prediction_type if section.prediction == "teacher" else noise.velocity
     note = f"prediction_type: {noise.prediction_type} -> {predicts} (student.prediction)"
     notes = found.notes if predicts == noise.prediction_type else (*found.notes, note)
     return replace(found, prediction_type=predicts, notes=notes)
-
-
-def _prediction(section: StudentSection, noise: NoiseProcess) -> str:
-    """What the student is to predict; raises UsageError where nothing but the teacher's own prediction is possible."""
-    if section.prediction == "teacher":
-        return noise.prediction_type
-    try:
-        return noise.predicting("v_prediction").prediction_type
-    except ValueError as error:
-        raise UsageError(
-            f"student.prediction {section.prediction} cannot be had: {error}", "leave it at 'teacher'"
-        ) from error
 
 
 def _shape(

@@ -170,12 +170,11 @@ def test_a_learned_variance_goes_along(tmp_path):
         assert json.loads(single.metadata()["scheduler"])["prediction_type"] == "v_prediction"
 
 
-def test_plans_say_it_and_flow_is_refused(tmp_path):
+def test_plans_say_it_and_a_velocity_stays_one(tmp_path):
     teacher = save_teacher(tmp_path / "teacher")
     assert plan(str(teacher), ratio=0.3)["prediction_type"] == "epsilon"
     assert plan(str(teacher), ratio=0.3, overrides=(V,))["prediction_type"] == "v_prediction"
     assert plan(str(teacher / "unet" / "config.json"), ratio=0.3)["prediction_type"] is None
-    with pytest.raises(UsageError, match=r"student\.prediction v cannot be had: flow matching has one prediction"):
-        plan("demo:mmdit", ratio=0.1, overrides=(V,))
+    assert plan("demo:mmdit", ratio=0.1, overrides=(V,))["prediction_type"] == "flow_prediction"
     save_teacher(tmp_path / "v", prediction_type="v_prediction")
     assert not [note for note in plan(str(tmp_path / "v"), ratio=0.3, overrides=(V,))["notes"] if "prediction" in note]

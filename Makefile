@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all mutants fuzz hostile lint types schemas demo-teacher demo-teachers bench
+.PHONY: help demo test test-all mutants fuzz hostile lint types schemas docs demo-teacher demo-teachers bench
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 15
@@ -41,6 +41,11 @@ types: $(STAMP) ## mypy
 
 schemas: $(STAMP) ## write docs/schemas again, from the records; a test compares
 	$(BIN)/python -m diffcompress.records.schemas docs/schemas
+
+docs: $(STAMP) ## the documentation as a site, in build/site
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "Open $(CURDIR)/build/site/index.html"
 
 demo-teacher: $(STAMP) ## train the embedded teacher again; resumable, hours on a CPU
 	@test -d /usr/share/datasets/fashion-mnist || { echo "Fashion-MNIST is missing: apt install dataset-fashion-mnist (Debian)"; exit 1; }

@@ -23,8 +23,9 @@ def lift(
     `loss = rho(a - 1) + rho(b) + w * (sg(a) * s + sg(b) - t)^2` with `w = sg(1 - min(1, mean|a - 1| + mean|b|))`.
 
     Args:
-        student, teacher: raw predictions `[B, C, *spatial]`, any spatial rank >= 1, any float type; computed in
-            float32, or float64 if either is. The teacher gets no gradient.
+        student: raw predictions `[B, C, *spatial]`, any spatial rank >= 1, any float type; computed in float32, or
+            float64 if either is.
+        teacher: the same of the teacher, which gets no gradient.
         norm: rho, "l1" (pixel and Stable Diffusion U-Nets) or "squared" (DiT); variants of ours:
             "explained", the mean square of what the line explains, and "relative", that against what it leaves, in
             units of the outputs. The gate is always of absolute values.

@@ -10,6 +10,7 @@ import torch
 
 from diffcompress.evaluation import agreement, correction
 from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.noise import streams
 from diffcompress.pipeline.load import load
 from diffcompress.pipeline.sampling import conditioning_for, sample
 from diffcompress.records.protocol import Protocol
@@ -65,7 +66,7 @@ def test_pairs_have_the_same_noise(teacher, student, result):
 
 
 def test_the_probe_is_fitted_on_samples_that_are_not_evaluated(teacher, student, result):
-    apart = PROTOCOL.model_copy(update={"seed": correction.SEED_SHIFT}).sampling_seed
+    apart = PROTOCOL.model_copy(update={"seed": streams.PROBE_SEED_SHIFT}).sampling_seed
     clean = sample(teacher, range(6), seed=apart, num_steps=2).half().float()
     line = correction.fit(student, teacher, clean, conditioning_for(teacher, range(6), apart), num_steps=2, seed=0)
     mended = sample(correction.corrected(student, line), range(6), seed=PROTOCOL.sampling_seed, num_steps=2)

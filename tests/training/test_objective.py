@@ -14,7 +14,7 @@ from tests.losses.test_lift_place import oracle
 from tests.training.tiny_job import job
 
 # LIFT and PLACE as the oracle has them by default, with the gate that never shuts: both terms count.
-PLAIN = {"norm": "l1", "fine": "squared", "gate": "soft", "group_size": 16}
+PLAIN = {"norm": "l1", "fine": "squared", "gate": "soft", "group_size": 16, "feature_norm": "squared"}
 CASES = [
     {"lift": 1.0},
     {"place": 2.0},
@@ -122,6 +122,22 @@ def test_the_gate_is_that_of_all_processes(worked):
             for off in (0, 5)
         )
         assert 1 / far["fine_weight"].item() - 1 / alone["fine_weight"].item() == pytest.approx(5, rel=1e-4)
+
+
+def test_normalised_features_are_the_last_of_each_resolution(worked):
+    """Those of a U-Net's way up; massive activations, beyond five deviations of the teacher's, are left out."""
+    work, batch, _, features = worked
+    last = {teacher.shape[2:]: (student, teacher) for student, teacher in features}
+    assert 0 < len(last) < len(features)
+    expected = []
+    for student, teacher in last.values():
+        for ours, theirs in zip(student, teacher, strict=True):
+            kept = abs(theirs - theirs.mean()) <= 5 * theirs.std()
+            expected.append(((ours - theirs)[kept] ** 2).sum() / (theirs[kept] ** 2).sum())
+    weights = LossWeights(feature_kd=2.0, variance_kd=0.0)
+    stage = StageSection(name="one", num_steps=1, weights=weights, feature_norm="relative")
+    total, _ = step_losses(work.trainee, work.teacher, batch, stage, lambda value: value)
+    assert total.item() == pytest.approx(2 * np.mean(expected), rel=1e-3)
 
 
 def test_output_norm_is_that_of_output_kd(worked):

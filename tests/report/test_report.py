@@ -161,7 +161,7 @@ def test_anything_may_be_missing(finished: Path, name: str) -> None:
 def test_damaged_files_are_told(finished: Path, name: str) -> None:
     (finished / name).write_text('{"step": 3')
     result = report(str(finished))
-    assert (name in " ".join(result["not_computed"])) == (name != "stage-1-lift/metrics.jsonl")
+    assert name in " ".join(result["not_computed"])
     # A line that was cut off, as by a kill, is no row of the curve.
     assert (curves(finished / "stage-1-lift") == []) == (name == "stage-1-lift/metrics.jsonl")
 

@@ -70,12 +70,12 @@ def save_pipeline(
     dtype: torch.dtype = torch.float32,
     variant: str | None = None,
     seed: int = 0,
-    num_train_timesteps: int = 1000,
+    num_train_timesteps: int | None = 1000,
     **changes: Any,
 ) -> Path:
     """A DDPMPipeline folder with a tiny untrained U-Net; `changes` go to the U-Net's config."""
-    model = unet(UNET, seed, num_class_embeds=num_classes, **changes).to(dtype)
-    scheduler = DDPMScheduler(num_train_timesteps=num_train_timesteps, prediction_type=prediction_type)
+    model = unet(UNET, seed, **({"num_class_embeds": num_classes} | changes)).to(dtype)
+    scheduler = DDPMScheduler(num_train_timesteps=num_train_timesteps or 1000, prediction_type=prediction_type)
     DDPMPipeline(model, scheduler).save_pretrained(folder, variant=variant)
     return folder
 

@@ -37,6 +37,6 @@ def _read(text: str) -> Any:
     try:
         value = parse_yaml(text)
     except ValueError:
-        raise ValueError(f"'{text}' is not a YAML value") from None
+        raise ValueError("what follows = is not a YAML value") from None
     # YAML 1.1 reads 1e-3 as text; a person who writes it without quotes means a number.
     return float(text) if isinstance(value, str) and _EXPONENT.fullmatch(text.strip()) else value

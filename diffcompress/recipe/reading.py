@@ -159,6 +159,7 @@ def _validated(data: dict[str, Any], source: str, problems: Sequence[str] = ()) 
 
 def _cut(text: str) -> str:
     """Keys and values may be endless, what is wrong with them stands at the end."""
+    text = text.replace("\n", " ")
     return text if len(text) <= 160 else f"{text[:100]}...{text[-50:]}"
 
 

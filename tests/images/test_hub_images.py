@@ -247,7 +247,7 @@ def test_a_bank_of_a_data_set(hub, tmp_path):
     found = fetch(TABLE)
     assert one.clean.shape == (6, 1, 8, 8)
     torch.testing.assert_close(one.clean[:, 0, 0, 0], torch.tensor(grey(found)[:6]) / 127.5 - 1)
-    assert one.index.tolist() == [value % 3 for value in grey(found)[:6]]
+    assert one.condition.tolist() == [value % 3 for value in grey(found)[:6]]
     record = json.loads((tmp_path / "one" / "bank.json").read_text())
     assert (record["source"], record["key"]) == (f"{TABLE}@{found.commit}", one.key)
     again, pinned = fill("one", TABLE), fill("two", f"{TABLE}@{found.commit}")

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from diffcompress.cli.app import explain
 from diffcompress.errors import ExitStatus, UsageError
-from diffcompress.evaluation import cache as caching
 from diffcompress.evaluation.features import EXTRACTOR_FILE
 from diffcompress.jobs.evaluate import evaluate
 from diffcompress.records.metrics import every
@@ -244,7 +243,7 @@ def test_a_full_disk_is_resumable(folders, tmp_path, monkeypatch):
 
     values = {"teacher": str(folders / "teacher"), "output": tmp_path / "out", **{**FAST, "num_samples": 8}}
     with monkeypatch.context() as patch:
-        patch.setattr(caching, "save_file", full)
+        patch.setattr("safetensors.torch.save_file", full)
         with pytest.raises(SafetensorError) as caught:
             evaluate(str(folders / "untrained"), **values)
     assert explain(caught.value)[2] == ExitStatus.STOPPED

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from diffcompress.families import unet2d, unet2d_condition
+from diffcompress.families.base import complete
 from diffcompress.pipeline.load import load
 from diffcompress.sources.resolve import resolve
 from diffcompress.student.inherit import NEW, inherit, pick
@@ -18,15 +19,18 @@ from tests import tiny
 from tests.families import pipe_stable_diffusion
 from tests.families.test_contract import lively, predictions
 
-PIXELS: dict[str, Any] = {
-    **tiny.UNET,
-    "block_out_channels": [8, 16, 24],
-    "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
-    "layers_per_block": 2,
-    "time_embedding_dim": 20,
-}
-TEXT: dict[str, Any] = {**pipe_stable_diffusion.UNET, "time_embedding_dim": 20}
+PIXELS: dict[str, Any] = complete(
+    "UNet2DModel",
+    {
+        **tiny.UNET,
+        "block_out_channels": [8, 16, 24],
+        "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
+        "layers_per_block": 2,
+        "time_embedding_dim": 20,
+    },
+)
+TEXT: dict[str, Any] = complete("UNet2DConditionModel", {**pipe_stable_diffusion.UNET, "time_embedding_dim": 20})
 TEACHERS = {"pixels": (unet2d.FAMILY, PIXELS), "text": (unet2d_condition.FAMILY, TEXT)}
 
 

@@ -104,8 +104,9 @@ class Runtime:
             return self.stop.signal is not None
         import torch
 
-        flag = torch.tensor([float(self.stop.signal or 0)], device=self.device)
-        number = int(self.accelerator.gather(flag).max().item())
+        flag = torch.tensor(int(self.stop.signal or 0))  # on the CPU: no host waits for its device
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        number = int(flag)
         if number and self.stop.signal is None:
             self.stop.signal = number
         return bool(number)
@@ -129,7 +130,8 @@ def start(device: str | None = None) -> Runtime:
     if kind == "cuda" and ":" in chosen:
         torch.cuda.set_device(chosen)
     # The first process exports and evaluates while the others wait. Precision is the recipe's, not the launcher's.
-    patient = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+    # Processes on GPUs exchange gradients by NCCL, and what hosts tell each other by Gloo.
+    patient = InitProcessGroupKwargs(timeout=LONGEST_WAIT, backend="cuda:nccl,cpu:gloo" if kind == "cuda" else None)
     accelerator = Accelerator(cpu=kind == "cpu", mixed_precision="no", kwargs_handlers=[patient])
     return Runtime(accelerator, StopRequest())
 

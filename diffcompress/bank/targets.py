@@ -8,17 +8,18 @@ draws follow from integers (seed, pool, entry), so any step of any process can b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from diffcompress.bank.bank import Bank, call_bytes
+from diffcompress.bank.batch import Ahead, Batch
 from diffcompress.bank.shards import Tensors, end_to_end, make_shards, shards
 from diffcompress.noise import generator, streams
 from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.pipeline.stored_rows import gathered
 from diffcompress.recipe import TargetsSection
 from diffcompress.records import fingerprints
 from diffcompress.records.run_folder import discard
@@ -28,40 +29,8 @@ SHARD_SIZE = 512
 # Of a pool at most, on disk and in memory, however large the teacher's samples are.
 POOL_BYTES = 4 << 30
 TAYLOR_BATCHES, TAYLOR_BATCH_SIZE = 8, 32
-FIELDS = ("noisy", "timestep", "prediction", "index", "condition")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """noisy `[B, C, *spatial]`; prediction: the teacher's `[B, C or 2C, *spatial]`, with its learned variance where it
-    has one; diffusion_target: like noisy, None where no loss wants it; timestep `[B]`; conditioning: B rows."""
-
-    noisy: Tensor
-    timestep: Tensor
-    prediction: Tensor
-    diffusion_target: Tensor | None
-    conditioning: dict[str, Tensor]
-
-    def split(self, size: int) -> list[Batch]:
-        """Parts of `size` rows; this batch itself when it is no larger."""
-        if size >= len(self.noisy):
-            return [self]
-        parts = []
-        for start in range(0, len(self.noisy), size):
-            rows = slice(start, start + size)
-            conditioning = {name: value[rows] for name, value in self.conditioning.items()}
-            target = None if self.diffusion_target is None else self.diffusion_target[rows]
-            parts.append(Batch(self.noisy[rows], self.timestep[rows], self.prediction[rows], target, conditioning))
-        return parts
-
-    def to(self, device: torch.device) -> Batch:
-        def there(value: Tensor) -> Tensor:
-            # Asynchronous copies of memory that is freed at once arrive corrupted on some devices.
-            return value.to(device)
-
-        conditioning = {name: there(value) for name, value in self.conditioning.items()}
-        target = None if self.diffusion_target is None else there(self.diffusion_target)
-        return Batch(there(self.noisy), there(self.timestep), there(self.prediction), target, conditioning)
+# Before the names of conditioning tensors, among those that go to the device.
+CONDITIONING = "conditioning."
 
 
 class Targets:
@@ -96,33 +65,70 @@ class Targets:
         self.pool_size = max(1, -(-wanted // batch_size)) * batch_size
         self.num_trajectory = round(self.pool_size * share)
         self._pool: tuple[int, Tensors] | None = None
+        self._order: tuple[tuple[int, int], Tensor] | None = None
+        self._pinned = runtime.device.type == "cuda"
+        self._ahead = Ahead(self._made, self._soon, runtime.device)
 
     def batch(self, step: int) -> Batch:
         """This process's share of the batch of `step`.
 
         Raises RunStopped or RunInterrupted while a new pool is being made.
         """
-        if self.section.reuse == 1:
-            return self.assembled(self.drawn(step))
-        share = self.runtime.share(self.batch_size)
-        steps_per_epoch = self.pool_size // self.batch_size
-        number, within = divmod(step, steps_per_epoch * self.reuse)
-        epoch, position = divmod(within, steps_per_epoch)
-        pool = self._load_pool(number)
-        order = torch.randperm(self.pool_size, generator=generator(self.seed, streams.POOL_ORDER, number, epoch))
-        return self.assembled(pool, order[position * self.batch_size : (position + 1) * self.batch_size][share])
+        return self._batch(self._ahead.take(step))
 
     def drawn(self, step: int) -> Tensors:
         """This process's share of the entries of one batch, with new predictions of the teacher's."""
-        return self._predicted(streams.FRESH_ENTRY, step, range(self.batch_size)[self.runtime.share(self.batch_size)])
+        return self._predicted(streams.FRESH_ENTRY, step, self._share)
 
-    def assembled(self, entries: Tensors, rows: Tensor | None = None) -> Batch:
-        """A batch of the given rows of `entries`, all of them by default."""
-        rows = torch.arange(len(entries["index"])) if rows is None else rows
-        noisy, timestep, prediction, index, condition = (entries[name][rows] for name in FIELDS)
-        target = self._diffusion_target(noisy, timestep, index) if self.with_diffusion else None
-        conditioning = self.bank.conditions.rows(condition)
-        return Batch(noisy, timestep, prediction, target, conditioning).to(self.runtime.device)
+    def assembled(self, entries: Tensors) -> Batch:
+        """The batch of all `entries`."""
+        given = self._given(entries, torch.arange(len(entries["index"])))
+        return self._batch({name: value.to(self.runtime.device) for name, value in given.items()})
+
+    @property
+    def _share(self) -> range:
+        return range(self.batch_size)[self.runtime.share(self.batch_size)]
+
+    def _place(self, step: int) -> tuple[int, int, int]:
+        """Where the entries of a step are: number of the pool, epoch and position in it."""
+        steps_per_epoch = self.pool_size // self.batch_size
+        number, within = divmod(step, steps_per_epoch * self.reuse)
+        return number, *divmod(within, steps_per_epoch)
+
+    def _soon(self, step: int) -> bool:
+        """Whether what the host does for a step takes neither the teacher nor other processes."""
+        return self.section.reuse == 1 or (self._pool is not None and self._pool[0] == self._place(step)[0])
+
+    def _made(self, step: int) -> Tensors:
+        """The host's part of a batch."""
+        if self.section.reuse == 1:
+            entries = self._noised(streams.FRESH_ENTRY, step, self._share)
+            return self._given(entries, torch.arange(len(self._share)))
+        number, epoch, position = self._place(step)
+        pool = self._load_pool(number)
+        if self._order is None or self._order[0] != (number, epoch):
+            own = generator(self.seed, streams.POOL_ORDER, number, epoch)
+            self._order = (number, epoch), torch.randperm(self.pool_size, generator=own)
+        whole = self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
+        return self._given(pool, whole[self.runtime.share(self.batch_size)])
+
+    def _given(self, entries: Tensors, rows: Tensor) -> Tensors:
+        """What goes to the device: rows of `entries`, their conditioning, and their diffusion target if wanted."""
+        picked = {name: gathered(value, rows, pinned=self._pinned) for name, value in entries.items()}
+        index, condition = picked.pop("index"), picked.pop("condition")
+        if self.with_diffusion:
+            picked["diffusion_target"] = self._diffusion_target(picked["noisy"], picked["timestep"], index)
+        conditioning = self.bank.conditions.rows(condition, pinned=self._pinned)
+        return picked | {CONDITIONING + name: value for name, value in conditioning.items()}
+
+    def _batch(self, there: Tensors) -> Batch:
+        """From tensors on the device; a prediction that none of them holds is asked for now."""
+        given = dict(there)
+        conditioning = {n.removeprefix(CONDITIONING): given.pop(n) for n in there if n.startswith(CONDITIONING)}
+        if "prediction" not in given:
+            given["prediction"] = self._asked(given["noisy"], given["timestep"], conditioning)
+        target = given.pop("diffusion_target", None)
+        return Batch(**given, diffusion_target=target, conditioning=conditioning)
 
     def _diffusion_target(self, noisy: Tensor, timestep: Tensor, index: Tensor) -> Tensor:
         clean = self.bank.clean[index]
@@ -166,15 +172,20 @@ class Targets:
         positions = (number * self.num_trajectory + torch.arange(self.num_trajectory)) % self.bank.num_trajectory
         return {name: value[order[positions]] for name, value in self.bank.trajectory.items()}
 
-    @torch.no_grad()
     def _predicted(self, stream: int, number: int, entries: range) -> Tensors:
-        """Teacher predictions for freshly noised bank samples; entry e follows from (seed, stream, number, e)."""
-        noise_process, device = self.teacher.noise, self.teacher.device
+        """Entries of freshly noised bank samples, with the teacher's predictions; on the CPU."""
+        rows, device = self._noised(stream, number, entries), self.teacher.device
+        conditioning = {name: value.to(device) for name, value in self.bank.conditions.rows(rows["condition"]).items()}
+        prediction = self._asked(rows["noisy"].to(device), rows["timestep"].to(device), conditioning)
+        return rows | {"prediction": prediction.cpu()}
+
+    def _noised(self, stream: int, number: int, entries: range) -> Tensors:
+        """Freshly noised bank samples; entry e follows from (seed, stream, number, e)."""
         index, noise, timestep, nulls = [], [], [], []
         for entry in entries:
             # Antithetic pairs share a draw: entries 2j and 2j+1 take timesteps t and T-1-t.
             pair = entry // 2 if self.section.timesteps == "antithetic" else entry
-            drawn = noise_process.draw_timesteps(
+            drawn = self.teacher.noise.draw_timesteps(
                 2, generator(self.seed, stream, number, pair, 1), self.section.timesteps
             )
             own = generator(self.seed, stream, number, entry)
@@ -184,16 +195,18 @@ class Targets:
             nulls.append(torch.rand((), generator=own))
         rows = {"index": torch.stack(index), "timestep": torch.stack(timestep)}
         rows["condition"] = self._with_nulls(self.bank.condition[rows["index"]], torch.stack(nulls))
-        rows["noisy"] = noise_process.noisy(self.bank.clean[rows["index"]], torch.stack(noise), rows["timestep"])
-        conditioning = self.bank.conditions.rows(rows["condition"])
+        noisy = self.teacher.noise.noisy(self.bank.clean[rows["index"]], torch.stack(noise), rows["timestep"])
+        return rows | {"noisy": noisy}
+
+    @torch.no_grad()
+    def _asked(self, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
+        """The teacher's predictions, in as many calls as memory asks for."""
         predictions = []
-        for start in range(0, len(entries), self.bank.batch_size):
+        for start in range(0, len(noisy), self.bank.batch_size):
             part = slice(start, start + self.bank.batch_size)
-            given = {name: value[part].to(device) for name, value in conditioning.items()}
-            predictions.append(
-                self.teacher.predict_all(rows["noisy"][part].to(device), rows["timestep"][part].to(device), given).cpu()
-            )
-        return rows | {"prediction": torch.cat(predictions)}
+            given = {name: value[part] for name, value in conditioning.items()}
+            predictions.append(self.teacher.predict_all(noisy[part], timestep[part], given))
+        return torch.cat(predictions)
 
     def _with_nulls(self, condition: Tensor, draw: Tensor) -> Tensor:
         """The recipe's share of entries with the null conditioning, so that guidance works on the student too."""

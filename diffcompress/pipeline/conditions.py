@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffcompress.families.base import Config, Family
 from diffcompress.noise import generator, streams
-from diffcompress.pipeline.stored_rows import StoredRows
+from diffcompress.pipeline.stored_rows import StoredRows, gathered
 from diffcompress.records import fingerprints
 
 
@@ -29,9 +29,9 @@ class Conditions:
     texts: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
-    def rows(self, index: Tensor) -> dict[str, Tensor]:
-        """The conditioning of `index` `[B]`: tensors with B rows; empty for unconditional denoisers."""
-        return {name: values[index] for name, values in self.table.items()}
+    def rows(self, index: Tensor, *, pinned: bool = False) -> dict[str, Tensor]:
+        """The conditioning of `index` `[B]`: tensors with B rows, empty for unconditional denoisers; see `gathered`."""
+        return {name: gathered(values, index, pinned=pinned) for name, values in self.table.items()}
 
     def draw(self, indices: Sequence[int], seed: int) -> Tensor:
         """A row for each of the samples `indices`, from (seed, i) alone; never the null row."""

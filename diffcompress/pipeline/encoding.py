@@ -21,13 +21,15 @@ from diffcompress.pipeline.whole import load_whole
 from diffcompress.records import fingerprints
 from diffcompress.records.run_files import kept, read_header, read_tensors, write_tensors
 from diffcompress.records.scratch import scratch
-from diffcompress.runtime import Progress, Runtime
+from diffcompress.runtime import Progress, Runtime, free_memory
 from diffcompress.sources.linking import link_pipeline, part_files
 from diffcompress.sources.weights import require_parts
 
 # Prompts encoded in one call, and kept in one file.
 SHARD_SIZE = 16
 NULL = "null"
+# Of the free memory of a machine, for prompts that were read.
+MEMORY_SHARE = 0.25
 
 
 def with_prompts(
@@ -63,7 +65,7 @@ def with_prompts(
     null = place / _name(NULL)
     # Without null conditioning the file says so: safetensors has no empty ones.
     has_null = "none" not in stored_table([null])
-    table = stored_table([*files, null] if has_null else files)
+    table = stored_table([*files, null] if has_null else files, _room(runtime))
     told = cut_prompts.warning([read_header(file) for file in files], len(prompts))
     if told is not None:
         progress.warn(told)
@@ -120,6 +122,11 @@ def _loaded(pipeline: LoadedPipeline) -> Any:
         raise UsageError(
             f"the pipeline of '{reference.id}' cannot be loaded: {error}", "check that it is complete"
         ) from error
+
+
+def _room(runtime: Runtime) -> int:
+    """Bytes of memory that this process may fill with prompts."""
+    return int(MEMORY_SHARE * free_memory(torch.device("cpu"))) // runtime.accelerator.num_processes
 
 
 def _all_there(place: Path, count: int, progress: Progress) -> bool:

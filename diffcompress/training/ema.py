@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Ema:
@@ -11,16 +12,19 @@ class Ema:
     start is forgotten: decay = min(2^(-1/half_life), (1 + step) / (10 + step))."""
 
     def __init__(self, model: nn.Module, half_life_steps: float) -> None:
+        """`model` stays on its device: its tensors are looked up once."""
         self.decay = 0.5 ** (1 / half_life_steps) if half_life_steps > 0 else 0.0
-        self.tensors: dict[str, Tensor] = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self._followed: dict[str, Tensor] = model.state_dict(keep_vars=True)
+        self.tensors = {name: value.detach().clone() for name, value in self._followed.items()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """Take in the weights after optimizer step number `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in model.state_dict().items():
-            average = self.tensors[name]
-            if average.is_floating_point():
-                average.lerp_(value, 1 - decay)
-            else:
-                average.copy_(value)
+        pairs = [(self.tensors[name], value) for name, value in self._followed.items()]
+        averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        copied = [pair for pair in pairs if not pair[0].is_floating_point()]
+        if averaged:
+            get_ema_multi_avg_fn(decay)(*map(list, zip(*averaged, strict=True)), None)
+        if copied:
+            torch._foreach_copy_(*map(list, zip(*copied, strict=True)))

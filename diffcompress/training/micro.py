@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from diffcompress.bank.targets import Batch
+from diffcompress.bank.batch import Batch
 from diffcompress.losses.terms import ReduceMean
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import StageSection

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcompress import losses
-from diffcompress.bank.targets import Batch
+from diffcompress.bank.batch import Batch
 from diffcompress.families.base import Family
 from diffcompress.losses.terms import LossTerms, ReduceMean
 from diffcompress.pipeline.conditions import as_dtype

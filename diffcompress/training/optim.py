@@ -23,18 +23,21 @@ class Optimizer:
         orthogonal = [p for p in self.parameters if p in matrices]
         rest = [p for p in self.parameters if p not in matrices]
         decay = section.weight_decay
-        self._parts: dict[str, torch.optim.Optimizer] = {}
-        if rest:
-            self._parts["adamw"] = torch.optim.AdamW(rest, betas=section.betas, weight_decay=decay, fused=True)
-        if orthogonal:
-            self._parts["muon"] = Muon(orthogonal, weight_decay=decay)
+        self._adamw = torch.optim.AdamW(rest, betas=section.betas, weight_decay=decay, fused=True) if rest else None
+        self._muon = Muon(orthogonal, weight_decay=decay) if orthogonal else None
 
-    def step(self, learning_rate: float) -> None:
-        """One update from the parameters' gradients, which stay."""
-        for part in self._parts.values():
-            for group in part.param_groups:
+    def step(self, learning_rate: float, finite: Tensor | None = None) -> None:
+        """One update from the parameters' gradients. Where `finite` (bool, 0-d, on their device) is False nothing
+        changes; the host does not wait to know."""
+        if finite is None:
+            finite = torch.ones((), dtype=torch.bool, device=self.parameters[0].device)
+        if self._adamw is not None:
+            for group in self._adamw.param_groups:
                 group["lr"] = learning_rate
-            part.step()
+            self._adamw.found_inf = 1.0 - finite.float()  # as torch's GradScaler tells a fused optimizer
+            self._adamw.step()
+        if self._muon is not None:
+            self._muon.step(learning_rate, finite)
 
     def zero_grad(self) -> None:
         for parameter in self.parameters:
@@ -42,26 +45,29 @@ class Optimizer:
 
     def tensors(self) -> dict[str, Tensor]:
         """The moments, by a flat name."""
+        parts = {"adamw": self._adamw.state_dict()["state"] if self._adamw is not None else {}}
+        parts["muon"] = self._muon.tensors() if self._muon is not None else {}
         return {
             f"{name}.{index}.{key}": value
-            for name, part in self._parts.items()
-            for index, state in part.state_dict()["state"].items()
+            for name, part in parts.items()
+            for index, state in part.items()
             for key, value in state.items()
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up what `tensors` gave, for a model of the same parameters."""
-        for name, part in self._parts.items():
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, value in tensors.items():
-                owner, index, moment = key.split(".")
-                if owner == name:
-                    state.setdefault(int(index), {})[moment] = value
-            part.load_state_dict(part.state_dict() | {"state": state})
-            for parameter, moments in part.state.items():
+        states: dict[str, dict[int, dict[str, Tensor]]] = {"adamw": {}, "muon": {}}
+        for key, value in tensors.items():
+            owner, index, moment = key.split(".")
+            states[owner].setdefault(int(index), {})[moment] = value
+        if self._adamw is not None:
+            self._adamw.load_state_dict(self._adamw.state_dict() | {"state": states["adamw"]})
+            for parameter, moments in self._adamw.state.items():
                 # Fused updates walk through memory: moments must lie as their parameters do.
                 like = {key: value for key, value in moments.items() if value.shape == parameter.shape}
                 moments |= {key: torch.empty_like(parameter).copy_(value) for key, value in like.items()}
+        if self._muon is not None and states["muon"]:
+            self._muon.load(states["muon"])
 
 
 def _matrices(model: nn.Module) -> set[Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +10,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diffcompress.bank.targets import Batch, Targets
+from diffcompress.bank.batch import Batch
+from diffcompress.bank.targets import Targets
 from diffcompress.errors import DiffCompressError, RunStopped
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import Recipe, StageSection
 from diffcompress.runtime import Progress, Runtime
+from diffcompress.training.guard import Guard
 from diffcompress.training.log import MetricsLog
 from diffcompress.training.micro import backward
 from diffcompress.training.optim import learning_rate
 from diffcompress.training.state import Checkpoints, TrainingState
 
-# Guard rails: this many skipped steps among the last WINDOW call for a rollback; so many rollbacks end the run.
-MOST_SKIPPED, WINDOW, MOST_ROLLBACKS = 5, 20, 6
+# Rollbacks that end a run.
+MOST_ROLLBACKS = 6
 
 
 @dataclass
@@ -62,37 +63,37 @@ def run_stage(job: Job, index: int, folder: Path) -> None:
             checkpoints.reopen()
     main, warn = job.runtime.is_main, job.progress.warn
     log = MetricsLog(folder / "metrics.jsonl", state.counters.step, active=main, warn=warn)
-    recent: deque[bool] = deque(maxlen=WINDOW)
+    guard = Guard()
     resumed, before, saved = time.monotonic(), state.counters.seconds, time.monotonic()
 
     while state.counters.step < last:
         step = state.counters.step
         try:
-            terms = update(job, stage, step, job.targets.batch(step))
+            terms, finite = update(job, stage, step, job.targets.batch(step))
         except RunStopped:
             # Asked to stop while the next pool of targets was being made: the step has not begun.
+            guard.settle(state.counters)
             if job.runtime.is_main:
                 checkpoints.save(state)
             raise
-        state.counters.seconds = before + time.monotonic() - resumed
-        recent.append(terms is None)
-        if terms is None:
-            state.counters.skipped += 1
-            if sum(recent) >= MOST_SKIPPED:
-                _roll_back(job, checkpoints)
-                log = MetricsLog(log.path, state.counters.step, active=main, warn=warn)
-                recent.clear()
-                continue
-        elif step % recipe.training.log_every_steps == 0 or step + 1 == last:
-            # Means over all processes: what one process with the whole batch would log.
-            row = {name: round(float(job.runtime.mean(value)), 7) for name, value in terms.items()}
-            log.write({"step": step, "stage": stage.name, **row, "seconds": round(state.counters.seconds, 3)})
-            job.progress.update(stage.name, step + 1 - (last - stage.num_steps), stage.num_steps, **row)
+        guard.see(finite)
         state.counters.step += 1
+        state.counters.seconds = before + time.monotonic() - resumed
+        stopping = job.runtime.should_stop()
+        due = step % recipe.training.log_every_steps == 0 or step + 1 == last
+        if due or stopping:  # here the host waits for the device, and nowhere else
+            fine = guard.settle(state.counters)
+            if guard.diverging:
+                _roll_back(job, checkpoints)
+                log, guard = MetricsLog(log.path, state.counters.step, active=main, warn=warn), Guard()
+                continue
+            if due and fine:
+                row = _read(terms, job.runtime) | {"learning_rate": round(_rate(job, step), 7)}
+                log.write({"step": step, "stage": stage.name, **row, "seconds": round(state.counters.seconds, 3)})
+                job.progress.update(stage.name, step + 1 - (last - stage.num_steps), stage.num_steps, **row)
         if state.counters.step % recipe.training.preview_every_steps == 0 and job.runtime.is_main:
             job.preview(state.counters.step)
-        stopping = job.runtime.should_stop()
-        if stopping or (job.runtime.is_main and time.monotonic() - saved > recipe.training.checkpoint_every_seconds):
+        if stopping or (due and time.monotonic() - saved > recipe.training.checkpoint_every_seconds):
             if job.runtime.is_main:
                 checkpoints.save(state)
             saved = time.monotonic()
@@ -104,8 +105,11 @@ def run_stage(job: Job, index: int, folder: Path) -> None:
     job.runtime.wait()
 
 
-def update(job: Job, stage: StageSection, step: int, batch: Batch) -> Mapping[str, Tensor] | None:
-    """One optimizer step; None when it was skipped because a loss or gradient was not finite."""
+def update(job: Job, stage: StageSection, step: int, batch: Batch) -> tuple[Mapping[str, Tensor], Tensor]:
+    """One optimizer step: its terms for the log, and whether loss and gradients were finite (bool, 0-d).
+
+    Where they were not, weights and moments stay as they are. The host never waits for the device to know.
+    """
     state, section = job.state, job.recipe.training
     total, terms = backward(
         job.trainee,
@@ -116,16 +120,22 @@ def update(job: Job, stage: StageSection, step: int, batch: Batch) -> Mapping[st
         job.runtime.mean,
         section.micro_batch_size or len(batch.noisy),
     )
-    norm = torch.nn.utils.clip_grad_norm_(state.optimizer.parameters, section.max_grad_norm)
-    finite = bool(torch.isfinite(job.runtime.mean(total.detach() + norm)))
-    rate = learning_rate(section, step, job.recipe.num_steps) * state.counters.learning_rate_scale
-    if finite:
-        state.optimizer.step(rate)
+    norm = torch.nn.utils.clip_grad_norm_(state.optimizer.parameters, section.max_grad_norm, foreach=True)
+    finite = torch.isfinite(job.runtime.mean(total.detach() + norm))
+    state.optimizer.step(_rate(job, step), finite)
     state.optimizer.zero_grad()
-    if not finite:
-        return None
-    state.ema.update(state.model, step)
-    return {**terms, "grad_norm": norm, "learning_rate": torch.tensor(rate, device=norm.device)}
+    state.ema.update(step)
+    return {**terms, "grad_norm": norm}, finite
+
+
+def _rate(job: Job, step: int) -> float:
+    return learning_rate(job.recipe.training, step, job.recipe.num_steps) * job.state.counters.learning_rate_scale
+
+
+def _read(terms: Mapping[str, Tensor], runtime: Runtime) -> dict[str, float]:
+    """Means over all processes: what one process with the whole batch would log."""
+    values = runtime.mean(torch.stack(list(terms.values()))).tolist()
+    return {name: round(value, 7) for name, value in zip(terms, values, strict=True)}
 
 
 def _roll_back(job: Job, checkpoints: Checkpoints) -> None:

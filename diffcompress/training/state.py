@@ -67,7 +67,6 @@ class TrainingState:
     def load(self, folder: Path) -> None:
         """Take up a checkpoint; raises DamagedError for one that is broken, or of another model."""
         file = folder / TENSORS
-        device = next(self.model.parameters()).device
         try:
             told = read_header(file)
             tensors = read_tensors(file, finite="counters" not in told)  # else a checksum says that it is as it was
@@ -81,7 +80,8 @@ class TrainingState:
             raise
         except (FileNotFoundError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise damaged(file, str(error)) from error
-        self.ema.tensors = {name: value.to(device) for name, value in averages.items()}
+        for name, value in averages.items():
+            self.ema.tensors[name].copy_(value)  # which keeps its order in memory: that of the weight
 
 
 def counters(checkpoint: Path) -> dict[str, Any]:

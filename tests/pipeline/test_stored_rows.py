@@ -7,11 +7,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffcompress.pipeline.conditions import Conditions
-from diffcompress.pipeline.stored_rows import stored_table
+from diffcompress.pipeline.stored_rows import StoredRows, stored_table
 
 
 def in_memory(parts: list[dict[str, Tensor]], name: str) -> Tensor:
@@ -78,3 +79,36 @@ def test_what_was_not_asked_for_stays_on_disk(tmp_path: Path) -> None:
     for row in range(64):
         table["x"][torch.tensor([row])]
     assert own() - before < 16 << 20
+
+
+class Watched:
+    """A shard that notes which of its rows are read."""
+
+    def __init__(self, shard, seen: list[int]) -> None:
+        self._shard, self._seen = shard, seen
+
+    def get_shape(self):
+        return self._shard.get_shape()
+
+    def __getitem__(self, row):
+        self._seen.append(row)
+        return self._shard[row]
+
+
+@pytest.mark.parametrize(("room", "reads"), [(0, 9 * 4), (3, 3 + 3 * 5), (6, 6), (99, 6)])
+def test_a_row_that_fits_into_memory_is_read_once(tmp_path: Path, room: int, reads: int) -> None:
+    (file,) = saved(tmp_path, [{"x": torch.randn(6, 2, 3)}])
+    seen: list[int] = []
+    rows = StoredRows([Watched(safe_open(file, framework="pt").get_slice("x"), seen)])
+    seen.clear()
+    rows.keep(room)
+    whole = load_file(file)["x"]
+    for index in ([0, 1, 0, 2], [3, 4, 5, 5], [0, 1, 2, 3]) * 3:
+        assert torch.equal(rows[torch.tensor(index)], whole[index])
+    assert len(seen) == reads
+
+
+def test_rows_are_kept_as_far_as_memory_is_given(tmp_path: Path) -> None:
+    files = saved(tmp_path, [{"x": torch.randn(8, 5), "y": torch.randn(8)} for _ in range(2)])
+    for rows in stored_table(files, most_bytes=4 * 6 * 5 + 3).values():
+        assert len(rows._kept) == 5

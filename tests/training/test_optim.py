@@ -50,7 +50,7 @@ def test_muon_agrees_with_that_of_torch():
         for _ in range(3):
             mine.grad = torch.randn(shape)
             theirs.grad = mine.grad.clone()
-            muon.step()
+            muon.step(1e-3, torch.tensor(True))
             theirs_muon.step()
         assert torch.nn.functional.cosine_similarity(mine.flatten(), theirs.flatten(), dim=0) > 0.999
         assert mine.norm().item() == pytest.approx(theirs.norm().item(), rel=0.02)
@@ -69,13 +69,68 @@ def test_weights_decay_by_their_rate(decay):
         torch.testing.assert_close(now.detach(), value * (1 - 0.1 * decay))
 
 
+def newton_schulz(gradient):
+    """The rounds as they are published, on the matrix itself, in float64."""
+    x = gradient.flatten(1).double()
+    wide = x.shape[0] <= x.shape[1]
+    x = (x if wide else x.mT) / x.norm()
+    for _ in range(5):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x if wide else x.mT
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_matrices_of_many_shapes_go_together_and_each_as_if_alone(layout):
+    """Wide, tall, square; small sides are worked on as larger ones; columns may lie in any order in memory."""
+    torch.manual_seed(0)
+    shapes = [(8, 3, 3, 3), (8, 3, 3, 3), (2, 16, 3, 3), (40, 8, 1, 1), (64, 4, 1, 1), (16, 16, 1, 1), (24, 8, 3, 3)]
+    weights = [nn.Parameter(torch.zeros(shape).to(memory_format=layout)) for shape in shapes]
+    weights += [nn.Parameter(torch.zeros(shape)) for shape in ((8, 27), (100, 30), (30, 100))]
+    muon = Muon(weights)
+    assert len({group.size for group in muon._groups}) < len({group.side for group in muon._groups})
+    for weight in weights:
+        weight.grad = torch.randn(weight.shape)  # of another order in memory than its weight, for some
+    muon.step(0.5, torch.tensor(True))
+    for weight in weights:
+        expected = -0.5 * 0.2 * max(weight.flatten(1).shape) ** 0.5 * newton_schulz(weight.grad)
+        torch.testing.assert_close(weight.detach().flatten(1).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_moments_and_decay_are_muons_own():
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(6, 9))
+    twin, moment = weight.detach().double().clone(), torch.zeros(6, 9, dtype=torch.float64)
+    muon = Muon([weight], weight_decay=0.1)
+    for _ in range(3):
+        weight.grad = torch.randn(6, 9)
+        muon.step(0.01, torch.tensor(True))
+        moment = 0.95 * moment + weight.grad.double()
+        move = newton_schulz(weight.grad.double() + 0.95 * moment)
+        twin = twin * (1 - 0.01 * 0.1) - 0.01 * 0.2 * 3 * move
+    torch.testing.assert_close(weight.detach().double(), twin, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_gradient_that_is_not_finite_changes_nothing(bad):
+    model = network()
+    optimizer = Optimizer(model, TrainingSection(weight_decay=0.1))
+    take_steps(model, optimizer, 0, 2)
+    before = [value.clone() for value in (*model.parameters(), *optimizer.tensors().values())]
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, bad)
+    optimizer.step(1e-2, torch.tensor(False))
+    after = [*model.parameters(), *optimizer.tensors().values()]
+    assert len(before) > 10 and all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
+
+
 def test_directions_move_alike_and_those_without_gradient_stay():
     torch.manual_seed(0)
     left, right = torch.linalg.qr(torch.randn(16, 4))[0], torch.linalg.qr(torch.randn(9, 4))[0]
     gradient = left @ torch.diag(torch.tensor([1.0, 0.3, 0.1, 0.03])) @ right.T
     weight = nn.Parameter(torch.zeros(16, 9))
     weight.grad = gradient
-    Muon([weight]).step()
+    Muon([weight]).step(1e-3, torch.tensor(True))
     moved = torch.linalg.svdvals(weight.detach()) / (1e-3 * 0.2 * 16**0.5)
     assert (moved[:4] > 0.6).all()
     assert (moved[:4] < 1.3).all()

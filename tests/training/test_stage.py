@@ -80,6 +80,20 @@ def test_repeated_bad_steps_roll_back_with_half_the_rate(world, tmp_path):
     assert rates[12] == pytest.approx(0.5 * learning_rate(work.recipe.training, 12, 20), rel=1e-3)
 
 
+def test_bad_steps_between_two_logs_count_all_the_same(world, tmp_path):
+    """The host hears of them when it next writes to the log; until then they change nothing."""
+    work = job(world, tmp_path, log_every_steps=8)
+    work.targets.steps, work.targets.times = frozenset({3, 5}), 2
+    run_stage(work, 0, tmp_path / "stage")
+    assert (work.state.counters.skipped, work.state.counters.rollbacks) == (2, 0)
+    assert [row["step"] for row in rows(tmp_path / "stage")] == [0, 8, 16, 19]
+    assert all(torch.isfinite(value).all() for value in work.state.model.state_dict().values())
+    work = job(world, tmp_path / "again", log_every_steps=8)
+    work.targets.steps, work.targets.times = frozenset(range(9, 20)), 5
+    run_stage(work, 0, tmp_path / "again" / "stage")
+    assert (work.state.counters.skipped, work.state.counters.rollbacks, work.state.counters.step) == (5, 1, 20)
+
+
 def test_training_that_never_recovers_ends_the_run(world, tmp_path):
     work = job(world, tmp_path)
     work.targets.steps, work.targets.times = frozenset(range(20)), 10**6
@@ -158,12 +172,12 @@ def test_the_average_forgets_its_start_and_has_its_half_life():
     ema = Ema(model, half_life_steps=10)
     torch.nn.init.constant_(model.weight, 1.0)
     for step in range(10_000, 10_010):
-        ema.update(model, step)
+        ema.update(step)
     assert ema.tensors["weight"].item() == pytest.approx(0.5, abs=1e-3)
-    early = Ema(torch.nn.Linear(1, 1, bias=False), half_life_steps=10**6)
+    early = Ema(model, half_life_steps=10**6)
     torch.nn.init.constant_(model.weight, 5.0)
     for step in range(50):
-        early.update(model, step)
+        early.update(step)
     assert early.tensors["weight"].item() == pytest.approx(5.0, abs=0.01)
 
 

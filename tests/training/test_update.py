@@ -23,7 +23,8 @@ STAGES = (
 def test_gradients_are_clipped_before_they_are_taken(world, tmp_path, optimizer, max_grad_norm):
     """Seen in the first moments, which after one step are the gradients, times 1 - beta1 for AdamW."""
     work = job(world, tmp_path, optimizer=optimizer, max_grad_norm=max_grad_norm)
-    terms = update(work, work.recipe.stages[0], 0, work.targets.batch(0))
+    terms, finite = update(work, work.recipe.stages[0], 0, work.targets.batch(0))
+    assert finite
     found = work.state.optimizer.tensors().items()
     parts = [value / (1 - 0.9) for name, value in found if name.endswith(".exp_avg")]
     parts += [value for name, value in found if name.endswith(".moment")]
@@ -69,7 +70,7 @@ def test_the_average_is_over_a_tenth_of_the_steps_until_its_half_life_is_shorter
     ema, expected = Ema(model, half_life), 0.0
     for step in range(40):
         torch.nn.init.constant_(model.weight, float(step + 1))
-        ema.update(model, step)
+        ema.update(step)
         decay = min(2 ** (-1 / half_life) if half_life else 0.0, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * (step + 1)
         assert ema.tensors["weight"].item() == pytest.approx(expected, rel=1e-5)
@@ -79,5 +80,5 @@ def test_integers_are_not_averaged():
     model = torch.nn.BatchNorm1d(2)
     ema = Ema(model, 10)
     model.num_batches_tracked += 7
-    ema.update(model, 0)
+    ema.update(0)
     assert ema.tensors["num_batches_tracked"].item() == 7

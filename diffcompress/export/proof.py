@@ -14,7 +14,7 @@ from typing import Any
 import diffusers
 import psutil
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from diffcompress.errors import (
@@ -142,6 +142,7 @@ def _elsewhere(
     hidden = {
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
+        "PYTHONUTF8": "1",
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
     }
@@ -158,13 +159,14 @@ def _elsewhere(
             cwd=place,
             env=os.environ | hidden,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
             start_new_session=True,
         )
         if done.returncode != 0 or not files[2].is_file():
             raise _failed(folder, done)
-        return load_file(files[2]), json.loads(done.stdout.strip().splitlines()[-1])
+        return load(files[2].read_bytes()), json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def _failed(folder: Path, done: subprocess.CompletedProcess[str]) -> DiffCompressError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def names(students: Sequence[str]) -> dict[str, str]:
     length = 1
     while len({p[-length:] for p in parts.values()}) < len(parts) and length < max(map(len, parts.values())):
         length += 1
-    found = {text: "-".join(p[-length:]).replace("/", "").replace(":", "-") for text, p in parts.items()}
+    found = {text: re.sub(r"[/\\:]+", "-", "-".join(p[-length:])).strip("-") for text, p in parts.items()}
     if len(set(found.values())) < len(found):
         found = {text: f"{name}-{number}" for number, (text, name) in enumerate(found.items(), 1)}
     return found

@@ -98,7 +98,8 @@ def _let_others_read(made: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Half characters, which a config may hold, as JSON and YAML escape them."""
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
+    plain = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
+    write_atomically(path, lambda part: part.write_text(text, **plain))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -164,6 +165,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 def write_stamped(path: Path, text: str) -> None:
     """`text`, which has comments from # on, with its checksum in the last line."""
+    text = text.encode("utf-8", "backslashreplace").decode()
     write_text(path, f"{text}{_STAMP}{zlib.crc32(text.encode()):08x}\n")
 
 
@@ -198,7 +200,8 @@ def read_tensors(path: Path, *, of: str | None = None, finite: bool = True) -> d
     """
     with open_tensors(path) as file:
         told = _told(path, file)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # Copies: what is mapped into memory cannot be replaced on Windows, nor be cut short anywhere.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     if told and told.pop(_CHECKSUM, None) != _checksum(tensors, told):
         raise damaged(path, "its checksum is not that of what it holds")
     if of is not None and told.get(_OF) != of:

@@ -61,7 +61,7 @@ def preload() -> None:
     import torch
 
     torch.set_num_threads(1)
-    for name in ("compare", "deliver", "estimate", "several", "train"):
+    for name in ("deliver", "estimate", "several", "train"):
         importlib.import_module(f"diffcompress.jobs.{name}")
     _ = diffusers.DDPMPipeline, diffusers.UNet2DModel, diffusers.StableDiffusionPipeline  # which are lazy
 

@@ -15,6 +15,7 @@ _CONTROLS = re.compile("\\n(?!  )|[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800
 # As torch, the C library and the loader of shared libraries put it.
 _OUT_OF_MEMORY = (
     "can't allocate memory",
+    "could not create a primitive",  # oneDNN, which says no more
     "cannot allocate memory",
     "out of memory",
     "failed to map segment",

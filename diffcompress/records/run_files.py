@@ -201,7 +201,7 @@ def read_tensors(path: Path, *, of: str | None = None, finite: bool = True) -> d
     with open_tensors(path) as file:
         told = _told(path, file)
         # Copies: what is mapped into memory cannot be replaced on Windows, nor be cut short anywhere.
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        tensors = {name: _copied(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     if told and told.pop(_CHECKSUM, None) != _checksum(tensors, told):
         raise damaged(path, "its checksum is not that of what it holds")
     if of is not None and told.get(_OF) != of:
@@ -210,6 +210,13 @@ def read_tensors(path: Path, *, of: str | None = None, finite: bool = True) -> d
         if value.is_floating_point() and not value.isfinite().all():
             raise damaged(path, f"{name} holds NaN or infinite values")
     return tensors
+
+
+def _copied(tensor: Any) -> Any:
+    """With every byte as it is: a copy of truth values would make 1 of whatever is not 0."""
+    from torch import uint8
+
+    return tensor.reshape(-1).view(uint8).clone().view(tensor.dtype).reshape(tensor.shape)
 
 
 def read_header(path: Path) -> dict[str, str]:

@@ -91,5 +91,5 @@ def test_a_student_on_the_hub_is_scored_in_the_working_directory(hub, tmp_path, 
     assert any(commit in note for note in notes)
     assert (here / "student-evaluation" / "evaluation.json").is_file()
     several = EvaluateOptions(["someone/student", tmp_path / "student"], data="someone/noise")
-    assert _resolved(several, progress).asked.data == f"someone/noise@{commit}"
+    assert _resolved(several).asked.data == f"someone/noise@{commit}"
     assert not list((tmp_path / "home").rglob("evaluation*"))

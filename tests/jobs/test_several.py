@@ -8,6 +8,7 @@ import pytest
 import diffcompress
 from diffcompress.errors import UsageError
 from diffcompress.jobs.several import shrink_several
+from diffcompress.records.record import plain
 from diffcompress.records.request import ShrinkOptions
 from diffcompress.records.run_folder import read_json
 from diffcompress.runtime import Progress
@@ -30,7 +31,7 @@ def test_two_students_share_a_bank_and_a_page(tmp_path):
             pools[text] = {path: path.stat().st_mtime_ns for path in (folder / "targets").rglob("*.safetensors")}
 
     each = [ShrinkOptions(teacher, ratio=ratio, output=folder, overrides=overrides()) for ratio in (0.5, 0.3)]
-    results = shrink_several(each, Watching())
+    results = plain(shrink_several(each, Watching()))
     jsonschema.Draft202012Validator(SCHEMA).validate(results)
     # The first student filled the target store, the second found it full and touched nothing of it.
     made = pools["student of ratio 0.3"]

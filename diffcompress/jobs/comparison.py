@@ -16,7 +16,8 @@ from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.records.evaluation import Evaluation
 from diffcompress.records.protocol import check_same
 from diffcompress.records.request import EvaluateOptions
-from diffcompress.records.run_folder import COMPARISON, FRONTIER, GENERIC_NAMES, read_json, write_json
+from diffcompress.records.run_folder import COMPARISON, FRONTIER, GENERIC_NAMES, read_json, write_json, write_text
+from diffcompress.report.frontier import draw
 from diffcompress.runtime import Progress
 
 FOLDER = "comparison"
@@ -136,6 +137,6 @@ def concluded(results: Sequence[Evaluation], folder: Path, progress: Progress) -
     else:
         best = frontier.unbeaten(told, metric)
         told = [one.model_copy(update={"unbeaten": on}) for one, on in zip(told, best, strict=True)]
-        frontier.draw(folder / FRONTIER, told, metric)
+        write_text(folder / FRONTIER, draw(told, metric))
     write_json(folder / COMPARISON, [one.to_json() for one in told])
     return told

@@ -1,4 +1,7 @@
-"""Charts as inline SVG: no script, no font, no file. Colours come from the page's CSS and follow light and dark."""
+"""Charts as inline SVG: no script, no font, no file. Colours come from the page's CSS and follow light and dark.
+
+docs/decisions/0018 says why no library draws them.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
     low: float
     high: float
     start: float
@@ -102,16 +105,16 @@ def line_chart(
         return None
     xs = [v for one in kept for v in one.x] + [v for span in spans for v in (span.low, span.high)]
     ys = [v for one in kept for v in (*one.y, *one.low, *one.high)] + ([] if reference is None else [reference])
-    across = _Axis(*_widened(min(xs), max(xs), False, 0.0), LEFT, WIDTH - RIGHT)
-    up = _Axis(*_widened(min(ys), max(ys), log, 0.06), HEIGHT - BOTTOM, TOP if spans else TOP - 16, log)
+    across = Axis(*widened(min(xs), max(xs), False, 0.0), LEFT, WIDTH - RIGHT)
+    up = Axis(*widened(min(ys), max(ys), log, 0.06), HEIGHT - BOTTOM, TOP if spans else TOP - 16, log)
     parts = [*_spans(spans, across), *_grid(up), *_x_ticks(across)]
     if reference is not None:
-        parts.append(_rule("ideal", LEFT, WIDTH - RIGHT, up(reference), up(reference)))
+        parts.append(rule("ideal", LEFT, WIDTH - RIGHT, up(reference), up(reference)))
     for one in kept:
         parts += _line(one, across, up, points)
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_label, "axis", "middle"))
-    parts.append(_text(0, 12, y_label, "axis"))
-    return _svg(parts, f"{y_label} over {x_label}", HEIGHT)
+    parts.append(label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_label, "axis", "middle"))
+    parts.append(label(0, 12, y_label, "axis"))
+    return picture(parts, f"{y_label} over {x_label}", HEIGHT)
 
 
 def interval_chart(bars: Sequence[Bar], *, x_label: str, log: bool = False) -> Markup | None:
@@ -123,21 +126,21 @@ def interval_chart(bars: Sequence[Bar], *, x_label: str, log: bool = False) -> M
     ends = [v for v in values if not log or v > 0]
     low, high = (min(ends), max(ends)) if log else (min(0.0, *ends), max(0.0, *ends))
     left, row, height = 104, 30, 30 * len(bars) + 46
-    across = _Axis(*_widened(low, high, log, 0.05), left, WIDTH - 58, log)
+    across = Axis(*widened(low, high, log, 0.05), left, WIDTH - 58, log)
     parts = [
-        _rule("grid", across(t), across(t), 8, height - 38) + _text(across(t), height - 24, short(t), "tick", "middle")
+        rule("grid", across(t), across(t), 8, height - 38) + label(across(t), height - 24, short(t), "tick", "middle")
         for t in across.ticks(3)
     ]
     for position, bar in enumerate(bars):
         y = 8 + row * (position + 0.5)
-        parts.append(_text(left - 12, y + 4, bar.label, "row", "end"))
+        parts.append(label(left - 12, y + 4, bar.label, "row", "end"))
         if bar.low is not None and bar.high is not None:
             start = max(bar.low, across.low)  # zero and below lie beyond the end of a logarithmic axis
-            parts.append(_rule(f"whisker {bar.role}", across(start), across(bar.high), y, y))
-        parts.append(_dot(bar.role, across(bar.value), y, 5, f"{bar.label}: {number(bar.value)}"))
-        parts.append(_text(WIDTH - 4, y + 4, number(bar.value), "value", "end"))
-    parts.append(_text((left + WIDTH - 58) / 2, height - 6, x_label, "axis", "middle"))
-    return _svg(parts, x_label, height)
+            parts.append(rule(f"whisker {bar.role}", across(start), across(bar.high), y, y))
+        parts.append(dot(bar.role, across(bar.value), y, 5, f"{bar.label}: {number(bar.value)}"))
+        parts.append(label(WIDTH - 4, y + 4, number(bar.value), "value", "end"))
+    parts.append(label((left + WIDTH - 58) / 2, height - 6, x_label, "axis", "middle"))
+    return picture(parts, x_label, height)
 
 
 def _drawable(one: Series, log: bool) -> Series:
@@ -149,7 +152,7 @@ def _drawable(one: Series, log: bool) -> Series:
     )
 
 
-def _widened(low: float, high: float, log: bool, share: float) -> tuple[float, float]:
+def widened(low: float, high: float, log: bool, share: float) -> tuple[float, float]:
     """The range with a margin, and never empty."""
     if log:
         factor = max((high / low) ** share, 1.02 if high > low else 2.0)
@@ -158,7 +161,7 @@ def _widened(low: float, high: float, log: bool, share: float) -> tuple[float, f
     return low - margin, high + margin
 
 
-def _line(one: Series, across: _Axis, up: _Axis, points: bool) -> Iterable[str]:
+def _line(one: Series, across: Axis, up: Axis, points: bool) -> Iterable[str]:
     path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in zip(one.x, one.y, strict=True))
     if one.low:
         edge = [f"{across(x):.1f},{up(y):.1f}" for x, y in zip(one.x, one.high, strict=True)]
@@ -167,10 +170,10 @@ def _line(one: Series, across: _Axis, up: _Axis, points: bool) -> Iterable[str]:
     yield f'<polyline class="line {one.role}" points="{path}"><title>{escape(one.label)}</title></polyline>'
     if points or len(one.x) == 1:
         for x, y in zip(one.x, one.y, strict=True):
-            yield _dot(one.role, across(x), up(y), 3.5, f"{one.label}: {number(y)} at {number(x)}")
+            yield dot(one.role, across(x), up(y), 3.5, f"{one.label}: {number(y)} at {number(x)}")
 
 
-def _spans(spans: Sequence[Span], across: _Axis) -> Iterable[str]:
+def _spans(spans: Sequence[Span], across: Axis) -> Iterable[str]:
     for position, span in enumerate(spans):
         left, right = across(span.low), across(span.high)
         shade = "span odd" if position % 2 else "span"
@@ -178,32 +181,37 @@ def _spans(spans: Sequence[Span], across: _Axis) -> Iterable[str]:
         box = f'x="{left:.1f}" y="{top}" width="{max(0.0, right - left):.1f}" height="{HEIGHT - top - BOTTOM}"'
         yield f'<rect class="{shade}" {box}/>'
         if right - left > 6 * len(span.label):
-            yield _text(left + 5, TOP - 4, span.label, "stage")
+            yield label(left + 5, TOP - 4, span.label, "stage")
 
 
-def _grid(up: _Axis) -> Iterable[str]:
+def _grid(up: Axis) -> Iterable[str]:
     for tick in up.ticks():
-        yield _rule("grid", LEFT, WIDTH - RIGHT, up(tick), up(tick))
-        yield _text(LEFT - 6, up(tick) + 4, short(tick), "tick", "end")
+        yield rule("grid", LEFT, WIDTH - RIGHT, up(tick), up(tick))
+        yield label(LEFT - 6, up(tick) + 4, short(tick), "tick", "end")
 
 
-def _x_ticks(across: _Axis) -> Iterable[str]:
+def _x_ticks(across: Axis) -> Iterable[str]:
     for tick in across.ticks():
-        yield _text(across(tick), HEIGHT - BOTTOM + 16, short(tick), "tick", "middle")
+        yield label(across(tick), HEIGHT - BOTTOM + 16, short(tick), "tick", "middle")
 
 
-def _rule(role: str, x1: float, x2: float, y1: float, y2: float) -> str:
+def rule(role: str, x1: float, x2: float, y1: float, y2: float) -> str:
+    """A straight line."""
     return f'<line class="{role}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
 
 
-def _dot(role: str, x: float, y: float, radius: float, words: str) -> str:
+def dot(role: str, x: float, y: float, radius: float, words: str) -> str:
+    """A point that tells `words` under the mouse."""
     return f'<circle class="dot {role}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"><title>{escape(words)}</title></circle>'
 
 
-def _text(x: float, y: float, words: str, role: str, anchor: str = "start") -> str:
+def label(x: float, y: float, words: str, role: str, anchor: str = "start") -> str:
+    """A line of text at its foot."""
     return f'<text class="{role}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
-def _svg(parts: Iterable[str], title: str, height: int) -> Markup:
+def picture(parts: Iterable[str], title: str, height: int, width: int = WIDTH, attributes: str = "") -> Markup:
+    """`parts` as one SVG."""
+    size = f'viewBox="0 0 {width} {height}"{attributes}'
     body = "".join(parts)
-    return Markup(f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">{body}</svg>')
+    return Markup(f'<svg {size} role="img" aria-label="{escape(title)}">{body}</svg>')

@@ -12,7 +12,7 @@ import diffcompress
 from diffcompress import jobs
 from tests.cli.command import spawn
 
-HEAVY = "{'torch', 'diffusers', 'accelerate', 'matplotlib', 'numpy', 'click'}"
+HEAVY = "{'torch', 'diffusers', 'accelerate', 'numpy', 'click'}"
 
 
 def cpu_seconds_of_children() -> float:

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from diffcompress.report import charts, numbers
-from diffcompress.report.svg import HEIGHT, WIDTH, Bar, Series, Span, _Axis, binned, interval_chart, line_chart
+from diffcompress.report.svg import HEIGHT, WIDTH, Axis, Bar, Series, Span, binned, interval_chart, line_chart
 from tests.evaluation.records import measured
 
 
@@ -65,7 +65,7 @@ def test_binning_keeps_means_and_extremes() -> None:
     [(0.2, 2.4, True), (0.02, 240, True), (0, 1, False), (-0.013, 0.02, False), (1e-9, 1e9, True), (0.55, 0.63, True)],
 )
 def test_ticks_are_few_and_inside(low: float, high: float, log: bool) -> None:
-    ticks = _Axis(low, high, 0, 100, log).ticks()
+    ticks = Axis(low, high, 0, 100, log).ticks()
     assert 2 <= len(ticks) <= 7
     assert all(low <= tick <= high for tick in ticks)
 

@@ -22,11 +22,10 @@ from diffcompress.pipeline.conditions import Conditions
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.sampling import automatic_batch_size, sample
 from diffcompress.recipe import BankSection
-from diffcompress.records import fingerprints, shapes
+from diffcompress.records import fingerprints, layout, shapes
 from diffcompress.records.run_files import discard, kept, read_json, write_json
 from diffcompress.runtime import Progress, Runtime
 
-RECORD = "bank.json"
 SHARD_SIZE = 128
 TRAJECTORY_BYTES = 2 << 30
 TRAJECTORY = ("noisy", "timestep", "prediction", "condition")
@@ -160,24 +159,24 @@ def call_bytes(teacher: LoadedPipeline) -> int:
 
 def _record(folder: Path) -> dict[str, Any]:
     """What the bank in `folder` was begun with; empty where there is none."""
-    file = folder / RECORD
+    file = folder / layout.BANK_RECORD
     return dict(read_json(file, kind=shapes.Bank)) if file.exists() else {}
 
 
 def _mend_record(folder: Path, key: str, runtime: Runtime, progress: Progress) -> None:
     """Remove a record that cannot be read, or that tells of another bank than the one whose shards lie there."""
     if runtime.is_main:
-        found = kept(folder / RECORD, partial(read_json, kind=shapes.Bank), progress.warn)
+        found = kept(folder / layout.BANK_RECORD, partial(read_json, kind=shapes.Bank), progress.warn)
         if found is not None and found["key"] != key and are_of(folder, key):
-            progress.warn(f"{folder / RECORD} is damaged: it tells of another bank; it is written again")
-            discard(folder / RECORD)
+            progress.warn(f"{folder / layout.BANK_RECORD} is damaged: it tells of another bank; it is written again")
+            discard(folder / layout.BANK_RECORD)
     runtime.wait()
 
 
 def _settled_batch_size(folder: Path, teacher: LoadedPipeline, runtime: Runtime, **told: object) -> int:
     """Found from memory once and recorded with `told`, so that a resumed run asks its teacher in the same batches."""
     if runtime.is_main and "batch_size" not in _record(folder):
-        write_json(folder / RECORD, {**told, "batch_size": automatic_batch_size(teacher)})
+        write_json(folder / layout.BANK_RECORD, {**told, "batch_size": automatic_batch_size(teacher)})
     runtime.wait()
     return int(_record(folder)["batch_size"])
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from diffcompress.errors import DamagedError
+from diffcompress.records import layout
 from diffcompress.records.run_files import kept, read_header, read_tensors, write_tensors
 from diffcompress.runtime import Progress, Runtime
 
@@ -16,7 +17,7 @@ Tensors = dict[str, Tensor]
 
 
 def shard_path(folder: Path, index: int) -> Path:
-    return folder / f"shard-{index:05d}.safetensors"
+    return folder / layout.shard(index)
 
 
 def make_shards(

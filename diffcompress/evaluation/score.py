@@ -20,11 +20,11 @@ from diffcompress.noise import streams
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.predicting import in_terms_of
 from diffcompress.pipeline.sampling import conditioning_for
+from diffcompress.records import layout
 from diffcompress.records.evaluation import Metrics, Scores
 from diffcompress.records.metrics import NO_TEACHER, PROBE, ROLES, TABLE, Kind
 from diffcompress.records.protocol import Protocol
 from diffcompress.records.run_files import write_tensors
-from diffcompress.records.run_folder import sample_file
 from diffcompress.runtime import Progress, StopRequest
 
 NUM_SAVED = 64
@@ -77,7 +77,7 @@ def evaluate_pipeline(
         for role in ROLES:
             if role in drawn:
                 images = drawn[role].pixels[:NUM_SAVED].to(torch.float32)
-                write_tensors(sample_file(samples_folder, role), {"images": images})
+                write_tensors(samples_folder / layout.of_role(role), {"images": images})
     return Scores(
         protocol=protocol,
         metrics=metrics,

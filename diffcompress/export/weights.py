@@ -16,7 +16,9 @@ from diffcompress.errors import DiffCompressError
 from diffcompress.export.provenance import record
 from diffcompress.images.prompts import OWN_FILE, own_file
 from diffcompress.pipeline.load import LoadedPipeline
-from diffcompress.records.run_folder import PROVENANCE, RunFolder, read_json, write_atomically, write_json
+from diffcompress.records.layout import PROVENANCE
+from diffcompress.records.run_files import read_json, write_atomically, write_json
+from diffcompress.records.run_folder import RunFolder
 from diffcompress.report import card, reading
 from diffcompress.runtime import dtype_name
 from diffcompress.sources.licence import licence_files, licence_of

@@ -13,14 +13,14 @@ from diffcompress.evaluation import frontier
 from diffcompress.evaluation import gates as gating
 from diffcompress.jobs.testbed import Testbed
 from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.records import layout
 from diffcompress.records.evaluation import Evaluation
 from diffcompress.records.protocol import check_same
 from diffcompress.records.request import EvaluateOptions
-from diffcompress.records.run_folder import COMPARISON, FRONTIER, GENERIC_NAMES, read_json, write_json, write_text
+from diffcompress.records.run_files import read_json, write_json, write_text
 from diffcompress.report.frontier import draw
 from diffcompress.runtime import Progress
 
-FOLDER = "comparison"
 # Nothing is sampled for results from before.
 _OF_SAMPLING = ("data", "num_samples", "sampler_steps", "prompts")
 
@@ -34,8 +34,7 @@ def names(students: Sequence[str]) -> dict[str, str]:
     for text in students:
         path = Path(text).expanduser()
         whole = (path.resolve() if path.exists() else path).parts
-        generic = GENERIC_NAMES
-        while len(whole) > 1 and whole[-1] in generic:
+        while len(whole) > 1 and whole[-1] in layout.GENERIC:
             whole = whole[:-1]
         parts[text] = whole
     length = 1
@@ -137,6 +136,6 @@ def concluded(results: Sequence[Evaluation], folder: Path, progress: Progress) -
     else:
         best = frontier.unbeaten(told, metric)
         told = [one.model_copy(update={"unbeaten": on}) for one, on in zip(told, best, strict=True)]
-        write_text(folder / FRONTIER, draw(told, metric))
-    write_json(folder / COMPARISON, [one.to_json() for one in told])
+        write_text(folder / layout.FRONTIER, draw(told, metric))
+    write_json(folder / layout.COMPARISON, [one.to_json() for one in told])
     return told

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from diffcompress.bank.bank import RECORD, Bank
+from diffcompress.bank.bank import Bank
 from diffcompress.errors import DiffCompressError
 from diffcompress.evaluation.doubts import beats_teacher
 from diffcompress.evaluation.features import FeatureSpace, choose_space, protocol_for
@@ -23,7 +23,7 @@ from diffcompress.jobs.students import as_student
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.predicting import predicting
 from diffcompress.recipe import Recipe
-from diffcompress.records import shapes
+from diffcompress.records import layout, shapes
 from diffcompress.records.evaluation import Evaluation, Judged
 from diffcompress.records.fingerprints import is_sound
 from diffcompress.records.metrics import ROLES
@@ -66,7 +66,7 @@ def conclude(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module, ban
 
 def _is_evaluated(run: Run) -> bool:
     """Whether metrics and samples are there and whole; what is damaged is told and removed."""
-    samples = [file for role in ROLES if (file := run.folder.samples / f"{role}.safetensors").exists()]
+    samples = [file for role in ROLES if (file := run.folder.samples_of(role)).exists()]
     read = partial(read_tensors, finite=False)
     whole = [kept(file, read, run.progress.warn) is not None for file in samples]
     found = kept(run.folder.metrics, partial(read_record, kind=Evaluation), run.progress.warn)
@@ -161,11 +161,11 @@ def _export_dtype(run: Run) -> torch.dtype:
 def _warnings(run: Run) -> list[str]:
     found = []
     for folder in run.folder.stages()[-1:]:  # counters run on over the stages
-        counted = counters(folder / "final")
+        counted = counters(folder / layout.FINAL)
         if counted["skipped"] or counted["rollbacks"]:
             found.append(
                 f"training: {counted['skipped']} steps skipped for non-finite values, "
                 f"{counted['rollbacks']} rollbacks (learning rate x {counted['learning_rate_scale']:g})"
             )
-    found += [*run.teacher.conditions.warnings, *read_json(run.folder.bank / RECORD, kind=dict).get("warnings", [])]
+    found += [*run.teacher.conditions.warnings, *read_json(run.folder.bank_record, kind=dict).get("warnings", [])]
     return found + beats_teacher(read_record(run.folder.metrics, Evaluation).metrics)

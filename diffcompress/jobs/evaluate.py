@@ -17,20 +17,13 @@ from diffcompress.jobs import comparison
 from diffcompress.jobs.signature import as_function
 from diffcompress.jobs.testbed import Testbed, fetched, prepare
 from diffcompress.pipeline.load import LoadedPipeline, state_fingerprint
+from diffcompress.records import layout
 from diffcompress.records.evaluation import Evaluation, Judged, Verdict
 from diffcompress.records.fingerprints import differs_from_provenance, is_sound
 from diffcompress.records.metrics import every
 from diffcompress.records.request import EvaluateOptions
-from diffcompress.records.run_folder import (
-    COMPARISON,
-    EVALUATION,
-    PROVENANCE,
-    RunFolder,
-    read_json,
-    read_record,
-    writable,
-    write_json,
-)
+from diffcompress.records.run_files import read_json, read_record, writable, write_json
+from diffcompress.records.run_folder import RunFolder
 from diffcompress.runtime import Progress, Runtime
 from diffcompress.sources.licence import is_demo
 from diffcompress.sources.reference import Reference
@@ -54,8 +47,8 @@ def run(asked: EvaluateOptions, progress: Progress) -> Evaluation | list[Evaluat
     if not runtime.is_main:  # one process does it all
         runtime.wait()
         if work.alone:
-            return read_record(work.folder / EVALUATION, Evaluation)
-        return [Evaluation.model_validate(one) for one in read_json(work.folder / COMPARISON, kind=list)]
+            return read_record(work.folder / layout.EVALUATION, Evaluation)
+        return [Evaluation.model_validate(one) for one in read_json(work.folder / layout.COMPARISON, kind=list)]
     _check_junit(asked.junit)
     measured = _measured(work, runtime, progress) if work.references else {}
     results = [measured.get(text) or work.earlier[text] for text in work.names]
@@ -106,7 +99,7 @@ def _resolved(asked: EvaluateOptions) -> _Work:
     references = {text: resolve(text, asked.scheduler) for text in students if text not in earlier}
     if not references:
         comparison.check_unused(asked)
-    default: Path | str = comparison.FOLDER
+    default: Path | str = layout.COMPARISON_FOLDER
     if alone:
         (reference,) = references.values()
         names, default = {students[0]: reference.name}, _beside(reference)
@@ -121,7 +114,7 @@ def _measured(work: _Work, runtime: Runtime, progress: Progress) -> dict[str, Ev
     first, teacher = loaded[next(iter(loaded))], None
     if asked.teacher is not None:
         teacher = fetched(resolve(str(asked.teacher), asked.scheduler), runtime, progress)
-    testbed = prepare(runtime, first, teacher, work.space, asked, folder / "cache", progress)
+    testbed = prepare(runtime, first, teacher, work.space, asked, folder / layout.CACHE, progress)
     comparison.check_shapes(loaded)
     comparison.check_like(work.earlier, testbed)
     untrained = None
@@ -160,7 +153,7 @@ def score(
         untrained=untrained and testbed.alike(untrained),
         clean=clean,
         conditioning=conditioning,
-        samples_folder=folder / "samples",
+        samples_folder=folder / layout.SAMPLES,
         progress=testbed.progress,
     )
     scored.warnings.extend(_changed(student.reference))
@@ -172,7 +165,7 @@ def score(
         **dict(scored),
         gates=gating.judge(gates, scored.metrics, space.name if space is not None else None),
     )
-    write_json(folder / EVALUATION, result.to_json())
+    write_json(folder / layout.EVALUATION, result.to_json())
     return result
 
 
@@ -213,7 +206,7 @@ def _changed(student: Reference) -> list[str]:
     except DamagedError as error:
         return [f"{error.message}: nothing proves the pipeline beside it; the run's own command proves it again"]
     if differs_from_provenance(place):
-        return [f"the weights in {place} are not those that its {PROVENANCE} tells of"]
+        return [f"the weights in {place} are not those that its {layout.PROVENANCE} tells of"]
     return []
 
 

@@ -17,6 +17,7 @@ from diffcompress.images.texts import texts_for
 from diffcompress.pipeline.encoding import with_prompts
 from diffcompress.pipeline.load import LoadedPipeline, describe, load
 from diffcompress.recipe import Recipe
+from diffcompress.records import layout
 from diffcompress.records.protocol import AGREEMENT_IMAGES, Protocol
 from diffcompress.records.request import EvaluateOptions
 from diffcompress.records.run_folder import writable
@@ -74,7 +75,7 @@ def prepare(
     num_images = max(num_samples, AGREEMENT_IMAGES)
     if texts := texts_for(model, recipe, data, asked.prompts, progress, num_images):
         writable(cache)
-        model = with_prompts(model, texts, cache / "conditions", runtime, progress, recipe.bank.text_length)
+        model = with_prompts(model, texts, cache / layout.CONDITIONS, runtime, progress, recipe.bank.text_length)
     clean, digest = None, None
     if data is not None:
         real = _real_images(data, model, num_images, progress)

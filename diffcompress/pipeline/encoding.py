@@ -18,7 +18,7 @@ from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.stored_rows import stored_table
 from diffcompress.pipeline.trace import trace
 from diffcompress.pipeline.whole import load_whole
-from diffcompress.records import fingerprints
+from diffcompress.records import fingerprints, layout
 from diffcompress.records.run_files import kept, read_header, read_tensors, write_tensors
 from diffcompress.records.scratch import scratch
 from diffcompress.runtime import Progress, Runtime, free_memory
@@ -140,7 +140,7 @@ def _all_there(place: Path, count: int, progress: Progress) -> bool:
 
 
 def _name(of: int | str) -> str:
-    return f"{of}.safetensors" if isinstance(of, str) else f"shard-{of:05d}.safetensors"
+    return layout.of_role(of) if isinstance(of, str) else layout.shard(of)
 
 
 def _of(place: Path, name: int | str) -> dict[str, str]:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from diffcompress.errors import DamagedError
 from diffcompress.records import shapes
+from diffcompress.records.layout import CARD, PROVENANCE
 from diffcompress.records.provenance import Provenance
 from diffcompress.records.run_files import read_json, read_record
-from diffcompress.records.run_folder import CARD, PROVENANCE, RunFolder
+from diffcompress.records.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from diffcompress.records.evaluation import Measured, Probe, Verdict
+from diffcompress.records.layout import RUN
 from diffcompress.records.protocol import Protocol
 from diffcompress.records.provenance import PREDICTS, Provenance
 from diffcompress.records.record import Empty, Number, Record
@@ -129,7 +130,7 @@ class Report(Shrunk):
     """Everything that a report says."""
 
     finished: bool
-    asked: dict[str, Any] = Field(description="run.json")
+    asked: dict[str, Any] = Field(description=RUN)
     command: str
     plan: PlanTold
     evidence: Evidence | None

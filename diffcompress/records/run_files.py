@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from diffcompress.errors import FULL, DamagedError, RunStopped, UsageError
+from diffcompress.records import layout
 from diffcompress.records.record import Record
 
 T = TypeVar("T")
@@ -27,20 +28,6 @@ os.umask(_UMASK)
 _LONGEST = 200  # of what a library says, in characters
 _STAMP = "# checksum "
 _HEADER, _CHECKSUM, _OF = "diffcompress", "checksum", "of"  # in safetensors files
-_STEPS = (  # by how the names of their files begin
-    ("bank", "is drawn from the teacher"),
-    ("conditions", "is encoded"),
-    ("targets", "is asked of the teacher"),
-    ("student-init", "is inherited"),
-    ("stage-", "is trained"),
-    ("cache", "is drawn"),
-    ("metrics", "is evaluated"),
-    ("export", "is exported and proved"),
-    ("report", "is drawn"),
-    ("recipe", "is written"),
-    ("assembled", "is put together"),
-    ("record", "is fetched"),
-)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -271,9 +258,9 @@ def kept(path: Path, read: Callable[[Path], T], warn: Callable[[str], None]) -> 
 
 def damaged(path: Path, why: str) -> DamagedError:
     """The error of a file of ours: what is to be deleted so that it is made again, and by which step."""
-    whole = path.parent if path.parent.name == "final" or path.parent.name.startswith("step-") else path
-    step = next((step for part in reversed(path.parts) for name, step in _STEPS if part.startswith(name)), "is made")
-    hint = f"delete {whole} and run the same command again: what it held {step} again"
+    made_by = (made for part in reversed(path.parts) for name, made in layout.MADE_BY.items() if part.startswith(name))
+    step = next(made_by, "is made")
+    hint = f"delete {layout.whole_of(path)} and run the same command again: what it held {step} again"
     return DamagedError(f"{path} is damaged: {' '.join(why.split())[:_LONGEST]}", hint, step)
 
 

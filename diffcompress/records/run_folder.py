@@ -1,4 +1,4 @@
-"""The only module that knows file names inside a run folder; the lock; "what is done?". Files: `run_files`."""
+"""Paths of a run folder, whose names `layout` has; the lock; "what is done?". Files: `run_files`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from diffcompress import recipe as recipes
 from diffcompress.errors import DamagedError, UsageError
 from diffcompress.recipe import Recipe
-from diffcompress.records import shapes
+from diffcompress.records import layout, shapes
 from diffcompress.records.evaluation import Evaluation
 from diffcompress.records.report import PlanFile
 from diffcompress.records.run_files import (
@@ -33,7 +33,6 @@ from diffcompress.records.run_files import (
 from diffcompress.records.run_identity import differences
 
 __all__ = [
-    "EVALUATION",
     "RunFolder",
     "damaged",
     "discard",
@@ -46,29 +45,7 @@ __all__ = [
     "write_text",
 ]
 
-_MARKER = "run.json"
-_LOCK, _HOLDER = ".lock", ".holder"
-_UNCLAIMED = (_LOCK, _HOLDER, f"{_MARKER}.part")  # what a run leaves that was stopped before its marker stood
-EVALUATION = "evaluation.json"  # in the folder of an evaluation
-COMPARISON, FRONTIER = "comparison.json", "frontier.svg"  # in that of an evaluation of several students
-PROVENANCE = "diffcompress.json"  # in an exported pipeline
-CARD = "README.md"
-TRAINING_LOG = "metrics.jsonl"  # in the folder of a stage
-FINAL = "final"  # the checkpoint that ends one
-COUNTERS, STATE = "state.json", "state.safetensors"  # in a checkpoint
-OVERVIEW = "overview.html"  # beside the folders of several runs
-# Last parts of paths to students and their results, that do not tell one from another.
-GENERIC_NAMES = ("pipeline", EVALUATION, "metrics.json", "evaluation", "unet", "transformer")
-
-
-def checkpoints(stage: Path) -> list[Path]:
-    """Of a stage's folder, the last one first."""
-    return [stage / FINAL, *sorted((stage / "checkpoints").glob("step-*"), reverse=True)]
-
-
-def sample_file(folder: Path, role: str) -> Path:
-    """Where the samples of a model lie, in the folder of all."""
-    return folder / f"{role}.safetensors"
+_UNCLAIMED = (layout.LOCK, layout.HOLDER, f"{layout.RUN}.part")  # left by a stop before the marker stood
 
 
 def read_recipe(file: Path) -> Recipe:
@@ -89,45 +66,51 @@ class RunFolder:
         self.path = Path(path)
         self.shared = shared
         common = shared or self.path
-        self.marker = self.path / _MARKER
-        self.recipe = self.path / "recipe.yaml"
-        self.plan = self.path / "plan.json"
-        self.conditions = common / "conditions"
-        self.bank = common / "bank"
-        self.targets = common / "targets"
-        self.student_init = self.path / "student-init" / "student.safetensors"
-        self.samples = self.path / "samples"
-        self.cache = common / "cache"
-        self.metrics = self.path / "metrics.json"
-        self.proof = self.path / "export-proof.json"
-        self.timings = self.path / "timings.json"
-        self.budget = self.path / "budget.json"
-        self.environment = self.path / "environment.json"
-        self.warnings = self.path / "warnings.json"
-        self.report_html = self.path / "report.html"
-        self.report_json = self.path / "report.json"
-        self.pipeline = self.path / "pipeline"
-        self.provenance = self.pipeline / PROVENANCE
-        self.card = self.pipeline / CARD
-        self.exports = self.path / "exports"
-        self.export_record = self.exports / "exports.json"
-        self.pushed = self.path / "pushed.json"
-        self.evaluation = self.path / "evaluation"  # where `evaluate` puts what it finds of `pipeline` by default
+        self.marker = self.path / layout.RUN
+        self.recipe = self.path / layout.RECIPE
+        self.plan = self.path / layout.PLAN
+        self.conditions = common / layout.CONDITIONS
+        self.bank = common / layout.BANK
+        self.bank_record = self.bank / layout.BANK_RECORD
+        self.targets = common / layout.TARGETS
+        self.student_init = self.path / layout.STUDENT_INIT / layout.STUDENT
+        self.samples = self.path / layout.SAMPLES
+        self.cache = common / layout.CACHE
+        self.metrics = self.path / layout.METRICS
+        self.proof = self.path / layout.PROOF
+        self.timings = self.path / layout.TIMINGS
+        self.budget = self.path / layout.BUDGET
+        self.environment = self.path / layout.ENVIRONMENT
+        self.warnings = self.path / layout.WARNINGS
+        self.report_html = self.path / layout.REPORT_PAGE
+        self.report_json = self.path / layout.REPORT
+        self.pipeline = self.path / layout.PIPELINE
+        self.provenance = self.pipeline / layout.PROVENANCE
+        self.card = self.pipeline / layout.CARD
+        self.exports = self.path / layout.EXPORTS
+        self.export_record = self.exports / layout.EXPORT_RECORD
+        self.pushed = self.path / layout.PUSHED
+        # Where `evaluate` puts what it finds of `pipeline` by default.
+        self.evaluation = self.path / layout.EVALUATION_FOLDER
 
     def stage(self, index: int, name: str) -> Path:
-        return self.path / f"stage-{index + 1}-{name.replace('_', '-')}"
+        return self.path / layout.stage(index, name)
 
     def stages(self) -> list[Path]:
         """Stage folders on disk, in order."""
-        return sorted(self.path.glob("stage-*-*"))
+        return layout.stages(self.path)
 
     def preview(self, step: int) -> Path:
         """Samples drawn at a step of the training."""
-        return self.samples / f"preview-{step:06d}.png"
+        return self.samples / layout.preview(step)
 
     def previews(self) -> list[Path]:
         """All of them, in order."""
-        return sorted(self.samples.glob("preview-*.png"))
+        return layout.previews(self.samples)
+
+    def samples_of(self, role: str) -> Path:
+        """Samples of the student, teacher or untrained student."""
+        return self.samples / layout.of_role(role)
 
     @property
     def granted(self) -> float:
@@ -140,7 +123,7 @@ class RunFolder:
     def trained_seconds(self) -> float:
         """What all stages have taken so far."""
         timings = read_json(self.timings, kind=shapes.Timings) if self.timings.exists() else {}
-        return sum(seconds for name, seconds in timings.items() if name.startswith("stage-"))
+        return sum(seconds for name, seconds in timings.items() if name.startswith(layout.STAGE))
 
     @property
     def is_exported(self) -> bool:
@@ -154,7 +137,7 @@ class RunFolder:
         Raises DamagedError where a file that tells of it cannot be read.
         """
         there = all(file.exists() for file in (self.marker, self.recipe, self.plan, self.metrics))
-        trained = bool(self.stages()) and all((stage / "final").is_dir() for stage in self.stages())
+        trained = bool(self.stages()) and all((stage / layout.FINAL).is_dir() for stage in self.stages())
         if not (there and trained and self.is_exported):
             return False
         read_record(self.plan, PlanFile)
@@ -177,7 +160,7 @@ class RunFolder:
         found = self._marked()
         if found is None:
             raise UsageError(
-                f"{self.path} is not a run folder: no readable {_MARKER}", "name a folder that shrink made"
+                f"{self.path} is not a run folder: no readable {layout.RUN}", "name a folder that shrink made"
             )
         return found
 
@@ -237,7 +220,7 @@ class RunFolder:
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
         """The folder's lock, which ends with the process however that ends."""
-        lock, holder = FileLock(self.path / _LOCK, timeout=0), self.path / _HOLDER
+        lock, holder = FileLock(self.path / layout.LOCK, timeout=0), self.path / layout.HOLDER
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
@@ -270,7 +253,7 @@ class RunFolder:
             )
         found = self._marked()
         lost = "damaged" if self.marker.exists() else "missing"
-        told = f"its {_MARKER} is {lost}" if found is None else differences(found, identity)
+        told = f"its {layout.RUN} is {lost}" if found is None else differences(found, identity)
         return UsageError(
             f"{self.path} is not empty and not this run: {told}",
             "choose another --output to keep both; --overwrite would delete the run that is there",
@@ -278,5 +261,5 @@ class RunFolder:
 
     def _empty(self) -> None:
         for entry in self.path.iterdir():
-            if entry.name not in (_LOCK, _HOLDER):
+            if entry.name not in (layout.LOCK, layout.HOLDER):
                 discard(entry)

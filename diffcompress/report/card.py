@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from diffcompress.families import registry
+from diffcompress.records.layout import CARD, RECIPE
 from diffcompress.records.provenance import Provenance, TeacherFiles
 from diffcompress.records.report import Report
 from diffcompress.records.request import command
-from diffcompress.records.run_folder import CARD, write_text
+from diffcompress.records.run_files import write_text
 from diffcompress.report import figures, numbers, trust
 from diffcompress.sources.hub_names import public_name
 from diffcompress.sources.licence import UNKNOWN
@@ -116,7 +117,7 @@ def repeat(provenance: Provenance, asked: Mapping[str, Any]) -> str:
     name = f"{teacher.id}@{teacher.revision}" if base_model(teacher) else teacher.id or place
     public = dict(asked) | {"teacher": name}
     public |= {key: public_name(asked.get(key)) for key in ("data", "prompts", "scheduler")}
-    return command(public, recipe="recipe.yaml", output=f"{teacher.name}-again")
+    return command(public, recipe=RECIPE, output=f"{teacher.name}-again")
 
 
 def usage(provenance: Provenance, where: str = ELSEWHERE) -> str:

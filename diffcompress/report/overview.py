@@ -7,9 +7,11 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from diffcompress.records.layout import FRONTIER, OVERVIEW
 from diffcompress.records.metrics import Metric
 from diffcompress.records.report import Report
-from diffcompress.records.run_folder import FRONTIER, OVERVIEW, RunFolder, read_record, write_text
+from diffcompress.records.run_files import read_record, write_text
+from diffcompress.records.run_folder import RunFolder
 from diffcompress.report import figures, numbers
 from diffcompress.report.page import template
 

@@ -10,10 +10,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select
 from PIL import Image, UnidentifiedImageError
 
 from diffcompress.errors import DamagedError
+from diffcompress.records import layout
 from diffcompress.records.report import Report
 from diffcompress.records.request import seed_of
 from diffcompress.records.run_files import read_tensors, write_json, write_text
-from diffcompress.records.run_folder import RunFolder, sample_file
+from diffcompress.records.run_folder import RunFolder
 from diffcompress.report import card, charts, figures, numbers, reading, trust
 from diffcompress.report.sheets import grid
 
@@ -30,7 +31,7 @@ def write_report(run: RunFolder) -> Report:
     report = reading.collect(run)
     pictures = sheets(run, report.not_computed)
     broken = [file.name for file in run.previews() if not _is_picture(file)]
-    report.not_computed.extend(f"samples while it trained: samples/{name} is damaged" for name in broken)
+    report.not_computed.extend(f"samples while it trained: {layout.SAMPLES}/{name} is damaged" for name in broken)
     if report.provenance:
         card.write(run.pipeline, report.provenance, report)
     write_text(run.report_html, html(run, report, pictures))
@@ -76,7 +77,7 @@ def sheets(run: RunFolder, not_computed: list[str]) -> dict[str, str]:
     """Data URIs of the sample sheets by role; a line in `not_computed` for each that is missing."""
     found = {}
     for role in ROLES:
-        path = sample_file(run.samples, role)
+        path = run.samples_of(role)
         try:
             picture = grid(read_tensors(path, finite=False)["images"][:SHEET_SAMPLES], SHEET_COLUMNS)
         except (OSError, DamagedError, KeyError, ValueError):
@@ -108,7 +109,7 @@ def _is_picture(file: Path) -> bool:
 
 
 def _step(file: Path) -> str:
-    digits = file.stem.removeprefix("preview-")
+    digits = layout.step_of(file)
     return f"step {int(digits):,}" if digits.isdigit() else digits
 
 

@@ -13,12 +13,13 @@ from diffcompress.errors import DamagedError, UsageError
 from diffcompress.records import shapes
 from diffcompress.records.evaluation import Evaluation
 from diffcompress.records.fingerprints import is_sound
+from diffcompress.records.layout import COUNTERS, EVALUATION, FINAL, TRAINING_LOG, checkpoints
 from diffcompress.records.provenance import Provenance
 from diffcompress.records.record import Empty, Record
 from diffcompress.records.report import Part, PlanFile, PlanTold, Pushed, Report, StageTold, StudentTold, TeacherTold
 from diffcompress.records.request import command
 from diffcompress.records.run_files import read_json, read_record, read_stamped, read_text
-from diffcompress.records.run_folder import COUNTERS, EVALUATION, FINAL, TRAINING_LOG, RunFolder, checkpoints
+from diffcompress.records.run_folder import RunFolder
 from diffcompress.report import evidence, numbers
 from diffcompress.sources.licence import STATED
 from diffcompress.sources.model_index import DENOISERS

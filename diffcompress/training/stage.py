@@ -15,6 +15,7 @@ from diffcompress.bank.targets import Targets
 from diffcompress.errors import DiffCompressError, RunStopped
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import Recipe, StageSection
+from diffcompress.records import layout
 from diffcompress.runtime import Progress, Runtime
 from diffcompress.training.guard import Guard
 from diffcompress.training.log import MetricsLog
@@ -62,7 +63,7 @@ def run_stage(job: Job, index: int, folder: Path) -> None:
         if job.runtime.is_main:  # it was given more steps
             checkpoints.reopen()
     main, warn = job.runtime.is_main, job.progress.warn
-    log = MetricsLog(folder / "metrics.jsonl", state.counters.step, active=main, warn=warn)
+    log = MetricsLog(folder / layout.TRAINING_LOG, state.counters.step, active=main, warn=warn)
     guard = Guard()
     resumed, before, saved = time.monotonic(), state.counters.seconds, time.monotonic()
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffcompress.records import shapes
+from diffcompress.records import layout, shapes
 from diffcompress.records.run_files import (
     damaged,
     discard,
@@ -26,8 +26,6 @@ from diffcompress.records.run_files import (
 )
 from diffcompress.training.ema import Ema
 from diffcompress.training.optim import Optimizer
-
-TENSORS, COUNTERS = "state.safetensors", "state.json"
 
 
 @dataclass
@@ -59,14 +57,14 @@ class TrainingState:
         def write(part: Path) -> None:
             part.mkdir()
             # Once more beside the tensors, under their checksum: these count, the file is for people.
-            write_tensors(part / TENSORS, tensors, {"counters": json.dumps(asdict(self.counters))})
-            write_json(part / COUNTERS, asdict(self.counters))
+            write_tensors(part / layout.STATE, tensors, {"counters": json.dumps(asdict(self.counters))})
+            write_json(part / layout.COUNTERS, asdict(self.counters))
 
         write_atomically(folder, write)
 
     def load(self, folder: Path) -> None:
         """Take up a checkpoint; raises DamagedError for one that is broken, or of another model."""
-        file = folder / TENSORS
+        file = folder / layout.STATE
         try:
             told = read_header(file)
             tensors = read_tensors(file, finite="counters" not in told)  # else a checksum says that it is as it was
@@ -86,9 +84,9 @@ class TrainingState:
 
 def counters(checkpoint: Path) -> dict[str, Any]:
     """The counters of a checkpoint; raises DamagedError, and FileNotFoundError where there is none."""
-    told = read_header(checkpoint / TENSORS).get("counters")
+    told = read_header(checkpoint / layout.STATE).get("counters")
     if told is None:  # an earlier version's
-        return dict(read_json(checkpoint / COUNTERS, kind=shapes.Counted))
+        return dict(read_json(checkpoint / layout.COUNTERS, kind=shapes.Counted))
     return dict(json.loads(told))
 
 
@@ -96,16 +94,16 @@ class Checkpoints:
     """Checkpoints of one stage: `checkpoints/step-*`, the newest alone kept, and `final` when the stage is done."""
 
     def __init__(self, stage_folder: Path) -> None:
-        self.folder = stage_folder / "checkpoints"
-        self.final = stage_folder / "final"
+        self.folder = stage_folder / layout.CHECKPOINTS
+        self.final = stage_folder / layout.FINAL
 
     @property
     def latest(self) -> Path | None:
-        found = sorted(path for path in self.folder.glob("step-*") if path.suffix == "")
+        found = sorted(path for path in self.folder.glob(f"{layout.STEP}*") if path.suffix == "")
         return self.final if self.final.is_dir() else found[-1] if found else None
 
     def save(self, state: TrainingState) -> None:
-        target = self.folder / f"step-{state.counters.step:09d}"
+        target = self.folder / layout.checkpoint(state.counters.step)
         state.save(target)
         self._keep(target)
 
@@ -123,17 +121,17 @@ class Checkpoints:
         if self.latest is None:
             return
         told = counters(self.latest)
-        found = kept(self.latest / COUNTERS, partial(read_json, kind=shapes.Counted), warn)
+        found = kept(self.latest / layout.COUNTERS, partial(read_json, kind=shapes.Counted), warn)
         if found != told:
-            write_json(self.latest / COUNTERS, told)
+            write_json(self.latest / layout.COUNTERS, told)
 
     def reopen(self) -> None:
         """Turn a finished stage into one that goes on from its last step."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.final.rename(self.folder / f"step-{self.final_step:09d}")
+        self.final.rename(self.folder / layout.checkpoint(self.final_step))
 
     def _keep(self, newest: Path | None) -> None:
-        for path in self.folder.glob("step-*"):
+        for path in self.folder.glob(f"{layout.STEP}*"):
             if path != newest:
                 discard(path)
 

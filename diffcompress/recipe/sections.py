@@ -77,12 +77,19 @@ class TargetsSection(Section):
 
 
 class LossWeights(Section):
+    """By the name of the loss; a title is that of its curve in reports."""
+
     lift: float = Field(0.0, ge=0.0)
     place: float = Field(0.0, ge=0.0)
-    output_kd: float = Field(0.0, ge=0.0)
-    feature_kd: float = Field(0.0, ge=0.0)
-    diffusion: float = Field(0.0, ge=0.0)
+    output_kd: float = Field(0.0, ge=0.0, title="Output distillation")
+    feature_kd: float = Field(0.0, ge=0.0, title="Feature distillation")
+    diffusion: float = Field(0.0, ge=0.0, title="Diffusion loss")
     variance_kd: float = Field(1.0, ge=0.0, description="of a learned variance, where the teacher has one")
+
+    @classmethod
+    def curves(cls) -> dict[str, str]:
+        """Of losses that the log has a column for, the titles by name."""
+        return {name: field.title for name, field in cls.model_fields.items() if field.title is not None}
 
 
 class StageSection(Section):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from diffcompress.errors import DamagedError, UsageError
+from diffcompress.recipe import LossWeights
 from diffcompress.records import shapes
 from diffcompress.records.evaluation import Evaluation
 from diffcompress.records.fingerprints import is_sound
@@ -34,9 +35,7 @@ CURVES = (
     "fine_weight",
     "slope",
     "intercept",
-    "output_kd",
-    "feature_kd",
-    "diffusion",
+    *LossWeights.curves(),
     "grad_norm",
     "learning_rate",
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -117,54 +118,96 @@ def freeze_unused(trainee: Trainee, inputs: dict[str, Tensor]) -> None:
         parameter.requires_grad_(gradient is not None)
 
 
+@dataclass(frozen=True)
+class Step:
+    """What the terms of one step are computed from; prediction, target: without a learned variance, which stands in
+    `variance`, the student's and the teacher's, where there is one."""
+
+    prediction: Tensor
+    target: Tensor
+    variance: tuple[Tensor, Tensor] | None
+    features: list[Tensor]
+    teacher: LoadedPipeline
+    batch: Batch
+    stage: StageSection
+    reduce_mean: ReduceMean
+
+    @property
+    def by_lines(self) -> dict[str, Any]:
+        """What LIFT and PLACE are told."""
+        stage = self.stage
+        return {
+            "norm": stage.norm,
+            "reduction": stage.reduction,
+            "fine": stage.fine,
+            "gate": stage.gate,
+            "coarse_weight": stage.coarse_weight,
+            "power": stage.power,
+            "reduce_mean": self.reduce_mean,
+        }
+
+
 def step_losses(
     trainee: nn.Module, teacher: LoadedPipeline, batch: Batch, stage: StageSection, reduce_mean: ReduceMean
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The stage's total loss on `batch`, with gradient, and detached terms for the log."""
     whole, features = trainee(batch.noisy, batch.timestep, batch.conditioning)
     channels = batch.noisy.shape[1]
-    prediction, target = whole[:, :channels], batch.prediction[:, :channels]
+    learned = whole.shape[1] > channels
+    variance = (whole[:, channels:], batch.prediction[:, channels:]) if learned else None
+    seen = whole[:, :channels], batch.prediction[:, :channels]
+    step = Step(*seen, variance, features, teacher, batch, stage, reduce_mean)
     weights = {name: weight for name, weight in stage.weights.model_dump().items() if weight > 0}
-    terms: dict[str, LossTerms | Tensor] = {}
-    options: dict[str, Any] = {
-        "norm": stage.norm,
-        "reduction": stage.reduction,
-        "fine": stage.fine,
-        "gate": stage.gate,
-        "coarse_weight": stage.coarse_weight,
-        "power": stage.power,
-        "reduce_mean": reduce_mean,
-    }
-    if "lift" in weights:
-        terms["lift"] = losses.lift(prediction, target, **options)
-    if "place" in weights:
-        terms["place"] = losses.place(prediction, target, group_size=stage.group_size, **options)
-    if "output_kd" in weights:
-        terms["output_kd"] = losses.output_kd(
-            prediction, target, norm=stage.output_norm, reduction=stage.reduction, power=stage.power
-        )
-    if "diffusion" in weights:
-        assert batch.diffusion_target is not None
-        terms["diffusion"] = losses.diffusion(prediction, batch.diffusion_target, reduction=stage.reduction)
-    # A learned variance is distilled by its own term, whatever the method: the student's would stay noise.
-    variance = weights.pop("variance_kd", 0.0)
-    if whole.shape[1] > channels and variance:
-        terms["variance_kd"] = losses.variance_kd(
-            whole[:, channels:], batch.prediction[:, channels:], reduction=stage.reduction
-        )
-        weights["variance_kd"] = variance
-    if "feature_kd" in weights:
-        terms["feature_kd"] = _feature_kd(features, teacher, batch, stage)
-    total, log = losses.combine(terms, weights)
+    if variance is None:
+        weights.pop("variance_kd", None)
+    total, log = losses.combine({name: term(step) for name, term in TERMS.items() if name in weights}, weights)
     # A process group waits for a gradient of every adapter, of those that the stage does not use, too.
     return total + sum(0.0 * feature.sum() for feature in features), log
 
 
-def _feature_kd(features: list[Tensor], teacher: LoadedPipeline, batch: Batch, stage: StageSection) -> Tensor:
-    with torch.no_grad(), FeatureTap(teacher.denoiser, teacher.family) as tap:
-        teacher.predict(batch.noisy, batch.timestep, batch.conditioning)
+def _lift(step: Step) -> LossTerms:
+    return losses.lift(step.prediction, step.target, **step.by_lines)
+
+
+def _place(step: Step) -> LossTerms:
+    return losses.place(step.prediction, step.target, group_size=step.stage.group_size, **step.by_lines)
+
+
+def _output_kd(step: Step) -> Tensor:
+    stage = step.stage
+    return losses.output_kd(
+        step.prediction, step.target, norm=stage.output_norm, reduction=stage.reduction, power=stage.power
+    )
+
+
+def _diffusion(step: Step) -> Tensor:
+    assert step.batch.diffusion_target is not None
+    return losses.diffusion(step.prediction, step.batch.diffusion_target, reduction=step.stage.reduction)
+
+
+def _variance_kd(step: Step) -> Tensor:
+    """A learned variance is distilled by its own term, whatever the method: the student's would stay noise."""
+    assert step.variance is not None
+    return losses.variance_kd(*step.variance, reduction=step.stage.reduction)
+
+
+def _feature_kd(step: Step) -> Tensor:
+    batch, features = step.batch, step.features
+    with torch.no_grad(), FeatureTap(step.teacher.denoiser, step.teacher.family) as tap:
+        step.teacher.predict(batch.noisy, batch.timestep, batch.conditioning)
     theirs = [feature.float() for feature in tap.features]
-    if stage.feature_norm == "squared":
-        return losses.feature_kd(features, theirs, reduction=stage.reduction)
+    if step.stage.feature_norm == "squared":
+        return losses.feature_kd(features, theirs, reduction=step.stage.reduction)
     places = losses.last_of_each_resolution(theirs)
     return losses.relative_feature_kd([features[place] for place in places], [theirs[place] for place in places])
+
+
+# How each term is computed, by the name of its weight (recipe.LossWeights).
+TERMS: dict[str, Callable[[Step], LossTerms | Tensor]] = {
+    "lift": _lift,
+    "place": _place,
+    "output_kd": _output_kd,
+    "diffusion": _diffusion,
+    "variance_kd": _variance_kd,
+    "feature_kd": _feature_kd,
+}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffcompress.recipe import LossWeights, StageSection
-from diffcompress.training.objective import FeatureTap, step_losses
+from diffcompress.training.objective import TERMS, FeatureTap, step_losses
 from tests.losses.test_lift_place import oracle
 from tests.training.tiny_job import job
 
@@ -150,3 +150,7 @@ def test_output_norm_is_that_of_output_kd(worked):
     half = stage.model_copy(update={"power": 0.5})
     total, _ = step_losses(work.trainee, work.teacher, batch, half, lambda value: value)
     assert total.item() == pytest.approx(np.sqrt(error.reshape(len(error), -1).mean(1)).mean(), rel=1e-4)
+
+
+def test_every_weight_has_a_term():
+    assert set(TERMS) == set(LossWeights.model_fields)

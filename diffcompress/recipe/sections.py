@@ -86,11 +86,6 @@ class LossWeights(Section):
     diffusion: float = Field(0.0, ge=0.0, title="Diffusion loss")
     variance_kd: float = Field(1.0, ge=0.0, description="of a learned variance, where the teacher has one")
 
-    @classmethod
-    def curves(cls) -> dict[str, str]:
-        """Of losses that the log has a column for, the titles by name."""
-        return {name: field.title for name, field in cls.model_fields.items() if field.title is not None}
-
 
 class StageSection(Section):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="names the stage's folder")

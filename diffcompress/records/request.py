@@ -94,7 +94,12 @@ class ShrinkOptions:
     ] = None
     params: Params = None
     size: Size = None
-    output: Annotated[str | Path | None, Option("Run folder; default ./<teacher>-<ratio>.", "DIR")] = None
+    output: Annotated[
+        str | Path | None,
+        Option(
+            "Run folder; default ./<teacher>-<ratio>.", "DIR", "run folder; by default named after teacher and ratio"
+        ),
+    ] = None
     overwrite: Annotated[bool, Option("Replace what the run folder holds.", reads="flag")] = False
     data: Data = None
     prompts: Prompts = None

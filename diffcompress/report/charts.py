@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from diffcompress.recipe import LossWeights
 from diffcompress.records.evaluation import Measured, Value
 from diffcompress.records.report import Report
 from diffcompress.records.run_folder import RunFolder
@@ -22,7 +21,7 @@ _TRAINING: dict[str, tuple[str, str, bool, float | None]] = {
     "fine_weight": ("Fine weight", "weight of the fine term", False, 1.0),
     "coarse": ("Coarse term", "coarse loss, log scale", True, None),
     "fine": ("Fine term", "fine loss, log scale", True, None),
-    **{name: (title, f"{title.lower()}, log scale", True, None) for name, title in LossWeights.curves().items()},
+    **{name: (title, f"{title.lower()}, log scale", True, None) for name, title in reading.LOSSES.items()},
     "grad_norm": ("Gradient norm", "norm before clipping, log scale", True, None),
     "learning_rate": ("Learning rate", "learning rate", False, None),
 }

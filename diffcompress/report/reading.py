@@ -28,6 +28,8 @@ from diffcompress.sources.resolve import resolve
 from diffcompress.sources.weights import fingerprint, weight_files
 
 SomeRecord = TypeVar("SomeRecord", bound=Record)
+# Titles of the losses that have a curve, by name.
+LOSSES = {name: field.title for name, field in LossWeights.model_fields.items() if field.title is not None}
 CURVES = (
     "loss",
     "coarse",
@@ -35,7 +37,7 @@ CURVES = (
     "fine_weight",
     "slope",
     "intercept",
-    *LossWeights.curves(),
+    *LOSSES,
     "grad_norm",
     "learning_rate",
 )

@@ -38,7 +38,8 @@ from diffcompress.jobs.train import starting_student, train
 from diffcompress.pipeline.encoding import with_prompts
 from diffcompress.pipeline.load import LoadedPipeline, describe, load
 from diffcompress.records.evaluation import Metrics
-from diffcompress.records.run_folder import RunFolder, read_json
+from diffcompress.records.run_files import read_json
+from diffcompress.records.run_folder import RunFolder
 from diffcompress.runtime import Progress
 from diffcompress.sources.resolve import resolve
 from diffcompress.student import costs

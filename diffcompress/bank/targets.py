@@ -22,7 +22,7 @@ from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.stored_rows import gathered
 from diffcompress.recipe import TargetsSection
 from diffcompress.records import fingerprints
-from diffcompress.records.run_folder import discard
+from diffcompress.records.run_files import discard
 from diffcompress.runtime import Progress, Runtime
 
 SHARD_SIZE = 512

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
 from diffcompress.errors import printable
+from diffcompress.records.units import duration
 from diffcompress.runtime import Progress
 
 if TYPE_CHECKING:
@@ -161,26 +162,6 @@ class Output(Progress):
 
         console = self._bars.console if self._bars is not None else Console(file=self.stderr, highlight=False)
         console.print(Text.assemble((label, f"bold {colour}".strip()), text), soft_wrap=True)
-
-
-def duration(seconds: float) -> str:
-    """3723 as "1h02m", 63 as "1m03s", 4.2 as "4s"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-
-
-def count(number: float | None) -> str:
-    """1830000 as "1.83M"; None as "-"."""
-    if number is None:
-        return "-"
-    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= scale:
-            return f"{number / scale:.3g}{unit}"
-    return f"{number:.3g}"
 
 
 def _told(values: dict[str, float], rate: float | None, done: int, total: int) -> list[str]:

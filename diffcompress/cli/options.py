@@ -17,10 +17,8 @@ import typer
 
 from diffcompress.errors import UsageError
 from diffcompress.records.request import Option, Reader, options_of
+from diffcompress.records.units import BYTES, COUNTS, SECONDS
 
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
-_BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 Command = Callable[..., None]
 # What Typer itself makes of a text; the rest is read from text by `read`.
 _KINDS: dict[Reader, Any] = {"texts": list[str], "whole": int, "flag": bool}
@@ -110,17 +108,17 @@ def _with_unit(option: str, text: str, units: dict[str, int], example: str) -> f
 
 def _count(option: str, text: str) -> int:
     """ "40M" as a number."""
-    return round(_with_unit(option, text, _COUNTS, "40M"))
+    return round(_with_unit(option, text, COUNTS, "40M"))
 
 
 def _bytes(option: str, text: str) -> int:
     """ "80MB" as bytes; kB, MB, GB are powers of ten, KiB, MiB, GiB of two."""
-    return round(_with_unit(option, text, _BYTES, "80MB"))
+    return round(_with_unit(option, text, BYTES, "80MB"))
 
 
 def _seconds(option: str, text: str) -> float:
     """ "90s", "30m" or "8h" as seconds."""
-    return _with_unit(option, text, _SECONDS, "30m")
+    return _with_unit(option, text, SECONDS, "30m")
 
 
 _READERS: dict[Reader, Callable[[str, Any], Any]] = {

@@ -9,10 +9,10 @@ import yaml
 from pydantic import BaseModel
 from rich.table import Table
 
-from diffcompress.cli.console import count, duration
 from diffcompress.records.evaluation import OTHERS, Evaluation, Measured, Value, Verdict
 from diffcompress.records.planned import Planned
 from diffcompress.records.report import Shrunk
+from diffcompress.records.units import count, duration
 from diffcompress.report.numbers import in_dtype, lacking
 
 
@@ -29,8 +29,8 @@ def planned(rows: Sequence[Planned]) -> Table:
     for name in ("asked", "params", "ratio", "MACs", "MACs ratio", "denoiser", "pipeline", "peak memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        sizes = [_bytes(value) for value in (row.size_bytes, row.pipeline_bytes, row.peak_memory_bytes)]
-        shares = (count(row.params), number(row.ratio), count(row.macs), number(row.macs_ratio))
+        sizes = [_told(value, "B") for value in (row.size_bytes, row.pipeline_bytes, row.peak_memory_bytes)]
+        shares = (_told(row.params), number(row.ratio), _told(row.macs), number(row.macs_ratio))
         table.add_row(number(row.requested_ratio), *shares, *sizes)
     return table
 
@@ -168,5 +168,5 @@ def _metrics(metrics: Mapping[str, Measured]) -> Table:
     return table
 
 
-def _bytes(value: float | None) -> str:
-    return "-" if value is None else f"{count(value)}B"
+def _told(value: float | None, unit: str = "") -> str:
+    return "-" if value is None else count(value, unit)

@@ -20,7 +20,8 @@ from pathlib import Path
 from diffcompress.errors import UsageError
 from diffcompress.records.evaluation import Metrics, Verdict
 from diffcompress.records.metrics import PROBE, Metric, full_name
-from diffcompress.records.run_folder import write_atomically
+from diffcompress.records.run_files import write_atomically
+from diffcompress.records.units import BYTES, COUNTS
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -29,8 +30,7 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "%": 0.01, "ms": 1.0}
-SUFFIXES |= {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
+SUFFIXES = {**BYTES, **COUNTS, "%": 0.01, "ms": 1.0}
 MODELS = {
     "teacher": "name it with --teacher, or use a number",
     "untrained": "it is known of the pipeline in a run folder, evaluated alone; name that, or use a number",

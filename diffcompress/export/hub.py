@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from diffcompress.errors import AccessError, DiffCompressError, UsageError
 from diffcompress.records.provenance import Provenance
 from diffcompress.records.report import Pushed
-from diffcompress.records.run_folder import RunFolder, read_record, write_json
+from diffcompress.records.run_files import read_record, write_json
+from diffcompress.records.run_folder import RunFolder
 from diffcompress.report import card, reading
 from diffcompress.runtime import Progress
 from diffcompress.sources import hub, hub_errors

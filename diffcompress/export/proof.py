@@ -29,8 +29,10 @@ from diffcompress.export.weights import rounded
 from diffcompress.noise import generator
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.trace import calls_of
+from diffcompress.records import units
 from diffcompress.records.fingerprints import other_hashes, weight_hashes
-from diffcompress.records.run_folder import RunFolder, write_json
+from diffcompress.records.run_files import write_json
+from diffcompress.records.run_folder import RunFolder
 from diffcompress.records.scratch import scratch
 from diffcompress.runtime import dtype_name
 
@@ -119,7 +121,7 @@ def why_no_image(folder: Path, teacher: LoadedPipeline, room: int = ROOM) -> str
         return "no video: one of the teacher's length takes too long on a CPU"
     needed = room * (teacher.reference.other_bytes() or 0)
     if needed > psutil.virtual_memory().available:
-        return f"no image: the pipeline's other parts need {needed / 2**30:.0f} GB of memory here"
+        return f"no image: the pipeline's other parts need {units.size(needed)} of memory here"
     return None
 
 

@@ -14,7 +14,8 @@ from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.records.fingerprints import of_model_file, weight_hashes
 from diffcompress.records.provenance import LicenceTold, Provenance, Seeds, StudentRatio, TeacherFiles
 from diffcompress.records.report import Report
-from diffcompress.records.run_folder import RunFolder, read_json, read_record, write_json
+from diffcompress.records.run_files import read_json, read_record, write_json
+from diffcompress.records.run_folder import RunFolder
 from diffcompress.runtime import dtype_name
 from diffcompress.sources.hub_names import public_name
 from diffcompress.sources.licence import NOBODY, STATED, Licence, is_demo, stated_by_user

@@ -26,6 +26,7 @@ from diffcompress.images.folder import (
 from diffcompress.images.pixels import SHARD_SIZE, Images, read_pixels
 from diffcompress.noise import generator, streams
 from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.records import units
 from diffcompress.runtime import Progress, StopRequest, free_memory
 
 T = TypeVar("T")
@@ -203,8 +204,8 @@ def _check_memory(count: int, shape: tuple[int, ...]) -> None:
     free = free_memory(torch.device("cpu"))
     if needed > free:
         raise DoesNotFitError(
-            f"{count:,} images of {shape[-1]} x {shape[-2]} need {needed / 1e9:.3g} GB of memory, {free / 1e9:.3g} GB "
-            "are free",
+            f"{count:,} images of {shape[-1]} x {shape[-2]} need {units.size(needed)} of memory, "
+            f"{units.size(free)} are free",
             "take fewer: --set bank.num_samples in shrink, --num-samples in evaluate",
         )
 

@@ -20,7 +20,7 @@ from diffcompress.recipe import Recipe
 from diffcompress.records import layout
 from diffcompress.records.protocol import AGREEMENT_IMAGES, Protocol
 from diffcompress.records.request import EvaluateOptions
-from diffcompress.records.run_folder import writable
+from diffcompress.records.run_files import writable
 from diffcompress.runtime import Progress, Runtime
 from diffcompress.sources.fetch import fetch
 from diffcompress.sources.reference import Reference

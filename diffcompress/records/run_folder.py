@@ -23,27 +23,10 @@ from diffcompress.records.run_files import (
     read_json,
     read_record,
     read_stamped,
-    read_tensors,
     read_text,
-    writable,
-    write_atomically,
     write_json,
-    write_text,
 )
 from diffcompress.records.run_identity import differences
-
-__all__ = [
-    "RunFolder",
-    "damaged",
-    "discard",
-    "read_json",
-    "read_record",
-    "read_tensors",
-    "writable",
-    "write_atomically",
-    "write_json",
-    "write_text",
-]
 
 _UNCLAIMED = (layout.LOCK, layout.HOLDER, f"{layout.RUN}.part")  # left by a stop before the marker stood
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from diffcompress.evaluation.frontier import unbeaten
 from diffcompress.records.evaluation import Evaluation, Metrics
 from diffcompress.records.metrics import Metric
-from diffcompress.report.numbers import count, number, short
+from diffcompress.records.units import count, number, short
 from diffcompress.report.svg import Axis, dot, label, picture, rule, widened
 
 WIDTH, HEIGHT = 560, 380

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from diffcompress.records.run_folder import write_atomically
+from diffcompress.records.run_files import write_atomically
 
 
 def grid(images: Tensor, columns: int | None = None) -> Image.Image:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from diffcompress.report.numbers import is_number, number, short
+from diffcompress.records.units import is_number, number, short
 
 WIDTH, HEIGHT = 360, 232
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 40, 40

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from diffcompress.errors import AccessError, UsageError
+from diffcompress.records import units
 from diffcompress.records.fingerprints import of_model_file
 from diffcompress.runtime import Progress
 from diffcompress.sources import hub_errors
@@ -124,7 +125,7 @@ class Repository:
             return
         total = sum(self.files[path].size for path in absent)
         if progress is not None and total > 10**7:
-            progress.note(f"downloading {total / 1e6:,.0f} MB of '{self.id}'")
+            progress.note(f"downloading {units.size(total)} of '{self.id}'")
         with hub_errors.told(self.id, self.commit):
             patiently(lambda: _snapshot(self.asked, self.commit, [glob.escape(path) for path in absent]))
         for path in absent:

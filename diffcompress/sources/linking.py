@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from diffcompress.errors import RunStopped
-from diffcompress.records.run_folder import write_json
+from diffcompress.records.run_files import write_json
 from diffcompress.sources.variants import choose_files, is_known, plain_name
 
 # Files larger than this are linked rather than copied.

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from diffcompress.records.request import PlanOptions
-from diffcompress.records.run_folder import read_json, write_json
+from diffcompress.records.run_files import read_json, write_json
 from diffcompress.sources.reference import DEMO_FOLDER
 from tests.cli.command import run, spawn
 from tests.jobs.tiny_teacher import save_teacher, settings

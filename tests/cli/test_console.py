@@ -8,7 +8,7 @@ import json
 import pytest
 
 from diffcompress.cli import console
-from diffcompress.cli.console import Output, count, duration
+from diffcompress.cli.console import Output
 
 
 class Terminal(io.StringIO):
@@ -34,7 +34,7 @@ def test_off_a_terminal_one_line_at_first_at_last_and_every_thirty_seconds(clock
         out.update("stage_lift", step, 100, loss=0.5, fine_weight=0.25)
     lines = out.stderr.getvalue().splitlines()
     assert [line.split()[2] for line in lines] == ["0/100,", "30/100,", "60/100,", "90/100,", "100/100,"]
-    assert lines[1] == "stage lift 30/100, loss 0.5, fine weight 0.25, 1 steps/s, 1m10s left"
+    assert lines[1] == "stage lift 30/100, loss 0.5, fine weight 0.25, 1 steps/s, 1 min 10 s left"
 
 
 def test_two_tasks_have_their_own_clocks_and_a_finished_one_may_come_again(clock):
@@ -54,7 +54,7 @@ def test_a_resumed_task_counts_its_speed_from_where_it_went_on(clock):
     out.update("bank", 90, 100)
     clock[0] += 40
     out.update("bank", 94, 100)
-    assert "0.1/s, 1m00s left" in out.stderr.getvalue()
+    assert "0.1/s, 1 min 0 s left" in out.stderr.getvalue()
 
 
 def test_quiet_drops_progress_and_notes_but_no_warnings():
@@ -98,13 +98,3 @@ def test_live_display_on_a_terminal_without_colours(monkeypatch):
     assert "loss 0.25" in shown
     assert "slope 0.9" in shown
     assert "\x1b[3" not in shown  # no colour
-
-
-@pytest.mark.parametrize(("seconds", "told"), [(4.2, "4s"), (63, "1m03s"), (3723, "1h02m"), (59.7, "1m00s")])
-def test_duration(seconds, told):
-    assert duration(seconds) == told
-
-
-@pytest.mark.parametrize(("number", "told"), [(1_830_000, "1.83M"), (999, "999"), (None, "-"), (77_020, "77k")])
-def test_count(number, told):
-    assert count(number) == told

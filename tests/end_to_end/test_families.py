@@ -15,7 +15,8 @@ import diffcompress
 import tests.families
 from diffcompress.errors import DoesNotFitError
 from diffcompress.families import registry
-from diffcompress.records.run_folder import RunFolder, read_json
+from diffcompress.records.run_files import read_json
+from diffcompress.records.run_folder import RunFolder
 from diffcompress.sources.resolve import resolve
 from tests import tiny
 

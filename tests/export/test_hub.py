@@ -18,7 +18,8 @@ from diffcompress.export import hub
 from diffcompress.export.provenance import relicense
 from diffcompress.export.weights import export_pipeline
 from diffcompress.pipeline.load import LoadedPipeline
-from diffcompress.records.run_folder import RunFolder, read_json
+from diffcompress.records.run_files import read_json
+from diffcompress.records.run_folder import RunFolder
 from diffcompress.report.page import write_report
 from diffcompress.runtime import Progress
 from diffcompress.sources.licence import Licence, stated_by_user

@@ -15,7 +15,8 @@ import pytest
 from diffcompress import recipe as recipes
 from diffcompress.errors import RunStopped
 from diffcompress.jobs.run import Run
-from diffcompress.records.run_folder import RunFolder, discard, read_json, write_json
+from diffcompress.records.run_files import discard, read_json, write_json
+from diffcompress.records.run_folder import RunFolder
 from diffcompress.runtime import Progress, start
 from tests.cli.command import run as cli
 from tests.jobs.tiny_teacher import command, environment, run, same, save_teacher, stop_when, weights

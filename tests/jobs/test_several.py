@@ -10,7 +10,7 @@ from diffcompress.errors import UsageError
 from diffcompress.jobs.several import shrink_several
 from diffcompress.records.record import plain
 from diffcompress.records.request import ShrinkOptions
-from diffcompress.records.run_folder import read_json
+from diffcompress.records.run_files import read_json
 from diffcompress.runtime import Progress
 from tests.jobs.tiny_teacher import SMALL, save_teacher
 

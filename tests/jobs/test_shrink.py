@@ -13,7 +13,7 @@ import diffcompress
 from diffcompress import recipe as recipes
 from diffcompress.errors import DoesNotFitError
 from diffcompress.records.provenance import Provenance
-from diffcompress.records.run_folder import read_json
+from diffcompress.records.run_files import read_json
 from diffcompress.report.card import usage
 from diffcompress.runtime import Progress
 from tests import tiny

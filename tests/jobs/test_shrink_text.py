@@ -14,7 +14,8 @@ from PIL import Image
 import diffcompress
 from diffcompress.errors import UsageError
 from diffcompress.records.provenance import Provenance
-from diffcompress.records.run_folder import RunFolder, read_json
+from diffcompress.records.run_files import read_json
+from diffcompress.records.run_folder import RunFolder
 from diffcompress.report.card import usage
 from diffcompress.runtime import Progress
 from tests import tiny

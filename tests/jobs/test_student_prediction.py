@@ -27,7 +27,7 @@ from diffcompress.noise import generator
 from diffcompress.pipeline.load import load
 from diffcompress.pipeline.predicting import in_terms_of
 from diffcompress.pipeline.sampling import sample
-from diffcompress.records.run_folder import read_json
+from diffcompress.records.run_files import read_json
 from diffcompress.sources.resolve import resolve
 from tests import tiny
 from tests.families import pipe_dit

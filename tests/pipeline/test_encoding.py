@@ -17,7 +17,7 @@ from diffcompress.errors import UsageError
 from diffcompress.pipeline.encoding import SHARD_SIZE, _key, with_prompts
 from diffcompress.pipeline.load import load
 from diffcompress.pipeline.trace import trace
-from diffcompress.records.run_folder import read_json, write_json
+from diffcompress.records.run_files import read_json, write_json
 from diffcompress.runtime import Progress
 from diffcompress.sources.resolve import resolve
 from tests.families.tiny_text import clip_text

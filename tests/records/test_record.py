@@ -12,7 +12,7 @@ from diffcompress.records.evaluation import Evaluation, Measured, Metrics
 from diffcompress.records.metrics import Estimate, Metric
 from diffcompress.records.protocol import Protocol
 from diffcompress.records.record import Empty, plain
-from diffcompress.records.run_folder import read_record, write_json
+from diffcompress.records.run_files import read_record, write_json
 
 PROTOCOL = {"feature_space": "demo", "sampler": "ddim", "sampler_steps": 2, "num_samples": 4, "seed": 0}
 METRIC = {"value": 3, "low": None, "high": None, "unit": "", "better": "lower", "teacher": None, "untrained": None,

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffcompress.errors import DamagedError
-from diffcompress.records.run_folder import read_json, read_tensors, write_json
+from diffcompress.records.run_files import read_json, read_tensors, write_json
 
 
 def empty(path):

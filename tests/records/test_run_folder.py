@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from diffcompress.errors import RunStopped, UsageError
-from diffcompress.records.run_folder import RunFolder, write_atomically, write_json
+from diffcompress.records.run_files import write_atomically, write_json
+from diffcompress.records.run_folder import RunFolder
 
 IDENTITY = {"teacher": "demo", "ratio": 0.05}
 

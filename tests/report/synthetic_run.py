@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from diffcompress.noise import generator
 from diffcompress.recipe import Recipe
-from diffcompress.records.run_folder import RunFolder, write_json, write_text
+from diffcompress.records.run_files import write_json, write_text
+from diffcompress.records.run_folder import RunFolder
 from diffcompress.report.sheets import write_sheet
 
 STAGES = (("lift", 0, 500), ("place", 500, 2000))

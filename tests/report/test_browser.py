@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from diffcompress.jobs.evaluate import evaluate
-from diffcompress.records.run_folder import read_json, write_json
+from diffcompress.records.run_files import read_json, write_json
 from diffcompress.report.overview import write_overview
 from diffcompress.report.page import write_report
 from tests.report.browser import CHROMIUM, open_page

@@ -21,7 +21,7 @@ from diffcompress.export.weights import export_pipeline
 from diffcompress.pipeline.load import LoadedPipeline, load
 from diffcompress.recipe import parse
 from diffcompress.records.provenance import Provenance
-from diffcompress.records.run_folder import read_json, write_json
+from diffcompress.records.run_files import read_json, write_json
 from diffcompress.report import card
 from diffcompress.sources.hub_names import public_name
 from diffcompress.sources.resolve import resolve

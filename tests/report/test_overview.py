@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from diffcompress.records.run_folder import read_json, write_json
+from diffcompress.records.run_files import read_json, write_json
 from diffcompress.report.overview import write_overview
 from diffcompress.report.page import write_report
 from tests.report.synthetic_run import write_run

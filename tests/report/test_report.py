@@ -15,7 +15,8 @@ from diffcompress.jobs.report import report
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.records.report import Shrunk
 from diffcompress.records.request import command
-from diffcompress.records.run_folder import RunFolder, read_json, write_json
+from diffcompress.records.run_files import read_json, write_json
+from diffcompress.records.run_folder import RunFolder
 from diffcompress.report.reading import collect, curves
 from tests.report.synthetic_run import TIMINGS, write_run
 

@@ -99,27 +99,3 @@ def test_only_distances_are_drawn_in_powers_of_ten(better: str, log: bool) -> No
 
 def test_code_in_a_sentence() -> None:
     assert numbers.marked("use `plan A` <now>") == "use <code>plan A</code> &lt;now&gt;"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (numbers.number(9.314), "9.31"),
-        (numbers.number(0.02104), "0.0210"),
-        (numbers.number(2048), "2,048"),
-        (numbers.number(3.9e-7), "3.90 × 10⁻⁷"),
-        (numbers.number(None), "not computed"),
-        (numbers.number(float("nan")), "not computed"),
-        (numbers.count(1274331), "1.27 M"),
-        (numbers.count(9_999), "9,999"),
-        (numbers.count(63402), "63.4 k"),
-        (numbers.size(109_000), "109 kB"),
-        (numbers.duration(61.4), "1 min 1 s"),
-        (numbers.duration(3599.9), "1 h 0 min"),
-        (numbers.duration(59.96), "60 s"),
-        (numbers.percent(0.04975), "4.98 %"),
-        (numbers.short(0.6), "0.6"),
-    ],
-)
-def test_numbers_in_words(text: str, expected: str) -> None:
-    assert text == expected

@@ -214,7 +214,7 @@ def _from_images(
                 f"{list(teacher.sample_shape)}",
                 "report this teacher as a bug",
             )
-    return Bank(clean, loaded.index, teacher.conditions, {}, digest, batch_size, section.null_share)
+    return Bank(clean, loaded.condition, teacher.conditions, {}, digest, batch_size, section.null_share)
 
 
 def _check_same(folder: Path, loaded: images.Images, digest: str) -> None:

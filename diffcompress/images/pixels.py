@@ -20,12 +20,12 @@ SHARD_SIZE = 128
 
 @dataclass(frozen=True)
 class Images:
-    """stored: pixels `[N, C, H, W]` in 0..255, a quarter of what they are as numbers to compute with (`pixels`); index
-    `[N]`: the row of the teacher's conditions of each image (its class label, or its caption's place among the prompts;
-    0 for unconditional teachers); source: the folder, or owner/name@commit; notes, warnings: for the user."""
+    """stored: pixels `[N, C, H, W]` in 0..255, a quarter of what they are as numbers to compute with (`pixels`);
+    condition `[N]`: the row of the teacher's conditions of each image (its class label, or the place of its caption
+    among the prompts; 0 for unconditional teachers); source: the folder, or owner/name@commit; notes, warnings: for the user."""
 
     stored: Tensor
-    index: Tensor
+    condition: Tensor
     warnings: list[str]
     source: str
     commit: str | None = None

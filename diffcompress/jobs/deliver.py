@@ -28,7 +28,7 @@ from diffcompress.records.evaluation import Evaluation, Judged
 from diffcompress.records.fingerprints import is_sound
 from diffcompress.records.metrics import ROLES
 from diffcompress.records.protocol import Protocol
-from diffcompress.records.run_files import kept, read_json, read_record, read_tensors, write_json
+from diffcompress.records.run_files import kept, read_json, read_record, read_tensors, write_checked, write_json
 from diffcompress.report.page import write_report
 from diffcompress.runtime import Progress
 from diffcompress.training.state import counters
@@ -43,7 +43,7 @@ def conclude(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module, ban
     recipe = recipe.model_copy(update={"export": run.request.recipe.export})
     if not _is_evaluated(run):
         with run.timed("evaluation"):
-            write_json(folder.metrics, _evaluated(run, recipe, start, trained).to_json())
+            write_checked(folder.metrics, _evaluated(run, recipe, start, trained).to_json())
         run.runtime.stop.raise_if_set()
     write_json(folder.warnings, _warnings(run))
     with run.timed("export"):

@@ -22,7 +22,7 @@ from diffcompress.pipeline.encoding import with_prompts
 from diffcompress.pipeline.load import LoadedPipeline, check_teacher, describe, load
 from diffcompress.recipe import Recipe
 from diffcompress.records import shapes
-from diffcompress.records.run_files import kept, read_json, write_json
+from diffcompress.records.run_files import kept, read_json, write_checked, write_json
 from diffcompress.records.run_folder import RunFolder
 from diffcompress.runtime import Progress, Runtime
 from diffcompress.sources.fetch import fetch
@@ -100,7 +100,7 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
                 progress.note(note)
             if runtime.is_main:
                 _mend(folder, request, progress)
-                write_json(folder.plan, student_plan.to_json())
+                write_checked(folder.plan, student_plan.to_json())
                 write_json(folder.environment, runtimes.environment(runtime))
             yield Run(request, folder, teacher, student_plan, own, runtime, progress)
     finally:

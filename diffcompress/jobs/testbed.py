@@ -120,5 +120,5 @@ def _real_images(data: str, model: LoadedPipeline, num_images: int, progress: Pr
 
 def _as_inputs(model: LoadedPipeline, real: images.Images) -> tuple[Tensor, Mapping[str, Tensor]]:
     """The first images as the denoiser's clean samples, with their conditioning."""
-    clean, index = real.pixels(0, AGREEMENT_IMAGES), real.index[:AGREEMENT_IMAGES]
-    return model.codec.encode(clean) if model.codec else clean, model.conditions.rows(index)
+    clean, condition = real.pixels(0, AGREEMENT_IMAGES), real.condition[:AGREEMENT_IMAGES]
+    return model.codec.encode(clean) if model.codec else clean, model.conditions.rows(condition)

@@ -27,7 +27,8 @@ _UMASK = os.umask(0)
 os.umask(_UMASK)
 _LONGEST = 200  # of what a library says, in characters
 _STAMP = "# checksum "
-_HEADER, _CHECKSUM, _OF = "diffcompress", "checksum", "of"  # in safetensors files
+_HEADER, _CHECKSUM, _OF = "diffcompress", "checksum", "of"  # in safetensors files; a checksum is in JSON, too
+_CHANGED = "its checksum is not that of what it holds"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -93,6 +94,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def write_checked(path: Path, value: Mapping[str, Any]) -> None:
+    """`value` as JSON, with a checksum of all that it says as its last entry: `read_json` looks for it."""
+    write_json(path, {**value, _CHECKSUM: _json_checksum(value)})
+
+
+def _json_checksum(value: Mapping[str, Any]) -> str:
+    return f"crc32 {zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
+
+
 def read_text(path: Path, errors: str = "strict") -> str:
     """The text of a file of ours; raises DamagedError for what is none. errors: as of `open`, for broken UTF-8."""
     _check_regular(path)
@@ -117,10 +127,16 @@ def _check_regular(path: Path) -> None:
 
 
 def read_json(path: Path, *keys: str, kind: Any = dict | list) -> Any:
-    """What `write_json` left in `path`: of the type `kind` (see `shapes`), with `keys`. Raises DamagedError."""
+    """What `write_json` or `write_checked` left in `path`: of the type `kind` (see `shapes`), with `keys`.
+
+    Raises DamagedError.
+    """
     text = read_text(path)
     try:
         value = json.loads(text)
+        told = value.pop(_CHECKSUM, None) if isinstance(value, dict) else None
+        if told is not None and told != _json_checksum(value):
+            raise damaged(path, _CHANGED)
         _adapter(kind).validate_python(value, strict=True)
     except ValidationError as error:
         raise _invalid(path, error) from error
@@ -163,7 +179,7 @@ def read_stamped(path: Path) -> str:
     if start < 0:
         return text
     if text[start:] != f"{_STAMP}{zlib.crc32(text[:start].encode()):08x}\n":
-        raise damaged(path, "its checksum is not that of what it holds")
+        raise damaged(path, _CHANGED)
     return text[:start]
 
 
@@ -190,7 +206,7 @@ def read_tensors(path: Path, *, of: str | None = None, finite: bool = True) -> d
         # Copies: what is mapped into memory cannot be replaced on Windows, nor be cut short anywhere.
         tensors = {name: _copied(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     if told and told.pop(_CHECKSUM, None) != _checksum(tensors, told):
-        raise damaged(path, "its checksum is not that of what it holds")
+        raise damaged(path, _CHANGED)
     if of is not None and told.get(_OF) != of:
         raise damaged(path, "it holds something else, or what an earlier version wrote")
     for name, value in tensors.items() if finite else ():

@@ -54,7 +54,7 @@ def test_integer_names_of_classes_state_the_labels_as_they_do_in_a_folder(hub, t
     folder = images.read(tmp_path / "digits", (1, 8, 8), 21)
     same = images.read(found.folder, (1, 8, 8), 21)
     for one in (folder, same):
-        assert (one.stored[:, 0, 0, 0] // 10).tolist() == one.index.tolist()
+        assert (one.stored[:, 0, 0, 0] // 10).tolist() == one.condition.tolist()
     with pytest.raises(UsageError, match="has label 20, the teacher's go from 0 to 19"):
         images.read(found.folder, (1, 8, 8), 20)
 

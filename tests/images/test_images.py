@@ -31,7 +31,7 @@ def test_images_are_scaled_to_minus_one_and_one(tmp_path):
     assert found.pixels().shape == (2, 1, 8, 8)
     assert found.pixels()[0].eq(1).all()
     assert found.pixels()[1].eq(-1).all()
-    assert found.index.tolist() == [0, 0]
+    assert found.condition.tolist() == [0, 0]
     assert found.warnings == []
 
 
@@ -39,7 +39,7 @@ def test_class_subfolders_are_labels(tmp_path):
     for label, name in enumerate(("cat", "dog", "emu")):
         picture(tmp_path / name / "x.png", value=label)
     found = images.read(tmp_path, (1, 8, 8), 3)
-    assert found.index.tolist() == [0, 1, 2]
+    assert found.condition.tolist() == [0, 1, 2]
     assert found.notes == ("labels by class subfolder: cat = 0, dog = 1, emu = 2",)
     for classes in (2, 4):  # the first three of four classes are no better a guess than any others
         with pytest.raises(UsageError, match=f"3 class subfolders, the teacher has {classes}") as refused:
@@ -51,8 +51,8 @@ def test_integer_names_of_subfolders_state_the_labels(tmp_path):
     for label in range(11):
         picture(tmp_path / str(label) / "x.png", value=label)
     found = images.read(tmp_path, (1, 8, 8), 20)
-    assert found.index.tolist() == ((found.pixels()[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
-    assert sorted(found.index.tolist()) == list(range(11))
+    assert found.condition.tolist() == ((found.pixels()[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+    assert sorted(found.condition.tolist()) == list(range(11))
     assert found.notes == ("labels by class subfolder: 0 = 0, 1 = 1, 2 = 2, 3 = 3, 4 = 4, 5 = 5, ..., 10 = 10",)
     with pytest.raises(UsageError, match=r"10' states label 10, the teacher's go from 0 to 9"):
         images.read(tmp_path, (1, 8, 8), 10)
@@ -160,8 +160,8 @@ def test_a_folder_is_taken_up_to_a_limit_in_a_mixed_order_that_is_told(tmp_path)
     for label in range(40):
         picture(tmp_path / f"{label:02d}" / "x.png", value=label)
     few, more = (images.read(tmp_path, (1, 8, 8), 40, limit=limit) for limit in (8, 20))
-    assert len(few) == 8 and few.index.tolist() == more.index.tolist()[:8]
-    assert few.index.tolist() == few.stored[:, 0, 0, 0].tolist() and max(few.index) > 20
+    assert len(few) == 8 and few.condition.tolist() == more.condition.tolist()[:8]
+    assert few.condition.tolist() == few.stored[:, 0, 0, 0].tolist() and max(few.condition) > 20
     assert any("8 of the 40 images" in note and "bank.num_samples" in note for note in few.notes)
     assert not any("of the 40" in note for note in images.read(tmp_path, (1, 8, 8), 40, limit=40).notes)
 
@@ -233,7 +233,7 @@ def test_captions_are_the_conditions_of_a_text_teacher(tmp_path):
     rows = [{"file_name": "b.png", "text": "a dog"}, {"file_name": "a.png", "text": "a cat"}]
     (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
     found = images.read(tmp_path, (1, 8, 8), None, prompts=("a dog", "a cat"))
-    assert found.index.tolist() == [1, 0]
+    assert found.condition.tolist() == [1, 0]
     assert "1 of 3 images have no caption" in found.warnings[0]
 
 
@@ -265,7 +265,7 @@ def test_hidden_folders_are_none_and_linked_ones_are_entered(tmp_path):
     (own / "cat").symlink_to(tmp_path / "elsewhere")
     (own / "dog" / "up").symlink_to(own)  # leads back, and is not gone round in
     found = images.read(own, (1, 8, 8), 2)
-    assert (found.index.tolist(), found.stored[:, 0, 0, 0].tolist()) == ([0, 1], [200, len("dog/b")])
+    assert (found.condition.tolist(), found.stored[:, 0, 0, 0].tolist()) == ([0, 1], [200, len("dog/b")])
     assert found.notes == ("labels by class subfolder: cat = 0, dog = 1",) and not found.warnings
 
 
@@ -323,7 +323,7 @@ def test_file_names_are_matched_however_they_are_spelled(tmp_path):
     ]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     found = images.read(tmp_path, (1, 8, 8), 3)
-    assert sorted(found.index.tolist()) == [0, 1, 2] and not found.warnings
+    assert sorted(found.condition.tolist()) == [0, 1, 2] and not found.warnings
     (tmp_path / "c.png").unlink()
     assert images.read(tmp_path, (1, 8, 8), 3).warnings == [
         f"1 lines of metadata.jsonl name no image of '{tmp_path}', first 'c.png'"
@@ -340,7 +340,7 @@ def test_labels_beside_the_images_come_before_subfolders(tmp_path):
     rows = [{"file_name": "a.png", "label": 4}, {"file_name": "c.png", "label": 0}, {"file_name": "b.png"}]
     (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     found = images.read(tmp_path, (1, 8, 8), 5)
-    assert found.index.tolist() == [4, 0]
+    assert found.condition.tolist() == [4, 0]
     assert "1 of 3 images have no label" in found.warnings[0]
     with pytest.raises(UsageError, match=r"'a.png' .* has label 4, the teacher's go from 0 to 3"):
         images.read(tmp_path, (1, 8, 8), 4)

@@ -179,6 +179,18 @@ def test_what_a_finished_run_has_lost_is_made_again(teacher, uninterrupted, tmp_
     assert same(weights(output), weights(uninterrupted))
 
 
+def test_a_changed_digit_of_the_metrics_is_found_and_measured_again(teacher, uninterrupted, tmp_path):
+    output = shutil.copytree(uninterrupted, tmp_path / "run")
+    whole = read_json(output / "metrics.json")
+    text = (output / "metrics.json").read_text()
+    before = f'"value": {whole["metrics"]["params"]["value"]}'
+    (output / "metrics.json").write_text(text.replace(before, f"{before[:-1]}{(int(before[-1]) + 1) % 10}", 1))
+    done = cli(*command(teacher, output)[3:])
+    assert done.code == 0, done.stderr
+    assert "metrics.json is damaged: its checksum is not that of what it holds" in done.stderr
+    assert read_json(output / "metrics.json")["metrics"]["params"] == whole["metrics"]["params"]
+
+
 def _flip(file):
     content = bytearray(file.read_bytes())
     content[-5] ^= 64

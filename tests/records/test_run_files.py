@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffcompress.errors import DamagedError
-from diffcompress.records.run_files import read_json, read_tensors, write_json
+from diffcompress.records.run_files import read_json, read_tensors, write_checked, write_json
 
 
 def empty(path):
@@ -75,3 +75,18 @@ def test_what_is_missing_is_no_damage_and_lists_are_read_where_they_are_wanted(t
         read_json(tmp_path / "nowhere.json")
     (tmp_path / "list.json").write_text(json.dumps([1]))
     assert read_json(tmp_path / "list.json", kind=list) == [1]
+
+
+def test_a_changed_digit_of_a_checked_file_is_found(tmp_path):
+    file = tmp_path / "metrics.json"
+    value = {"metrics": {"fd": {"value": 0.18, "samples": 1024, "unit": ""}}, "warnings": ["0.1 \u00b5s"], "big": 1e-30}
+    write_checked(file, value)
+    assert read_json(file) == value
+    text = file.read_text(encoding="utf-8")
+    for place in (place for place, letter in enumerate(text) if letter.isdigit()):
+        changed = "7" if text[place] != "7" else "3"
+        file.write_text(text[:place] + changed + text[place + 1 :], encoding="utf-8")
+        with pytest.raises(DamagedError, match="its checksum is not that of what it holds"):
+            read_json(file)
+    write_json(file, value)  # as earlier versions did
+    assert read_json(file) == value

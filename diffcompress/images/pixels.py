@@ -22,7 +22,8 @@ SHARD_SIZE = 128
 class Images:
     """stored: pixels `[N, C, H, W]` in 0..255, a quarter of what they are as numbers to compute with (`pixels`);
     condition `[N]`: the row of the teacher's conditions of each image (its class label, or the place of its caption
-    among the prompts; 0 for unconditional teachers); source: the folder, or owner/name@commit; notes, warnings: for the user."""
+    among the prompts; 0 for unconditional teachers); source: the folder, or owner/name@commit; notes, warnings: for
+    the user."""
 
     stored: Tensor
     condition: Tensor

@@ -56,7 +56,9 @@ def plan(console: Output, **given: Any) -> None:
 
     result = run(asked, console)
     rows = result if isinstance(result, list) else [result]
-    console.result(plain(result), tables.planned(rows), *tables.notes(rows))
+    around = tables.parts(rows)
+    shown = [tables.planned(rows), "", *([] if around is None else [around, ""]), *tables.notes(rows)]
+    console.result(plain(result), *shown)
 
 
 @options.taken_from(EvaluateOptions)

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from diffcompress.records.evaluation import OTHERS, Evaluation, Measured, Value, Verdict
 from diffcompress.records.planned import Planned
-from diffcompress.records.report import Shrunk
-from diffcompress.records.units import count, duration
+from diffcompress.records.report import PipelineSize, Shrunk
+from diffcompress.records.units import count, duration, percent, size
 from diffcompress.report.numbers import in_dtype, lacking
 
 
@@ -35,6 +35,23 @@ def planned(rows: Sequence[Planned]) -> Table:
     return table
 
 
+def parts(rows: Sequence[Planned]) -> Table | None:
+    """Every part of the pipeline with its bytes and its share, for each asked ratio; None without a pipeline."""
+    rows = [row for row in rows if row.parts]
+    if not rows:
+        return None
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("part of the pipeline", no_wrap=True)
+    for row in rows:
+        table.add_column(f"at {number(row.requested_ratio)}", justify="right", no_wrap=True)
+    shares = [{part.name: f"{size(part.bytes)}  {percent(part.share)}" for part in row.parts or ()} for row in rows]
+    for name in shares[0]:
+        table.add_row(name, *(one[name] for one in shares))
+    table.add_row("whole", *(f"{size(row.pipeline_bytes)}  100 %" for row in rows))
+    table.add_row("whole / teacher's", *(percent(row.pipeline_ratio) for row in rows))
+    return table
+
+
 def notes(rows: Sequence[Planned]) -> list[str]:
     """Every note once; behind several rows with the ratio it belongs to."""
     shared = [note for note in rows[0].notes if all(note in row.notes for row in rows)]
@@ -45,14 +62,19 @@ def notes(rows: Sequence[Planned]) -> list[str]:
 def shrunk(result: Shrunk) -> list[Any]:
     """Sizes, places and quality of a finished run."""
     student, teacher = result.student, result.teacher
-    size = f"{count(student.params)} of {count(teacher.params)} parameters"
+    params = f"{count(student.params)} of {count(teacher.params)} parameters"
     facts = {
-        "student": f"{size}, ratio {number(student.ratio)} (asked {number(student.requested_ratio)})",
+        "student": f"{params}, ratio {number(student.ratio)} (asked {number(student.requested_ratio)})",
         "pipeline": result.pipeline,
+        **({"whole pipeline": _whole(result.whole)} if result.whole and result.whole.ratio else {}),
         "report": result.report,
         "time": "-" if result.seconds is None else duration(result.seconds),
     }
     return [_facts(facts), "", _metrics(result.metrics)]
+
+
+def _whole(told: PipelineSize) -> str:
+    return f"{size(told.bytes)} of {size(told.teacher_bytes)}, ratio {number(told.ratio)}"
 
 
 def evaluated(result: Evaluation) -> list[Any]:

@@ -18,10 +18,12 @@ from diffcompress.pipeline.checks import check_config
 from diffcompress.pipeline.load import check_teacher, describe, hollow
 from diffcompress.recipe import Recipe
 from diffcompress.records.planned import Planned
+from diffcompress.records.report import Part, PipelineSize
 from diffcompress.records.request import PlanOptions
 from diffcompress.report import evidence
 from diffcompress.runtime import Progress
 from diffcompress.sources.licence import licence_of
+from diffcompress.sources.model_index import DENOISERS
 from diffcompress.sources.resolve import denoiser_config, resolve
 from diffcompress.student import costs
 from diffcompress.student import plan as planning
@@ -32,14 +34,14 @@ from diffcompress.student.plan import StudentPlan
 @dataclass(frozen=True)
 class _Teacher:
     """What a plan needs of a teacher. noise: its process, None for a config alone; dtype: of its stored weights, None
-    when no file tells; other_bytes: of the pipeline's other parts, None when there is no pipeline."""
+    when no file tells; part_sizes: bytes of the pipeline's parts, None when there is no pipeline."""
 
     id: str
     family: Family
     config: Mapping[str, Any]
     noise: NoiseProcess | None
     dtype: str | None
-    other_bytes: int | None
+    part_sizes: Mapping[str, int] | None
     notes: tuple[str, ...]
 
     @cached_property
@@ -93,6 +95,7 @@ def _row(teacher: _Teacher, student: StudentPlan, recipe: Recipe, dtype: str) ->
         f"Adam, EMA), activations of a batch of {batch}, 4 bytes per teacher parameter; stored targets come on top"
     )
     known = evidence.lookup(teacher.family.class_name, student.ratio)
+    parts, whole = _pipeline(teacher, size)
     return Planned(
         teacher=teacher.id,
         family=teacher.family.class_name,
@@ -104,12 +107,23 @@ def _row(teacher: _Teacher, student: StudentPlan, recipe: Recipe, dtype: str) ->
         prediction_type=student.prediction_type,
         macs=cost.macs,
         macs_ratio=cost.macs / teacher.macs,
-        pipeline_bytes=None if teacher.other_bytes is None else teacher.other_bytes + size,
+        pipeline_bytes=whole.bytes,
+        pipeline_ratio=whole.ratio,
+        parts=parts,
         peak_memory_bytes=cost.training_bytes(batch) + 4 * student.teacher_params,
         seconds_per_step=None,
         evidence=known,
         notes=[*teacher.notes, *student.notes, memory, known.told if known else evidence.NOTHING_KNOWN],
     )
+
+
+def _pipeline(teacher: _Teacher, denoiser_bytes: int) -> tuple[list[Part] | None, PipelineSize]:
+    """All parts around a student whose denoiser is stored in `denoiser_bytes`."""
+    sizes = teacher.part_sizes
+    if sizes is None:
+        return None, PipelineSize.of(None, None)
+    ours = {name: denoiser_bytes if name in DENOISERS else size for name, size in sizes.items()}
+    return Part.listed(ours, DENOISERS), PipelineSize.of(sum(ours.values()), sum(sizes.values()))
 
 
 def _unreachable(teacher: _Teacher, ratio: float, error: DoesNotFitError) -> Planned:
@@ -127,7 +141,7 @@ def _find(text: str, scheduler: str | None) -> _Teacher:
     notes, licence = reference.notes, licence_of(reference)
     if not licence.is_known:
         notes = (*notes, f"the licence is unknown ({licence.source}); before a push to the Hub, {licence.advice}")
-    return _Teacher(text, family, reference.complete_config, noise, dtype, reference.other_bytes(), notes)
+    return _Teacher(text, family, reference.complete_config, noise, dtype, reference.part_sizes(), notes)
 
 
 def _from_config(text: str, path: Path) -> _Teacher:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from diffcompress.records.record import Record
-from diffcompress.records.report import PREDICTS, Evidence
+from diffcompress.records.report import PREDICTS, Evidence, Part
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 
@@ -29,6 +29,10 @@ class Planned(Record):
         gt=0, description="student's multiply-accumulates of a denoiser call over its teacher's"
     )
     pipeline_bytes: int | None
+    pipeline_ratio: float | None = Field(
+        gt=0, description="bytes of the student's pipeline over its teacher's, as both are stored"
+    )
+    parts: list[Part] | None = Field(description="of the student's pipeline; null where there is none around it")
     peak_memory_bytes: int | None = Field(description="an estimate; the notes say of what")
     seconds_per_step: float | None
     evidence: Evidence | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -39,6 +40,7 @@ class PlanFile(Record):
     prediction_type: str | None = None
     choice: dict[str, Any]
     notes: list[str]
+    teacher_pipeline_bytes: int | None = None
 
 
 class PlanTold(Record):
@@ -102,12 +104,37 @@ class Evidence(Record):
 
 
 class Part(Record):
-    """A part of the pipeline, with its bytes on disk."""
+    """A part of the pipeline, with its bytes on disk, or as planned."""
 
     closed = True
     name: str
     bytes: int
+    share: Number | None = Field(None, description="of the pipeline's bytes")
     denoiser: bool
+    always = ("share",)
+
+    @staticmethod
+    def listed(sizes: Mapping[str, int], denoisers: Collection[str]) -> list[Part]:
+        """All parts of a pipeline by their bytes: the denoiser first, then the largest."""
+        total = sum(sizes.values())
+        parts = [
+            Part(name=name, bytes=size, share=size / total if total else None, denoiser=name in denoisers)
+            for name, size in sizes.items()
+        ]
+        return sorted(parts, key=lambda part: (not part.denoiser, -part.bytes))
+
+
+class PipelineSize(Record):
+    """Of all parts together, which is what has to be downloaded and held in memory."""
+
+    closed = True
+    bytes: int | None
+    teacher_bytes: int | None
+    ratio: Number | None = Field(description="student's bytes over its teacher's")
+
+    @classmethod
+    def of(cls, ours: int | None, theirs: int | None) -> PipelineSize:
+        return cls(bytes=ours, teacher_bytes=theirs, ratio=ours / theirs if ours and theirs else None)
 
 
 class Shrunk(Record):
@@ -124,6 +151,8 @@ class Shrunk(Record):
     seconds: Number | None
     pushed: Pushed | None
     warnings: list[str]
+    whole: PipelineSize | None = Field(None, description="the pipeline, on disk")
+    always = ("whole",)
 
 
 class Report(Shrunk):

@@ -17,7 +17,17 @@ from diffcompress.records.fingerprints import is_sound
 from diffcompress.records.layout import COUNTERS, EVALUATION, FINAL, TRAINING_LOG, checkpoints
 from diffcompress.records.provenance import Provenance
 from diffcompress.records.record import Empty, Record
-from diffcompress.records.report import Part, PlanFile, PlanTold, Pushed, Report, StageTold, StudentTold, TeacherTold
+from diffcompress.records.report import (
+    Part,
+    PipelineSize,
+    PlanFile,
+    PlanTold,
+    Pushed,
+    Report,
+    StageTold,
+    StudentTold,
+    TeacherTold,
+)
 from diffcompress.records.request import command
 from diffcompress.records.run_files import read_json, read_record, read_stamped, read_text
 from diffcompress.records.run_folder import RunFolder
@@ -63,7 +73,8 @@ def collect(run: RunFolder) -> Report:
     warnings = reader.json(run.warnings, None, shapes.Warnings, [])
     stages = _stages(reader, timings)
     judged = _judged(reader, asked.get("fingerprint"))
-    whole = bool(proof and proof.get("passed")) and _is_whole(run, proof, reader.missing)
+    parts = _parts(run.pipeline)
+    sound = bool(proof and proof.get("passed")) and _is_whole(run, proof, reader.missing)
     return Report(
         run=str(run.path),
         pipeline=str(run.pipeline) if run.pipeline.is_dir() else None,
@@ -75,7 +86,7 @@ def collect(run: RunFolder) -> Report:
         seconds=round(sum(timings.values()), 2) if timings else None,
         # What lies on the Hub is this student only as long as the weights are the same.
         pushed=pushed if pushed and provenance and pushed.files == provenance.files else None,
-        finished=whole and all(stage.finished for stage in stages),
+        finished=sound and all(stage.finished for stage in stages),
         asked=asked,
         command=command(asked, recipe=str(run.recipe), output=f"{run.path}-again"),
         plan=PlanTold(choice=plan and plan.choice, notes=plan.notes if plan else []),
@@ -85,7 +96,8 @@ def collect(run: RunFolder) -> Report:
         gates=judged.gates if judged is not None else [],
         gates_protocol=judged.protocol if judged is not None else Empty(),
         weights_bytes=_weights_bytes(run.pipeline),
-        parts=_parts(run.pipeline),
+        parts=parts,
+        whole=PipelineSize.of(sum(p.bytes for p in parts) or None, plan.teacher_pipeline_bytes if plan else None),
         proof=proof,
         timings=timings,
         environment=environment,
@@ -224,14 +236,10 @@ def _weights_bytes(folder: Path) -> int | None:
 
 
 def _parts(folder: Path) -> list[Part]:
-    """Of the exported pipeline, the denoiser first; linked files count in full."""
-    sizes = [
-        Part(
-            name=part.name,
-            bytes=sum(file.stat().st_size for file in part.rglob("*") if file.is_file()),
-            denoiser=part.name in DENOISERS,
-        )
+    """Of the exported pipeline; linked files count in full."""
+    sizes = {
+        part.name: sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
         for part in sorted(folder.glob("*/"))
         if part.is_dir()
-    ]
-    return sorted(sizes, key=lambda part: (not part.denoiser, -part.bytes))
+    }
+    return Part.listed(sizes, DENOISERS)

@@ -106,14 +106,23 @@ class Reference:
         if self.repository is not None:
             self.repository.fetch(parts or self.parts, progress)
 
-    def other_bytes(self) -> int | None:
-        """Bytes of the pipeline's parts beside the denoiser; None without a pipeline, or when the Hub cannot tell."""
+    def part_sizes(self) -> dict[str, int] | None:
+        """Bytes of the pipeline's parts as one variant of their weights is stored, the denoiser's among them.
+
+        None without a pipeline, or when the Hub cannot tell.
+        """
         if self.pipeline is None:
             return None
-        others = [part for part in self.parts if part != self.denoiser_part]
-        if self.repository is not None:
-            return self.repository.num_bytes(others)
-        return sum(part_bytes(self.pipeline / part) for part in others)
+        if self.repository is None:
+            return {part: part_bytes(self.pipeline / part) for part in self.parts}
+        sizes = {part: self.repository.num_bytes([part]) for part in self.parts}
+        known = {part: size for part, size in sizes.items() if size is not None}
+        return known if len(known) == len(sizes) else None
+
+    def other_bytes(self) -> int | None:
+        """Bytes of the pipeline's parts beside the denoiser; None where `part_sizes` is."""
+        sizes = self.part_sizes()
+        return None if sizes is None else sum(size for part, size in sizes.items() if part != self.denoiser_part)
 
 
 def demo_names() -> list[str]:

@@ -14,12 +14,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.jobs.plan import plan
 from diffcompress.jobs.shrink import shrink
+from diffcompress.records import units
 from tests import tiny
 from tests.cli.command import run
+from tests.families import pipe_stable_diffusion
 
 KEYS = {
     "teacher", "family", "ratio", "requested_ratio", "params", "size_bytes", "config", "prediction_type", "macs",
-    "macs_ratio", "pipeline_bytes", "peak_memory_bytes", "seconds_per_step", "evidence", "notes",
+    "macs_ratio", "pipeline_bytes", "pipeline_ratio", "parts", "peak_memory_bytes", "seconds_per_step",
+    "evidence", "notes",
 }  # fmt: skip
 
 
@@ -103,7 +106,36 @@ def test_targets_in_other_units_agree(teacher):
 def test_a_bare_config_is_enough(teacher):
     planned = plan(str(teacher / "unet" / "config.json"), ratio=0.05)
     assert planned["params"] == plan(str(teacher), ratio=0.05)["params"]
-    assert planned["pipeline_bytes"] is None
+    assert planned["pipeline_bytes"] is planned["pipeline_ratio"] is planned["parts"] is None
+
+
+def test_every_part_of_the_pipeline_has_its_bytes_and_its_share(tmp_path):
+    """Of a teacher whose autoencoder weighs more than any student: what its denoiser saves is not what a user saves."""
+    teacher = tmp_path / "teacher"
+    pipe_stable_diffusion.pipeline().save_pretrained(teacher)
+    sizes = {
+        part.name: sum(file.stat().st_size for file in part.iterdir()) for part in teacher.iterdir() if part.is_dir()
+    }
+    planned = plan(str(teacher), ratio=0.2)
+    parts = {part["name"]: part for part in planned["parts"]}
+    assert parts["unet"] == {
+        "name": "unet",
+        "bytes": planned["size_bytes"],
+        "share": planned["size_bytes"] / planned["pipeline_bytes"],
+        "denoiser": True,
+    }
+    assert planned["parts"][0]["name"] == "unet"
+    others = {name: part["bytes"] for name, part in parts.items() if name != "unet"}
+    assert others == {name: size for name, size in sizes.items() if name != "unet"} and "vae" in others
+    assert sum(part["share"] for part in parts.values()) == pytest.approx(1)
+    assert planned["pipeline_ratio"] == pytest.approx(planned["pipeline_bytes"] / sum(sizes.values()))
+    assert planned["pipeline_ratio"] > planned["ratio"]
+    lines = run("plan", str(teacher), "--ratio", "0.2,1e-6").stdout.splitlines()
+    told = next(line for line in lines if line.startswith("vae"))
+    assert told.split()[-1] == "%" and units.size(others["vae"]) in told
+    assert units.percent(planned["pipeline_ratio"]) in next(
+        line for line in lines if line.startswith("whole / teacher")
+    )
 
 
 def test_several_ratios_with_one_out_of_reach(teacher):

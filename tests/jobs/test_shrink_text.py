@@ -75,7 +75,12 @@ def test_a_pipeline_without_one_of_its_text_encoders(tmp_path: Path, monkeypatch
     parts = pipe_sd3._parts() | {"text_encoder_3": None, "tokenizer_3": None}
     StableDiffusion3Pipeline(**parts).save_pretrained(tmp_path / "teacher")
     run = RunFolder(tmp_path / "run")
-    diffcompress.shrink(str(tmp_path / "teacher"), params=40_000, output=str(run.path), overrides=SHORT)
+    result = diffcompress.shrink(str(tmp_path / "teacher"), params=40_000, output=str(run.path), overrides=SHORT)
+    ours, theirs = (
+        sum(file.stat().st_size for file in folder.glob("*/*")) for folder in (run.pipeline, tmp_path / "teacher")
+    )
+    assert result["whole"] == {"bytes": ours, "teacher_bytes": theirs, "ratio": ours / theirs}
+    assert "| Whole pipeline on disk |" in (run.pipeline / "README.md").read_text()
     assert read_json(run.proof)["image_difference"] is not None
     provenance = read_json(run.pipeline / "diffcompress.json")
     schema = read_json(Path(__file__).parents[2] / "docs" / "schemas" / "provenance.schema.json")

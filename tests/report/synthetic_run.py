@@ -40,7 +40,9 @@ def write_run(path: Path, teacher: str = "demo") -> RunFolder:
     config = {"_class_name": "UNet2DModel", "sample_size": 28, "block_out_channels": [8, 12, 20], "norm_num_groups": 4}
     sizes = {"params": 63402, "teacher_params": 1274331, "ratio": 0.04975, "requested_ratio": 0.05}
     write_json(
-        run.plan, {"config": config, **sizes, "choice": {"channels.0": 8}, "notes": ["norm groups went from 8 to 4"]}
+        run.plan,
+        {"config": config, **sizes, "choice": {"channels.0": 8}, "notes": ["norm groups went from 8 to 4"]}
+        | {"teacher_pipeline_bytes": 5_100_000},
     )
     for index, (name, first, last) in enumerate(STAGES):
         folder = run.stage(index, name)

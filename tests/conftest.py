@@ -7,12 +7,20 @@ import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+from tests import typechecked
 
 # The same few examples everywhere; a slow machine is no failure.
 settings.register_profile(
     "same", derandomize=True, max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("same")
+
+# Shapes and types are checked at each call in these rooms; before anything imports them.
+install_import_hook(
+    ["diffcompress.losses", "diffcompress.noise", "diffcompress.training"], f"{typechecked.__name__}.checked"
+)
 
 # Before anything imports torch or huggingface_hub; subprocesses inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"

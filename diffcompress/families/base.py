@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,6 +103,7 @@ class TensorRules:
         return sum(math.prod(rule.shape) for rule in self.rules)
 
 
+@runtime_checkable
 class Family(Protocol):
     """Data and small functions about one diffusers denoiser class. Configs are complete ones (see `complete`).
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .process import LARGEST, NoiseProcess, as_factor, check_steps, is_number
+from .process import LARGEST, Columns, Factor, Grid, NoiseProcess, Sample, Timesteps, as_factor, check_steps, is_number
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
@@ -85,19 +85,19 @@ class Diffusion(NoiseProcess):
     def num_timesteps(self) -> int:  # type: ignore[override]
         return len(self.alphas_cumprod)
 
-    def draw_timesteps(self, count: int, generator: torch.Generator, scheme: str = "uniform") -> Tensor:
+    def draw_timesteps(self, count: int, generator: torch.Generator, scheme: str = "uniform") -> Columns:
         """ "antithetic": pairs (t, T-1-t) as the published pixel recipe draws them."""
         if scheme == "uniform":
             return torch.randint(0, self.num_timesteps, (count,), generator=generator)
         half = torch.randint(0, self.num_timesteps, (count // 2 + 1,), generator=generator)
         return torch.stack([half, self.num_timesteps - 1 - half], 1).flatten()[:count]
 
-    def signal_and_noise(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    def signal_and_noise(self, timestep: Timesteps, like: Sample) -> tuple[Factor, Factor]:
         """Factors of clean sample and noise in x_t: sqrt(abar_t) and sqrt(1 - abar_t)."""
         alpha = self.alphas_cumprod[timestep.cpu()]
         return as_factor(alpha.sqrt(), like), as_factor((1 - alpha).sqrt(), like)
 
-    def target(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+    def target(self, clean: Sample, noise: Sample, timestep: Timesteps) -> Sample:
         if self.prediction_type == "epsilon":
             return noise
         if self.prediction_type == "sample":
@@ -105,7 +105,7 @@ class Diffusion(NoiseProcess):
         signal, sigma = self.signal_and_noise(timestep, clean)
         return signal * noise - sigma * clean
 
-    def clean_and_noise(self, prediction: Tensor, noisy: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+    def clean_and_noise(self, prediction: Sample, noisy: Sample, timestep: Timesteps) -> tuple[Sample, Sample]:
         signal, sigma = self.signal_and_noise(timestep, noisy)
         if self.prediction_type == "epsilon":
             return (noisy - sigma * prediction) / signal, prediction
@@ -113,7 +113,7 @@ class Diffusion(NoiseProcess):
             return prediction, (noisy - signal * prediction) / sigma
         return signal * noisy - sigma * prediction, sigma * noisy + signal * prediction
 
-    def grid(self, num_steps: int, offset: Tensor | None = None) -> Tensor:
+    def grid(self, num_steps: int, offset: Columns | None = None) -> Grid:
         """Timesteps spread evenly over 0..T-1; see NoiseProcess."""
         stride = self.num_timesteps / num_steps
         base = torch.arange(num_steps - 1, -1, -1, dtype=torch.float64)[:, None]
@@ -121,8 +121,8 @@ class Diffusion(NoiseProcess):
         return (position * stride).long().clamp(max=self.num_timesteps - 1)
 
     def step(
-        self, prediction: Tensor, noisy: Tensor, timestep: Tensor, following: Tensor, eta: float, noise: Tensor
-    ) -> Tensor:
+        self, prediction: Sample, noisy: Sample, timestep: Timesteps, following: Timesteps, eta: float, noise: Sample
+    ) -> Sample:
         """One DDIM step (Song et al. 2021, eq. 12).
 
         Where the scheduler clips, it does so as diffusers does: at eta 0 (DDIMScheduler) the direction keeps the raw

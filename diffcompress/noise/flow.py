@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .process import LARGEST, NoiseProcess, as_factor, check_steps, is_number
+from .process import LARGEST, Columns, Factor, Grid, NoiseProcess, Sample, Timesteps, as_factor, check_steps, is_number
 
 
 @dataclass(frozen=True)
@@ -52,24 +52,24 @@ class Flow(NoiseProcess):
         sigma = sigma.double().clamp(1.0 / self.num_timesteps, 1.0)
         return (self.num_timesteps * self.shift * sigma / (1 + (self.shift - 1) * sigma)).float()
 
-    def draw_timesteps(self, count: int, generator: torch.Generator, scheme: str = "uniform") -> Tensor:
+    def draw_timesteps(self, count: int, generator: torch.Generator, scheme: str = "uniform") -> Columns:
         if scheme == "uniform":
             return self._timestep(torch.rand(count, generator=generator))
         half = torch.rand(count // 2 + 1, generator=generator)
         return self._timestep(torch.stack([half, 1 - half], 1).flatten()[:count])
 
-    def signal_and_noise(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    def signal_and_noise(self, timestep: Timesteps, like: Sample) -> tuple[Factor, Factor]:
         sigma = as_factor(timestep.cpu().double() / self.num_timesteps, like)
         return 1 - sigma, sigma
 
-    def target(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+    def target(self, clean: Sample, noise: Sample, timestep: Timesteps) -> Sample:
         return noise - clean
 
-    def clean_and_noise(self, prediction: Tensor, noisy: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+    def clean_and_noise(self, prediction: Sample, noisy: Sample, timestep: Timesteps) -> tuple[Sample, Sample]:
         signal, sigma = self.signal_and_noise(timestep, noisy)
         return noisy - sigma * prediction, noisy + signal * prediction
 
-    def grid(self, num_steps: int, offset: Tensor | None = None) -> Tensor:
+    def grid(self, num_steps: int, offset: Columns | None = None) -> Grid:
         """Evenly spread before the shift, from pure noise; an offset moves all but the first."""
         base = torch.arange(num_steps, 0, -1, dtype=torch.float64)[:, None]
         if offset is not None:
@@ -78,8 +78,8 @@ class Flow(NoiseProcess):
         return self._timestep(base / num_steps)
 
     def step(
-        self, prediction: Tensor, noisy: Tensor, timestep: Tensor, following: Tensor, eta: float, noise: Tensor
-    ) -> Tensor:
+        self, prediction: Sample, noisy: Sample, timestep: Timesteps, following: Timesteps, eta: float, noise: Sample
+    ) -> Sample:
         """One Euler step; eta replaces as much of the noise as ancestral sampling does at the same signal-to-noise."""
         clean, direction = self.clean_and_noise(prediction, noisy, timestep)
         signal, sigma = self.signal_and_noise(timestep, noisy)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from diffcompress.bank.batch import Batch
+from diffcompress.losses.reduction import Scalar
 from diffcompress.losses.terms import ReduceMean
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import StageSection
@@ -57,7 +58,7 @@ def backward(
     runtime: Runtime,
     reduce_mean: ReduceMean,
     size: int,
-) -> tuple[Tensor, Mapping[str, Tensor]]:
+) -> tuple[Scalar, Mapping[str, Scalar]]:
     """Gradients of the stage's loss on `batch`, in micro-batches of `size` rows; the loss and the terms for the log.
 
     The gate of LIFT and PLACE is that of a micro-batch over all processes. A smaller last part counts for less.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 MOMENTUM = 0.95
@@ -14,6 +15,7 @@ MOMENTUM = 0.95
 ROUNDS, A, B, C = 5, 3.4445, -4.7750, 2.0315
 # Gram matrices of two sizes go as those of the larger size where that adds at most this share to the work on them.
 PADDING = 0.1
+Grams = Float[Tensor, "matrices side side"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Muon:
             own["moment"].copy_(tensors[number]["moment"])
 
 
-def polynomial(gram: Tensor) -> Tensor:
+def polynomial(gram: Grams) -> Grams:
     """p(g) of Gram matrices `[N, n, n]` of norm 1 at most, so that p(x x') x is x after all rounds."""
     found = None
     for _ in range(ROUNDS - 1):
@@ -117,7 +119,7 @@ def polynomial(gram: Tensor) -> Tensor:
     return _times(torch.baddbmm(gram, gram, gram, beta=B, alpha=C), found)
 
 
-def _times(step: Tensor, found: Tensor | None) -> Tensor:
+def _times(step: Grams, found: Grams | None) -> Grams:
     """(a + step) found; nothing found yet is the identity."""
     if found is not None:
         return torch.baddbmm(found, step, found, beta=A)

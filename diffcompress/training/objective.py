@@ -8,17 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffcompress import losses
 from diffcompress.bank.batch import Batch
 from diffcompress.families.base import Family
+from diffcompress.losses.reduction import Scalar
 from diffcompress.losses.terms import LossTerms, ReduceMean
+from diffcompress.noise.process import Sample, Timesteps
 from diffcompress.pipeline.conditions import as_dtype
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import StageSection
 from diffcompress.runtime import computes_bfloat16
 
+Whole = Float[Tensor, "batch outputs *spatial"]
+Feature = Float[Tensor, "batch ..."]
 # A U-Net of no more channels at full resolution gains nothing from having them last.
 FEW_CHANNELS = 16
 
@@ -37,8 +42,8 @@ class Trainee(nn.Module):
         self.family, self.adapters, self.precision = family, adapters, precision
 
     def forward(
-        self, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
+        self, noisy: Sample, timestep: Timesteps, conditioning: Mapping[str, Tensor]
+    ) -> tuple[Whole, list[Feature]]:
         """In float32: the prediction with its learned variance, and block outputs as wide as the teacher's.
 
         Encoded prompts may come in half precision.
@@ -123,10 +128,10 @@ class Step:
     """What the terms of one step are computed from; prediction, target: without a learned variance, which stands in
     `variance`, the student's and the teacher's, where there is one."""
 
-    prediction: Tensor
-    target: Tensor
-    variance: tuple[Tensor, Tensor] | None
-    features: list[Tensor]
+    prediction: Sample
+    target: Sample
+    variance: tuple[Whole, Whole] | None
+    features: list[Feature]
     teacher: LoadedPipeline
     batch: Batch
     stage: StageSection
@@ -149,7 +154,7 @@ class Step:
 
 def step_losses(
     trainee: nn.Module, teacher: LoadedPipeline, batch: Batch, stage: StageSection, reduce_mean: ReduceMean
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Scalar, dict[str, Scalar]]:
     """The stage's total loss on `batch`, with gradient, and detached terms for the log."""
     whole, features = trainee(batch.noisy, batch.timestep, batch.conditioning)
     channels = batch.noisy.shape[1]
@@ -173,25 +178,25 @@ def _place(step: Step) -> LossTerms:
     return losses.place(step.prediction, step.target, group_size=step.stage.group_size, **step.by_lines)
 
 
-def _output_kd(step: Step) -> Tensor:
+def _output_kd(step: Step) -> Scalar:
     stage = step.stage
     return losses.output_kd(
         step.prediction, step.target, norm=stage.output_norm, reduction=stage.reduction, power=stage.power
     )
 
 
-def _diffusion(step: Step) -> Tensor:
+def _diffusion(step: Step) -> Scalar:
     assert step.batch.diffusion_target is not None
     return losses.diffusion(step.prediction, step.batch.diffusion_target, reduction=step.stage.reduction)
 
 
-def _variance_kd(step: Step) -> Tensor:
+def _variance_kd(step: Step) -> Scalar:
     """A learned variance is distilled by its own term, whatever the method: the student's would stay noise."""
     assert step.variance is not None
     return losses.variance_kd(*step.variance, reduction=step.stage.reduction)
 
 
-def _feature_kd(step: Step) -> Tensor:
+def _feature_kd(step: Step) -> Scalar:
     batch, features = step.batch, step.features
     with torch.no_grad(), FeatureTap(step.teacher.denoiser, step.teacher.family) as tap:
         step.teacher.predict(batch.noisy, batch.timestep, batch.conditioning)
@@ -203,7 +208,7 @@ def _feature_kd(step: Step) -> Tensor:
 
 
 # How each term is computed, by the name of its weight (recipe.LossWeights).
-TERMS: dict[str, Callable[[Step], LossTerms | Tensor]] = {
+TERMS: dict[str, Callable[[Step], LossTerms | Scalar]] = {
     "lift": _lift,
     "place": _place,
     "output_kd": _output_kd,

@@ -412,7 +412,7 @@ def test_the_coarse_term_can_be_annealed():
 
 
 @pytest.mark.parametrize("loss", [lift, place])
-def test_bad_input_is_named(loss):
+def test_bad_input_is_named(loss, unchecked):
     student, teacher = pair()
     for options in ({"norm": "l2"}, {"reduction": "none"}, {"fine": "cubic"}, {"gate": "local"}):
         with pytest.raises(ValueError, match=next(iter(options.values()))):

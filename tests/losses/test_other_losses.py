@@ -44,7 +44,7 @@ def test_output_kd_is_computed_in_float32():
     assert output_kd(torch.full((1, 1, 4), math.nan), torch.zeros(1, 1, 4), norm="rms").isnan()
 
 
-def test_bad_input_is_named():
+def test_bad_input_is_named(unchecked):
     with pytest.raises(ValueError, match="l3"):
         output_kd(STUDENT, TEACHER, norm="l3")
     for loss in (output_kd, diffusion, variance_kd):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -79,3 +81,20 @@ def test_jitter_moves_each_samples_timesteps_and_noise_makes_samples_differ(unet
     assert torch.equal(straight[0][0], moved[0][0])  # the start is the same noise
     still, ancestral = (sample(unet, [0], seed=0, num_steps=5, eta=eta) for eta in (0.0, 1.0))
     assert not torch.allclose(still, ancestral)
+
+
+def test_every_ancestral_step_has_normal_noise_of_its_own(unet):
+    """What is left of a step without it, by its standard deviation; the last step has none."""
+    found, calls = recorded(unet, range(32), seed=0, num_steps=4, eta=1.0)
+    seen, process = [], unet.noise
+    for (noisy, timestep, prediction, _), (following, later, _, _) in itertools.pairwise(calls):
+        ours, ones = torch.zeros_like(noisy), torch.ones_like(noisy)
+        expected = process.step(prediction, noisy, timestep, later, 1.0, ours)
+        deviation = process.step(prediction, noisy, timestep, later, 1.0, ones) - expected
+        seen.append(((following - expected) / deviation).flatten())
+    assert len(seen) == 3
+    assert all(abs(noise.mean()) < 0.15 and abs(noise.std() - 1) < 0.1 for noise in seen)
+    assert torch.corrcoef(torch.stack(seen)).fill_diagonal_(0).abs().max() < 0.15
+    noisy, timestep, prediction, _ = calls[-1]
+    last = process.step(prediction, noisy, timestep, torch.full_like(timestep, -1), 1.0, torch.zeros_like(noisy))
+    torch.testing.assert_close(found, last)

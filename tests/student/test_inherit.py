@@ -126,6 +126,19 @@ def test_picks_respect_norm_groups(index, best, expected):
     assert pick(rules, {"w": AxisScores.of(scores)})["s"].tolist() == expected
 
 
+def test_tensors_without_a_say_do_not_rank_channels():
+    rules = TensorRules(
+        {"s": IndexSet("s", 4, 2)},
+        (
+            TensorRule("w", "w", (("s",),), (2,)),
+            TensorRule("v", "v", (("s",),), (2,), scored=False),
+            TensorRule("new", None, (("s",),), (2,)),
+        ),
+    )
+    scores = {"w": AxisScores.of(torch.tensor([3.0, 2.0, 1.0, 0.0])), "v": AxisScores.of(torch.tensor([0.0, 0, 9, 9]))}
+    assert pick(rules, scores)["s"].tolist() == [0, 1]
+
+
 def test_starts_follow_from_teacher_and_seed():
     found = plan(FAMILY, tiny.UNET, ratio=0.3)
     teacher = tiny.unet()

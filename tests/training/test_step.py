@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,14 +12,14 @@ from benchmarks.launches import Launches
 from diffcompress.bank.batch import Batch
 from diffcompress.families import registry
 from diffcompress.recipe import LossWeights, Recipe, StageSection, TrainingSection
-from diffcompress.runtime import Progress, start
 from diffcompress.student.size import build
 from diffcompress.training.ema import Ema
 from diffcompress.training.objective import Trainee, freeze_unused
 from diffcompress.training.optim import Optimizer
-from diffcompress.training.stage import Job, update
+from diffcompress.training.stage import update
 from diffcompress.training.state import TrainingState
 from tests.families.test_contract import inputs_of
+from tests.training import tiny_job
 
 # Their own forward passes read lengths of prompts from the device.
 WAITING = {"ZImageTransformer2DModel", "Lumina2Transformer2DModel"}
@@ -39,8 +39,13 @@ STAGES = tuple(
 )
 
 
-def job_of(family):
-    """A job and a batch of two for it; its teacher and targets are not asked."""
+@pytest.fixture(scope="module")
+def work(world, tmp_path_factory):
+    return tiny_job.job(world, tmp_path_factory.mktemp("work"))
+
+
+def job_of(family, work):
+    """`work` with a student of `family`, and a batch of two for it; its teacher and targets are not asked."""
     config = family.tiny_config()
     torch.manual_seed(0)
     trainee = Trainee(build(family, config, "cpu"), family).train()
@@ -52,15 +57,14 @@ def job_of(family):
     with torch.no_grad():
         prediction = trainee(noisy, timestep, inputs)[0]
     batch = Batch(noisy, timestep, torch.zeros_like(prediction), torch.zeros_like(noisy), inputs)
-    nobody = types.SimpleNamespace()
-    return Job(recipe, nobody, trainee, state, nobody, start("cpu"), Progress(), nobody), batch
+    return replace(work, recipe=recipe, trainee=trainee, state=state), batch
 
 
 @pytest.mark.parametrize("family", SILENT, ids=lambda family: family.class_name)
-def test_a_step_never_waits_for_its_device(family):
+def test_a_step_never_waits_for_its_device(family, work):
     """Fake tensors have no values: whatever asks for one raises."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        job, batch = job_of(family)
+        job, batch = job_of(family, work)
         for step, stage in enumerate(job.recipe.stages):
             terms, finite = update(job, stage, step, batch)
             assert "grad_norm" in terms

@@ -23,7 +23,7 @@ from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.sampling import automatic_batch_size, sample
 from diffcompress.recipe import BankSection
 from diffcompress.records import fingerprints, layout, shapes
-from diffcompress.records.run_files import discard, kept, read_json, write_json
+from diffcompress.records.run_files import discard, kept, read_json, write_checked
 from diffcompress.runtime import Progress, Runtime
 
 SHARD_SIZE = 128
@@ -176,7 +176,7 @@ def _mend_record(folder: Path, key: str, runtime: Runtime, progress: Progress) -
 def _settled_batch_size(folder: Path, teacher: LoadedPipeline, runtime: Runtime, **told: object) -> int:
     """Found from memory once and recorded with `told`, so that a resumed run asks its teacher in the same batches."""
     if runtime.is_main and "batch_size" not in _record(folder):
-        write_json(folder / layout.BANK_RECORD, {**told, "batch_size": automatic_batch_size(teacher)})
+        write_checked(folder / layout.BANK_RECORD, {**told, "batch_size": automatic_batch_size(teacher)})
     runtime.wait()
     return int(_record(folder)["batch_size"])
 

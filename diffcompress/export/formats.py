@@ -21,7 +21,7 @@ from diffcompress.records import shapes
 from diffcompress.records.fingerprints import sha256
 from diffcompress.records.layout import EXPORT_RECORD, ONNX, SINGLE_FILE
 from diffcompress.records.provenance import Provenance
-from diffcompress.records.run_files import read_json, read_record, write_atomically, write_json
+from diffcompress.records.run_files import read_json, read_record, write_atomically, write_checked
 from diffcompress.records.run_folder import RunFolder
 from diffcompress.runtime import dtype_name
 
@@ -72,7 +72,7 @@ def write_formats(
             told = export_onnx(teacher.family, plain, config, folder / ONNX)
             record["onnx"] = {"file": ONNX, "dtype": "float32"} | told
         record["files"] = {file.name: sha256(file) for file in sorted(folder.iterdir())}
-        write_json(folder / EXPORT_RECORD, record)
+        write_checked(folder / EXPORT_RECORD, record)
 
     write_atomically(run.exports, write)
     return record

@@ -31,7 +31,7 @@ from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.trace import calls_of
 from diffcompress.records import units
 from diffcompress.records.fingerprints import other_hashes, weight_hashes
-from diffcompress.records.run_files import write_json
+from diffcompress.records.run_files import write_checked, write_json
 from diffcompress.records.run_folder import RunFolder
 from diffcompress.records.scratch import scratch
 from diffcompress.runtime import dtype_name
@@ -87,7 +87,7 @@ def prove(
         "seconds": round(time.monotonic() - started, 2),
         **told,
     }
-    write_json(run.proof, proof)
+    write_checked(run.proof, proof)
     if not passed:
         raise DiffCompressError(
             f"{run.pipeline} does not compute what the student in memory does: relative differences {differences}, "

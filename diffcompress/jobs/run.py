@@ -56,7 +56,7 @@ class Run:
     def set_seconds(self, name: str, seconds: float) -> None:
         """All seconds that a step took so far."""
         if self.runtime.is_main:
-            write_json(self.folder.timings, self._timings() | {name: round(seconds, 2)})
+            write_checked(self.folder.timings, self._timings() | {name: round(seconds, 2)})
 
     def _timings(self) -> dict[str, float]:
         return read_json(self.folder.timings, kind=shapes.Timings) if self.folder.timings.exists() else {}
@@ -88,7 +88,7 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
     runtime.stop.install()
     try:
         own = _own_images(data, request.recipe, teacher, texts, runtime, progress)
-        claim = folder.claim(identity, overwrite=asked.overwrite, inputs=request.inputs)
+        claim = folder.claim(identity, overwrite=asked.overwrite, inputs=request.inputs, warn=progress.warn)
         with claim if runtime.is_main else contextlib.nullcontext():
             runtime.wait()
             length = recipe.bank.text_length
@@ -114,7 +114,7 @@ def _mend(folder: RunFolder, request: Request, progress: Progress) -> None:
     kept(folder.timings, partial(read_json, kind=shapes.Timings), progress.warn)
     begun = folder.budget.exists() and request.asked.max_time is not None
     if kept(folder.budget, partial(read_json, kind=shapes.Budget), progress.warn) is None and begun:
-        write_json(folder.budget, {"max_time": request.asked.max_time})
+        write_checked(folder.budget, {"max_time": request.asked.max_time})
 
 
 def _tell_version(folder: RunFolder, progress: Progress) -> None:

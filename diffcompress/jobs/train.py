@@ -21,7 +21,7 @@ from diffcompress.records.run_files import (
     discard,
     kept,
     read_tensors,
-    write_json,
+    write_checked,
     write_stamped,
     write_tensors,
 )
@@ -171,7 +171,7 @@ def _write(run: Run, recipe: Recipe) -> None:
     if run.runtime.is_main:
         write_stamped(run.folder.recipe, recipe.to_yaml())
         if run.request.asked.max_time is not None:
-            write_json(run.folder.budget, {"max_time": run.request.asked.max_time})
+            write_checked(run.folder.budget, {"max_time": run.request.asked.max_time})
     run.runtime.wait()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 # The run itself.
-RUN, LOCK, HOLDER = "run.json", ".lock", ".holder"
+RUN, RUN_COPY, LOCK, HOLDER = "run.json", ".run.json", ".lock", ".holder"
 RECIPE, PLAN, METRICS, PROOF = "recipe.yaml", "plan.json", "metrics.json", "export-proof.json"
 TIMINGS, BUDGET, ENVIRONMENT, WARNINGS = "timings.json", "budget.json", "environment.json", "warnings.json"
 REPORT_PAGE, REPORT, PUSHED = "report.html", "report.json", "pushed.json"
@@ -37,6 +37,7 @@ OVERVIEW = "overview.html"
 GENERIC = (PIPELINE, EVALUATION, METRICS, EVALUATION_FOLDER, "unet", "transformer")
 # By how a name begins, what makes again what lies there.
 MADE_BY = {
+    RUN: "is taken from its copy",
     BANK: "is drawn from the teacher",
     CONDITIONS: "is encoded",
     TARGETS: "is asked of the teacher",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from diffcompress.errors import DamagedError, UsageError
 from diffcompress.recipe import Recipe
 from diffcompress.records import layout, shapes
 from diffcompress.records.evaluation import Evaluation
+from diffcompress.records.marker import Marker, unheard
 from diffcompress.records.report import PlanFile
 from diffcompress.records.run_files import (
     damaged,
@@ -24,7 +25,6 @@ from diffcompress.records.run_files import (
     read_record,
     read_stamped,
     read_text,
-    write_json,
 )
 from diffcompress.records.run_identity import differences
 
@@ -49,7 +49,7 @@ class RunFolder:
         self.path = Path(path)
         self.shared = shared
         common = shared or self.path
-        self.marker = self.path / layout.RUN
+        self.marker = Marker(self.path)
         self.recipe = self.path / layout.RECIPE
         self.plan = self.path / layout.PLAN
         self.conditions = common / layout.CONDITIONS
@@ -119,7 +119,7 @@ class RunFolder:
 
         Raises DamagedError where a file that tells of it cannot be read.
         """
-        there = all(file.exists() for file in (self.marker, self.recipe, self.plan, self.metrics))
+        there = self.marker.is_whole and all(file.exists() for file in (self.recipe, self.plan, self.metrics))
         trained = bool(self.stages()) and all((stage / layout.FINAL).is_dir() for stage in self.stages())
         if not (there and trained and self.is_exported):
             return False
@@ -139,39 +139,37 @@ class RunFolder:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What this run was asked for; raises UsageError when the folder is not a run."""
-        found = self._marked()
+        """What this run was asked for; raises UsageError when the folder is not a run, DamagedError when nothing in it
+        tells any more."""
+        found = self.marker.read()
         if found is None:
-            raise UsageError(
-                f"{self.path} is not a run folder: no readable {layout.RUN}", "name a folder that shrink made"
-            )
+            raise UsageError(f"{self.path} is not a run folder: no {layout.RUN}", "name a folder that shrink made")
         return found
 
-    def _marked(self) -> dict[str, Any] | None:
-        try:
-            found = read_json(self.marker, kind=shapes.Asked)
-        except (OSError, DamagedError):
-            return None
-        return dict(found)
-
     def is_run(self, identity: dict[str, Any]) -> bool:
-        """Whether the folder holds the run that `identity` asks for."""
-        found = self._marked()
+        """Whether the folder holds the run that `identity` asks for; raises DamagedError as `identity`."""
+        found = self.marker.read()
         return found is not None and not differences(found, identity)
 
     @contextlib.contextmanager
     def claim(
-        self, identity: dict[str, Any], *, overwrite: bool = False, inputs: Iterable[Path] = ()
+        self,
+        identity: dict[str, Any],
+        *,
+        overwrite: bool = False,
+        inputs: Iterable[Path] = (),
+        warn: Callable[[str], None] = unheard,
     ) -> Iterator[None]:
         """Hold the folder for the run described by `identity`, making it if need be.
 
-        inputs: what the run reads, never overwritten. Raises UsageError when the folder belongs to something else,
-        cannot be written, or another process holds it. A new run that is refused with UsageError before it has made
-        anything leaves nothing behind.
+        inputs: what the run reads, never overwritten; warn: told of a damaged `run.json`, which is written again from
+        its copy. Raises UsageError when the folder belongs to something else, cannot be written, or another process
+        holds it, DamagedError when nothing tells whose it is. A new run that is refused with UsageError before it has
+        made anything leaves nothing behind.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file", "choose another --output")
-        mine = self.is_run(identity)
+        mine = self._is_mine(identity, overwrite)
         foreign = self.path.is_dir() and not mine and any(p.name not in _UNCLAIMED for p in self.path.iterdir())
         if foreign and not overwrite:
             raise self._refusal(identity)
@@ -184,8 +182,10 @@ class RunFolder:
                 try:
                     if foreign:
                         self._empty()
-                    if not mine:
-                        write_json(self.marker, identity)
+                    if mine:
+                        self.marker.mend(warn)
+                    else:
+                        self.marker.write(identity)
                 except OSError as error:
                     unwanted = created
                     raise self._unwritable(error) from error
@@ -199,6 +199,14 @@ class RunFolder:
         finally:
             if unwanted:  # once nobody holds it: Windows removes no file that is open
                 discard(self.path)
+
+    def _is_mine(self, identity: dict[str, Any], overwrite: bool) -> bool:
+        try:
+            return self.is_run(identity)
+        except DamagedError:
+            if overwrite:
+                return False
+            raise
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
@@ -229,14 +237,13 @@ class RunFolder:
     def _refusal(self, identity: dict[str, Any]) -> UsageError:
         """Of a folder that holds something else; what is a run is not to be deleted lightly."""
         ours = any(place.exists() for place in (self.recipe, self.plan, self.bank, self.pipeline)) or self.stages()
-        if not (self.marker.exists() or ours):
+        found = self.marker.read()
+        if found is None and not ours:
             return UsageError(
                 f"{self.path} is not empty and not this run: it holds other files",
                 "choose another --output, or --overwrite to replace it",
             )
-        found = self._marked()
-        lost = "damaged" if self.marker.exists() else "missing"
-        told = f"its {layout.RUN} is {lost}" if found is None else differences(found, identity)
+        told = f"its {layout.RUN} is missing" if found is None else differences(found, identity)
         return UsageError(
             f"{self.path} is not empty and not this run: {told}",
             "choose another --output to keep both; --overwrite would delete the run that is there",

@@ -191,6 +191,12 @@ def test_a_changed_digit_of_the_metrics_is_found_and_measured_again(teacher, uni
     assert read_json(output / "metrics.json")["metrics"]["params"] == whole["metrics"]["params"]
 
 
+def test_the_books_that_a_run_goes_on_from_have_checksums(uninterrupted):
+    books = ("run.json", ".run.json", "plan.json", "metrics.json", "bank/bank.json", "export-proof.json")
+    for name in books:
+        assert json.loads((uninterrupted / name).read_text())["checksum"].startswith("crc32 "), name
+
+
 def _flip(file):
     content = bytearray(file.read_bytes())
     content[-5] ^= 64
@@ -238,6 +244,7 @@ def test_however_the_teacher_is_typed_it_is_the_same_run(teacher, uninterrupted,
     marker = read_json(output / "run.json")
     del marker["version"], marker["recipe"]["training"]["precision"]
     write_json(output / "run.json", marker)
+    discard(output / ".run.json")
     discard(output / "metrics.json")
     done = cli(*command(teacher.name, output)[3:])
     assert done.code == 0, done.stderr
@@ -254,4 +261,4 @@ def test_a_second_process_on_the_same_folder_is_refused(teacher, tmp_path):
         refused = run(command(teacher, output))
     assert refused.returncode == 2
     assert "another process" in refused.stderr
-    assert not RunFolder(output).marker.exists()
+    assert not RunFolder(output).marker.file.exists()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffcompress.errors import RunStopped, UsageError
+from diffcompress.errors import DamagedError, RunStopped, UsageError
 from diffcompress.records.run_files import write_atomically, write_json
 from diffcompress.records.run_folder import RunFolder
 
@@ -118,16 +118,58 @@ def test_a_foreign_folder_is_refused_untouched(tmp_path):
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "{", "\0"])
-def test_a_run_that_cannot_be_told_any_more_is_kept(tmp_path, content):
+def _flipped(file):
+    file.write_text(file.read_text().replace("0.05", "0.04"))
+
+
+DAMAGES = {content: lambda file, c=content: file.write_text(c) for content in ("", "[1]", "{", "{}", "\0", "[" * 9999)}
+DAMAGES |= {"flipped": _flipped, "a folder": lambda file: (file.unlink(), file.mkdir())}
+DAMAGES |= {"a pipe": lambda file: (file.unlink(), os.mkfifo(file)), "a loop": lambda f: (f.unlink(), f.symlink_to(f))}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=[repr(name)[:9] for name in DAMAGES])
+def test_a_damaged_marker_is_written_again_from_its_copy(tmp_path, damage):
+    run, told = RunFolder(tmp_path / "run"), []
+    with run.claim(IDENTITY):
+        write_json(run.metrics, {})
+    for file in (run.marker.file, run.marker.copy):
+        damage(file)
+        assert run.identity == IDENTITY
+        with run.claim(IDENTITY, warn=told.append):
+            assert run.metrics.exists()
+        assert run.marker.is_whole and json.loads(run.marker.copy.read_text())["ratio"] == 0.05
+    (one,) = told
+    assert one.startswith(f"{run.marker.file} is damaged: ") and one.endswith("is taken from its copy again")
+
+
+def test_a_missing_marker_is_written_again_from_its_copy(tmp_path):
+    run, told = RunFolder(tmp_path / "run"), []
+    with run.claim(IDENTITY):
+        write_json(run.metrics, {})
+    run.marker.file.unlink()
+    with pytest.raises(UsageError, match=r"ratio was 0\.05, now 0\.1"), run.claim({**IDENTITY, "ratio": 0.1}):
+        pass
+    assert not run.marker.file.exists()
+    with run.claim(IDENTITY, warn=told.append):
+        assert run.metrics.exists()
+    assert told == [f"{run.marker.file} is missing and was written again from its copy"] and run.marker.is_whole
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=[repr(name)[:9] for name in DAMAGES])
+def test_a_run_that_cannot_be_told_any_more_is_kept(tmp_path, damage):
     run = RunFolder(tmp_path / "run")
     with run.claim(IDENTITY):
         write_json(run.metrics, {})
-    run.marker.write_text(content)
-    with pytest.raises(UsageError, match=r"its run\.json is damaged"), run.claim(IDENTITY):
+    for file in (run.marker.file, run.marker.copy):
+        damage(file)
+    with pytest.raises(DamagedError, match=r"run\.json is damaged: ") as caught, run.claim(IDENTITY):
         pass
+    assert caught.value.exit_status == 1 and "another --output" in caught.value.hint
+    with pytest.raises(DamagedError, match=r"run\.json is damaged: "):
+        _ = run.identity
+    assert run.metrics.exists()
     with run.claim(IDENTITY, overwrite=True):
-        assert not run.metrics.exists()
+        assert not run.metrics.exists() and run.identity == IDENTITY
 
 
 def test_a_run_that_was_stopped_before_its_marker_stood_is_no_stranger(tmp_path):
@@ -174,7 +216,7 @@ def test_a_new_run_that_is_refused_leaves_nothing_behind(tmp_path):
     with run.claim(IDENTITY):
         pass
     _refused_in(run)
-    assert run.marker.exists() and run.plan.exists()
+    assert run.marker.is_whole and run.plan.exists()
 
 
 @pytest.mark.parametrize("made", ["bank/shard-00000.safetensors", "stage-1-lift/checkpoints/step-000000000"])
@@ -204,7 +246,7 @@ def test_a_second_process_is_locked_out_until_the_first_ends(tmp_path):
         holder.communicate()
     with RunFolder(tmp_path / "run").claim(IDENTITY):
         pass
-    assert sorted(os.listdir(tmp_path / "run")) == [".lock", "run.json"]
+    assert sorted(os.listdir(tmp_path / "run")) == [".lock", ".run.json", "run.json"]
 
 
 def test_what_is_no_run_folder(tmp_path):

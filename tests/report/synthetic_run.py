@@ -33,7 +33,7 @@ def write_run(path: Path, teacher: str = "demo") -> RunFolder:
     recipe = Recipe(seed=7)
     target = {"ratio": 0.05, "params": None, "size": None}
     write_json(
-        run.marker,
+        run.marker.file,
         {"teacher": teacher, "target": target, "method": "lift-place", "recipe": recipe.model_dump(mode="json")},
     )
     write_text(run.recipe, recipe.to_yaml())

@@ -46,7 +46,8 @@ def _from_pipe(path: Path, largest: int) -> bytes:
 
 
 def _too_large(path: Path, largest: int) -> OSError:
-    return OSError(errno.EFBIG, f"it has more than {largest:,} bytes", str(path))
+    # Not EFBIG, which a disk says of what is written to it.
+    return OSError(errno.EOVERFLOW, f"it has more than {largest:,} bytes", str(path))
 
 
 class _Loader(yaml.SafeLoader):

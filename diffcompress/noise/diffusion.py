@@ -35,8 +35,11 @@ class Diffusion(NoiseProcess):
             raise ValueError(f"prediction_type '{prediction_type}' is not one of {', '.join(PREDICTION_TYPES)}")
         if config.get("timestep_type") == "continuous" and prediction_type == "v_prediction":
             raise ValueError("timestep_type 'continuous' tells the logarithm of the noise level, as EDM does")
-        if config.get("predict_epsilon") is False and "prediction_type" not in config:
-            raise ValueError("predict_epsilon False is read by no diffusers of today: write prediction_type 'sample'")
+        told = config.get("predict_epsilon")
+        if told not in (None, True) and prediction_type == "epsilon":
+            raise ValueError(
+                f"predict_epsilon {told!r} is read by no diffusers of today: write prediction_type 'sample'"
+            )
         if config.get("thresholding"):
             raise ValueError("dynamic thresholding is not supported")
         schedule = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")

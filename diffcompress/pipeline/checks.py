@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,6 +18,8 @@ from diffcompress.sources.reference import Reference
 _FROM_IMAGES = re.compile(
     "Img2Img|ImageToImage|ImageToVideo|Inpaint|ControlNet|Upscale|Depth2Img|InstructPix2Pix|Adapter|Edit|Fill|Redux"
 )
+# Parts without which a pipeline is another one, by how their names begin.
+_HALVES = ("vae", "vqvae", "text_encoder", "tokenizer")
 # The most of what the values of a config count, by their key.
 _MOST = {"layer|heads": 1_000, "sample_size|frames": 10_000, "": 10**9}
 
@@ -113,3 +116,34 @@ def _check_index(reference: Reference, family: Family) -> None:
         if sibling in dir(diffusers):
             hint = f"set _class_name in its model_index.json to {sibling}, which draws from text with the same parts"
         raise UsageError(f"'{reference.id}' is a {name}, which draws from images, and a run has none to give it", hint)
+    _check_class(reference, getattr(diffusers, str(name)), usual, takes_text=takes_text)
+
+
+def _check_class(reference: Reference, cls: Any, usual: str, *, takes_text: bool) -> None:
+    """Raise UsageError for a class that is no pipeline of these parts, or whose pipeline asks for more than prompts."""
+    is_a = f"'{reference.id}' is a {cls.__name__}, which"
+    advice = f"set _class_name in its model_index.json to that of its parts, as a rule {usual}"
+    if missing := getattr(cls, "_backends", None):
+        raise UsageError(f"{is_a} needs {', '.join(missing)}", "install what is missing")
+    if not issubclass(cls, diffusers.DiffusionPipeline):
+        raise UsageError(f"{is_a} is no pipeline", advice)
+    listed = {name for name, value in reference.index.items() if isinstance(value, list)}
+    takes = inspect.signature(cls.__init__).parameters
+    needed = _required(cls.__init__) - set(cls._optional_components)
+    if lacking := sorted(needed - listed):
+        raise UsageError(f"{is_a} has the part {lacking[0]}, which its model_index.json lacks", advice)
+    if strange := sorted(part for part in set(reference.parts) - set(takes) if part.startswith(_HALVES)):
+        raise UsageError(f"{is_a} has no part {strange[0]}, which its model_index.json names", advice)
+    if takes_text and "prompt" not in inspect.signature(cls.__call__).parameters:
+        raise UsageError(f"{is_a} takes no prompts, and its denoiser is text-conditional", advice)
+    if takes_text and (asked := sorted(_required(cls.__call__) - {"prompt"})):
+        raise UsageError(
+            f"{is_a} draws from more than text ({', '.join(asked)}), and a run has none to give it", advice
+        )
+
+
+def _required(function: Any) -> set[str]:
+    """The arguments that `function` cannot do without."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    told = inspect.signature(function).parameters.values()
+    return {one.name for one in told if one.kind in named and one.default is one.empty} - {"self"}

@@ -10,6 +10,7 @@ from diffcompress.sources.variants import PICKLES, choose
 
 # Nothing in their configs tells them from the models that they were distilled from.
 FEW_STEPS = re.compile(r"turbo|lightning|schnell|hyper-?sd|(?<![a-z])(lcm|dmd)(?![a-z])", re.IGNORECASE)
+AVERAGED = re.compile(r"(?!.*non[_-]?ema)(.*[._-])?ema[._-](.*\.)?(safetensors|bin|pt|ckpt)")
 # Stray files in one sentence.
 MOST_NAMED = 5
 
@@ -23,9 +24,9 @@ def remarks(reference: Reference) -> list[str]:
         more = f" and {len(behind) - MOST_NAMED} more" if len(behind) > MOST_NAMED else ""
         named = ", ".join(behind[:MOST_NAMED])
         found.append(f"left out of the student's pipeline, as no part is made of such files: {named}{more}")
-    if reference.pipeline is not None and (reference.pipeline / f"{reference.denoiser_part}_ema").is_dir():
-        part = reference.denoiser_part
-        found.append(f"{part}_ema beside {part} is not used: to compress the averaged weights, put them in {part}")
+    if averaged := _averaged(reference):
+        part = reference.denoiser_part or reference.denoiser.name
+        found.append(f"{averaged} beside {part} is not used: to compress the averaged weights, put them in {part}")
     names = (reference.id, str(reference.config.get("_name_or_path", "")))
     if few := next((match[0] for name in names if (match := FEW_STEPS.search(name))), None):
         found.append(
@@ -33,6 +34,22 @@ def remarks(reference: Reference) -> list[str]:
             "guidance of its bank (bank.sampler_steps, bank.guidance); take the model that it was distilled from"
         )
     return found
+
+
+def _averaged(reference: Reference) -> str | None:
+    """The folder or file of averaged weights beside the denoiser's, by the names that trainers give it."""
+    part = reference.denoiser_part or reference.denoiser.name
+    folders = [f"{part}_ema", f"ema_{part}", f"{part}-ema", f"{part}.ema"]
+    if reference.repository is not None:
+        found = [name for name in folders if reference.repository.names(name)]
+        files = reference.repository.names(reference.denoiser_part)
+    elif reference.denoiser.is_dir():
+        found = [name for name in folders if (reference.denoiser.parent / name).is_dir()]
+        files = [file.name for file in reference.denoiser.iterdir()]
+    else:
+        return None
+    used = _weights(reference)
+    return next(iter([*found, *(f for f in sorted(files) if AVERAGED.match(f) and f not in used)]), None)
 
 
 def _left_behind(reference: Reference) -> list[str]:

@@ -154,6 +154,15 @@ def test_half_characters_of_a_config_are_escaped(encoding, tmp_path):
     assert read_json(tmp_path / "kept.json")["config"]["note"] == "\ud800 \u00e4"
 
 
+def test_texts_that_are_too_large_are_no_full_disk(tmp_path):
+    for name, size, option in (("r.yaml", 1 << 21, "--recipe"), ("p.txt", 1 << 29, "--prompts")):
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, size)
+        outcome = run("shrink", "demo:mmdit", *RATIO, option, tmp_path / name)
+        assert outcome.code == 2, outcome.stderr
+        assert "it has more than" in outcome.stderr
+
+
 def test_traceback_shows_where():
     outcome = run("plan", "nowhere", *RATIO, "--traceback")
     assert "Traceback" in outcome.stderr

@@ -156,6 +156,14 @@ def test_an_unknown_class_and_an_unknown_noise_process(pipeline):
         ({"_class_name": "StableDiffusionImg2ImgPipeline"}, "draws from images", "to StableDiffusionPipeline"),
         ({"_class_name": "StableDiffusionInpaintPipeline"}, "draws from images", "to StableDiffusionPipeline"),
         ({"_class_name": "StableDiffusionControlNetPipeline"}, "draws from images", "to StableDiffusionPipeline"),
+        ({"_class_name": "CycleDiffusionPipeline"}, "draws from more than text", "StableDiffusionPipeline"),
+        ({"_class_name": "StableUnCLIPPipeline"}, "has the part image_noising_scheduler", "StableDiffusionPipeline"),
+        ({"_class_name": "AnimateDiffPipeline"}, "has the part motion_adapter", "StableDiffusionPipeline"),
+        ({"_class_name": "StableDiffusionXLPipeline"}, "has the part text_encoder_2", "StableDiffusionPipeline"),
+        ({"_class_name": "IFPipeline"}, "has no part vae", "StableDiffusionPipeline"),
+        ({"_class_name": "DDPMPipeline"}, "has no part text_encoder", "StableDiffusionPipeline"),
+        ({"_class_name": "UNet2DConditionModel"}, "which is no pipeline", "StableDiffusionPipeline"),
+        ({"_class_name": "AutoPipelineForText2Image"}, "which is no pipeline", "StableDiffusionPipeline"),
         ({"requires_aesthetics_score": True}, "refines images", "base model"),
         ({"_class_name": ["my", "MyPipeline"]}, "MyPipeline", "set _class_name"),
         ({"unet": ["diffusers", "OnnxRuntimeModel"]}, "for ONNX Runtime", "PyTorch"),
@@ -257,5 +265,13 @@ def test_configs_that_cannot_be_read_are_not_waited_for(pipeline):
 
 def test_averaged_weights_beside_the_denoiser_are_mentioned(pipeline):
     assert not resolve(str(pipeline)).notes
-    shutil.copytree(pipeline / "unet", pipeline / "unet_ema")
-    assert any("unet_ema beside unet is not used" in note for note in resolve(str(pipeline)).notes)
+    for name in ("unet_ema", "ema_unet", "unet-ema"):
+        shutil.copytree(pipeline / "unet", pipeline / name)
+        for teacher in (pipeline, pipeline / "unet"):
+            assert any(f"{name} beside unet is not used" in note for note in resolve(str(teacher)).notes)
+        shutil.rmtree(pipeline / name)
+    weights = pipeline / "unet" / "diffusion_pytorch_model.safetensors"
+    for name, told in (("diffusion_pytorch_model.ema", 1), ("ema_model", 1), ("diffusion_pytorch_model.non_ema", 0)):
+        shutil.copy(weights, weights.with_name(f"{name}.safetensors"))
+        assert len(resolve(str(pipeline)).notes) == told
+        weights.with_name(f"{name}.safetensors").unlink()

@@ -129,7 +129,10 @@ def _check_class(reference: Reference, cls: Any, usual: str, *, takes_text: bool
         raise UsageError(f"{is_a} is no pipeline", advice)
     listed = {name for name, value in reference.index.items() if isinstance(value, list)}
     takes = inspect.signature(cls.__init__).parameters
-    needed = _required(cls.__init__) - set(cls._optional_components)
+    # What may be left out is listed as null; older repositories lack a safety checker alone.
+    needed = {part for part in _required(cls.__init__) if part.startswith(_HALVES)} | (
+        _required(cls.__init__) - set(cls._optional_components)
+    )
     if lacking := sorted(needed - listed):
         raise UsageError(f"{is_a} has the part {lacking[0]}, which its model_index.json lacks", advice)
     if strange := sorted(part for part in set(reference.parts) - set(takes) if part.startswith(_HALVES)):

@@ -158,7 +158,6 @@ def test_an_unknown_class_and_an_unknown_noise_process(pipeline):
         ({"_class_name": "StableDiffusionControlNetPipeline"}, "draws from images", "to StableDiffusionPipeline"),
         ({"_class_name": "CycleDiffusionPipeline"}, "draws from more than text", "StableDiffusionPipeline"),
         ({"_class_name": "StableUnCLIPPipeline"}, "has the part image_noising_scheduler", "StableDiffusionPipeline"),
-        ({"_class_name": "AnimateDiffPipeline"}, "has the part motion_adapter", "StableDiffusionPipeline"),
         ({"_class_name": "StableDiffusionXLPipeline"}, "has the part text_encoder_2", "StableDiffusionPipeline"),
         ({"_class_name": "IFPipeline"}, "has no part vae", "StableDiffusionPipeline"),
         ({"_class_name": "DDPMPipeline"}, "has no part text_encoder", "StableDiffusionPipeline"),

@@ -48,12 +48,10 @@ def frechet_distance(features: Tensor, reference: Moments, *, seed: int = 0) -> 
     features = features.double()
     moments, root = Moments.of(features), _square_root(reference.covariance)
     if dimension > MOST_EXACT_DIMENSIONS:
-        value, influence = _influence(features, moments, reference, root)
-        draws = torch.stack([influence[picks].mean() for picks in _resamples(count, seed)])
-    else:
-        value = _frechet(moments, reference, root)
-        resampled = (Moments.of(features[picks]) for picks in _resamples(count, seed))
-        draws = torch.stack([_frechet(one, reference, root) for one in resampled])
+        return resampled_around(*_influence(features, moments, reference, root), seed)
+    value = _frechet(moments, reference, root)
+    resampled = (Moments.of(features[picks]) for picks in _resamples(count, seed))
+    draws = torch.stack([_frechet(one, reference, root) for one in resampled])
     # Resampling repeats some samples, which raises all draws alike; only their spread is laid around the value.
     return _around(value, draws, floor=0.0)
 
@@ -94,6 +92,11 @@ def share_estimate(hits: Tensor) -> Estimate:
     centre, spread = share + z * z / (2 * count), z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count
     return Estimate(share, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale))
+
+
+def resampled_around(value: Tensor, influence: Tensor, seed: int) -> Estimate:
+    """A distance, and the spread of it that resampling gives by what each sample has to do with it `[N]`."""
+    return _around(value, torch.stack([influence[picks].mean() for picks in _resamples(len(influence), seed)]), 0.0)
 
 
 def _resamples(count: int, seed: int) -> list[Tensor]:

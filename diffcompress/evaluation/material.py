@@ -43,6 +43,8 @@ class Material:
         """What of a kind is computed or told to be missing."""
         if kind.instead_of or (kind.to == "prompts" and self.prompts is None):
             return []
+        if kind.only_in and (self.space is None or self.space.name != kind.only_in):
+            return []
         if not kind.in_space or self.space is None:
             return [Metric(kind)]
         name = self.space.name

@@ -24,10 +24,12 @@ TAYLOR = 25
 REFIT = 26
 REFIT_ROWS = 31
 
-# Evaluation: (level, sample), no number, (sample).
+# Evaluation: (level, sample), no number, (sample), no number, no number.
 AGREEMENT = 301
 BOOTSTRAP = 302
 CORRECTION = 303
+DIRECTIONS = 304
+SUBSET = 305
 
 # Built-in prompts: (prompt), without a seed.
 PROMPT = 401

@@ -36,7 +36,8 @@ class Kind:
     it; source: who defined it; in_space: there is one for each feature space; held_out: also to real images that
     nothing was tuned on; corrected: also of the student behind the probe's lines; most: its largest value;
     like_teacher: the value of a student equal to its teacher, where the teacher's own is none; instead_of: the kind
-    that is called so where it is what the word means; axis: what charts say in place of the unit.
+    that is called so where it is what the word means; only_in: the one feature space that it is defined in; axis: what
+    charts say in place of the unit.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Kind:
     most: float | None = None
     like_teacher: float = 0.0
     instead_of: str = ""
+    only_in: str = ""
     axis: str = ""
 
     @property
@@ -90,6 +92,7 @@ def _neighbours(name: str, source: str, most: float | None = 1.0) -> Kind:
 
 _FRECHET = "Heusel et al. 2017, arXiv 1706.08500"
 _KERNEL = "Binkowski et al. 2018, arXiv 1801.01401"
+_SLICED = "Berthet et al. 2026, arXiv 2605.06797"
 _PRECISION = "Kynkaanniemi et al. 2019, arXiv 1904.06991"
 _COVERAGE = "Naeem et al. 2020, arXiv 2002.09797"
 TABLE = (
@@ -101,6 +104,7 @@ TABLE = (
     _cost("memory_bytes", "Memory of one denoiser call", "bytes", "bytes"),
     _distance("fd", "Fréchet distance", "squared feature units", "distances", "real", _FRECHET),
     _distance("kd", "Kernel distance", "squared kernel units", "distances", "real", _KERNEL),
+    _distance("swd", "Sliced Wasserstein distance", "squared feature units", "sliced", "real", _SLICED),
     _neighbours("precision", _PRECISION),
     _neighbours("recall", _PRECISION),
     _neighbours("density", _COVERAGE, most=None),
@@ -112,6 +116,19 @@ TABLE = (
     _distance(
         "kd_teacher", "Kernel distance to the teacher's samples", "squared kernel units", "distances", "teacher",
         _KERNEL,
+    ),
+    _distance(
+        "swd_teacher", "Sliced Wasserstein distance to the teacher's samples", "squared feature units", "sliced",
+        "teacher", _SLICED,
+    ),
+    Kind(
+        name="mind", label="MIND", unit="squared feature units", better="lower", looks_at="features",
+        measured_in="sliced", to="real", source=_SLICED, corrected=True, instead_of="swd",
+    ),
+    Kind(
+        name="cmmd", label="CMMD", unit="1,000 x squared kernel units", better="lower", looks_at="features",
+        measured_in="cmmd", to="real", source="Jayasumana et al. 2024, arXiv 2401.09603", corrected=True,
+        only_in="clip",
     ),
     Kind(
         name="fid", label="FID", unit="squared feature units", better="lower", looks_at="features",

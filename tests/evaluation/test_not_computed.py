@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from diffcompress.evaluation.score import measure
 from diffcompress.evaluation.variation import total_variation
 from diffcompress.noise import generator
 from diffcompress.records.evaluation import Metrics
-from diffcompress.records.metrics import TABLE
+from diffcompress.records.metrics import KINDS, TABLE
 from diffcompress.records.protocol import Protocol
 
 SPACE = demo_space()
@@ -58,6 +59,15 @@ def test_computed_or_named_once(space, prompts, count, broken, why, roles):
     assert ("no teacher was given" in reasons) == ("teacher" not in roles)
     assert ("with a CLIP folder" in reasons) == (prompts is not None)
     assert ("no feature weights" in reasons) == (space is None)
+
+
+def test_cmmd_is_of_clips_embeddings_alone():
+    """The demo's extractor under the names of two spaces."""
+    protocol = Protocol(feature_space=None, sampler="ddim", sampler_steps=2, num_samples=20, seed=0)
+    for name, expected in (("clip", True), ("dinov2", False)):
+        metrics, space = Metrics(not_computed=[]), replace(SPACE, name=name)
+        measure(Material({}, {"student": drawn(20, 0)}, space, protocol), metrics, [KINDS["cmmd"]])
+        assert ("cmmd" in metrics, metrics.not_computed) == (expected, [])
 
 
 @pytest.mark.parametrize("module", sorted({kind.measured_in for kind in TABLE}))

@@ -208,9 +208,8 @@ def test_the_command_line(root, students, results):
     assert header == ["metric", "near", "far", "teacher", "unit"]
     assert "on the size-quality frontier: near" in outcome.stdout
     assert "num samples       8" in outcome.stdout
-    assert (
-        "not computed: fd, kd, precision, recall, density, coverage, fd_teacher, kd_teacher: no perc" in outcome.stdout
-    )
+    lacking = "fd, kd, swd, precision, recall, density, coverage, fd_teacher, kd_teacher, swd_teacher"
+    assert f"not computed: {lacking}: no perc" in outcome.stdout
     assert "MISSED  far  agreement>0.9  (value " in outcome.stdout
     assert "gate missed by near: kd<1  (value -): no perceptual metric computed" in outcome.stderr
     assert sum(line.startswith("agreement ") and "[" in line for line in outcome.stdout.splitlines()) == 1

@@ -52,7 +52,7 @@ def result(folders):
 def test_the_result_holds_every_metric_with_its_context(result):
     metrics = result["metrics"]
     assert set(result) == {"student", "teacher", "protocol", "metrics", "probe", "warnings", "gates"}
-    distances = {f"{name}_demo" for name in ("fd", "kd", "fd_teacher", "kd_teacher")}
+    distances = {f"{name}_demo" for name in ("fd", "kd", "swd", "fd_teacher", "kd_teacher", "swd_teacher")}
     probed = distances | {"failed_samples", "paired_distance"}
     names = {*COSTS, "agreement", *probed, *(f"{name}_corrected" for name in probed)}
     names |= {f"{name}_demo" for name in NEIGHBOURS} | {"fd_demo_held_out"}
@@ -65,7 +65,8 @@ def test_the_result_holds_every_metric_with_its_context(result):
     assert len(metrics["agreement"]["levels"]) == 10
     assert metrics["fd_demo"]["untrained"] is not None
     assert 0 < metrics["fd_demo"]["real"]["value"] < 0.1 * metrics["fd_demo"]["value"]
-    assert metrics["fd_teacher_demo"]["teacher"] is None
+    assert metrics["fd_teacher_demo"]["teacher"] is metrics["swd_teacher_demo"]["teacher"] is None
+    assert 0 < metrics["swd_demo"]["real"]["value"] < metrics["swd_demo"]["value"]
     assert metrics["coverage_demo"]["value"] < 0.1 < 0.8 < metrics["coverage_demo"]["real"]["value"]
     assert (metrics["precision_demo"]["neighbours"], metrics["density_demo"]["neighbours"]) == (3, 5)
     assert metrics["precision_demo"]["samples"] == metrics["precision_demo"]["real_samples"] == 128
@@ -127,7 +128,8 @@ def test_without_extractor_and_teacher_it_says_what_is_missing(folders, tmp_path
     found = evaluate(str(folders / "teacher"), output=tmp_path, gates=("fd<3",), **FAST)
     missing = {item["metric"]: item["why"] for item in found["metrics"]["not_computed"]}
     assert set(missing) == {
-        "fd", "kd", *NEIGHBOURS, "fd_teacher", "kd_teacher", "agreement", "failed_samples", "paired_distance", "probe",
+        "fd", "kd", "swd", *NEIGHBOURS, "fd_teacher", "kd_teacher", "swd_teacher", "agreement", "failed_samples",
+        "paired_distance", "probe",
     }  # fmt: skip
     assert missing["fd"].startswith("no perceptual metric computed: no feature weights; --feature-weights takes")
     assert found["gates"] == [{"expr": "fd<3", "value": None, "passed": False, "why": missing["fd"]}]

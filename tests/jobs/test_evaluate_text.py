@@ -76,7 +76,7 @@ def test_without_clip_it_says_how_to_get_the_score(root, tmp_path):
     assert found["metrics"]["paired_distance"]["untrained"]["value"] == pytest.approx(0, abs=1e-6)
     missing = {item["metric"]: item["why"] for item in found["metrics"]["not_computed"]}
     neighbours = ("precision", "recall", "density", "coverage")
-    assert set(missing) == {"fd", "kd", "fd_teacher", "kd_teacher", *neighbours, "clip_score"}
+    assert set(missing) == {"fd", "kd", "swd", "fd_teacher", "kd_teacher", "swd_teacher", *neighbours, "clip_score"}
     assert "evaluate --feature-weights` with a CLIP folder" in missing["clip_score"]
 
 
@@ -114,6 +114,7 @@ def test_captioned_images_are_prompts_and_reference(root, clip, tmp_path):
     )
     assert found["protocol"]["conditions"] == hashlib.sha256(b"caption a\ncaption b\ncaption c").hexdigest()
     assert found["metrics"]["kd_clip"]["reference"] == "data"
+    assert found["metrics"]["cmmd"]["value"] > found["metrics"]["cmmd"]["low"] >= 0
     assert found["metrics"]["agreement"]["samples"] == 12
     assert found["metrics"]["agreement"]["value"] < 1
 

@@ -121,6 +121,10 @@ class DoesNotFitError(DiffCompressError):
     exit_status = ExitStatus.DOES_NOT_FIT
 
 
+class GradientError(DiffCompressError):
+    """Gradients that are not finite, as those that a half precision cannot hold."""
+
+
 class RunStopped(DiffCompressError):
     """The run ended early but the same command goes on: SIGTERM, a full disk."""
 

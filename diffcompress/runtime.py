@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import FrameType
@@ -129,6 +131,8 @@ def start(device: str | None = None) -> Runtime:
         )
     if kind == "cuda" and ":" in chosen:
         torch.cuda.set_device(chosen)
+    if kind == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True  # but where `exact_float32` says otherwise
     # The first process exports and evaluates while the others wait. Precision is the recipe's, not the launcher's.
     # Processes on GPUs exchange gradients by NCCL, and what hosts tell each other by Gloo.
     patient = InitProcessGroupKwargs(timeout=LONGEST_WAIT, backend="cuda:nccl,cpu:gloo" if kind == "cuda" else None)
@@ -141,6 +145,22 @@ def computes_bfloat16(device: torch.device) -> bool:
     import torch
 
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Products of float32 numbers in full precision, also on a GPU that rounds their factors to TF32 elsewhere."""
+    import torch
+
+    parts = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [part.allow_tf32 for part in parts]
+    for part in parts:
+        part.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for part, allowed in zip(parts, before, strict=True):
+            part.allow_tf32 = allowed
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -105,8 +105,10 @@ def fill(
 
 
 def _sample_batch(teacher: LoadedPipeline, section: BankSection, seed: int, indices: list[int], keep: int) -> Tensors:
-    calls: list[tuple[Tensor, ...]] = []
     rows = teacher.conditions.draw(indices, seed)
+    per_step = 2 if section.guidance != 1 and teacher.conditions.null is not None else 1
+    drawn = [_kept(per_step, section, keep, generator(seed, streams.KEPT_CALLS, i)) for i in indices]
+    calls = _KeptCalls(torch.stack(drawn))
     clean = sample(
         teacher,
         indices,
@@ -116,31 +118,46 @@ def _sample_batch(teacher: LoadedPipeline, section: BankSection, seed: int, indi
         guidance=section.guidance,
         jitter=section.jitter,
         conditions=rows,
-        record=lambda *call: calls.append(tuple(tensor.cpu() for tensor in call)),
+        record=calls.see,
     )
-    _check_finite(calls)
-    kept = torch.stack([_kept(len(calls), section, keep, generator(seed, streams.KEPT_CALLS, i)) for i in indices])
-    samples = torch.arange(len(indices))[:, None]
-    stacked = [torch.stack(tensors, 1)[samples, kept] for tensors in zip(*calls, strict=True)]
-    trajectory = {f"trajectory.{name}": value for name, value in zip(TRAJECTORY, stacked, strict=True)}
+    trajectory = {f"trajectory.{name}": value for name, value in calls.tensors.items()}
     return {"clean": clean, "condition": rows, **trajectory}
 
 
-def _check_finite(calls: list[tuple[Tensor, ...]]) -> None:
-    """A student cannot learn what its teacher does not know."""
-    for _noisy, timestep, prediction, _conditions in calls:
-        broken = ~torch.isfinite(prediction).flatten(1).all(1)
-        if broken.any():
-            raise UsageError(
-                f"the teacher predicts NaN or infinite values at timestep {timestep[broken][0]:g}, so its samples "
-                "teach nothing",
-                "draw a sample with diffusers first: its weights, or their half precision, are at fault",
-            )
+class _KeptCalls:
+    """Of a batch's denoiser calls those that stay, `[B, keep, ...]` on the CPU; the others are many times as much."""
+
+    def __init__(self, wanted: Tensor) -> None:
+        """wanted `[B, keep]`: numbers of the calls that stay of each sample."""
+        self._wanted, self._number = wanted, 0
+        self.tensors: Tensors = {}
+
+    def see(self, *call: Tensor) -> None:
+        """The next call of all samples (noisy, timestep, prediction, condition).
+
+        Raises UsageError where the teacher predicts what no student can learn.
+        """
+        _check_finite(timestep=call[1], prediction=call[2])
+        row, place = (self._wanted == self._number).nonzero(as_tuple=True)
+        for name, value in zip(TRAJECTORY, call, strict=True):
+            if name not in self.tensors:
+                self.tensors[name] = torch.empty(*self._wanted.shape, *value.shape[1:], dtype=value.dtype)
+            self.tensors[name][row, place] = value[row.to(value.device)].cpu()
+        self._number += 1
 
 
-def _kept(num_calls: int, section: BankSection, keep: int, own: torch.Generator) -> Tensor:
+def _check_finite(timestep: Tensor, prediction: Tensor) -> None:
+    broken = ~torch.isfinite(prediction).flatten(1).all(1)
+    if broken.any():
+        raise UsageError(
+            f"the teacher predicts NaN or infinite values at timestep {timestep[broken][0]:g}, so its samples "
+            "teach nothing",
+            "draw a sample with diffusers first: its weights, or their half precision, are at fault",
+        )
+
+
+def _kept(per_step: int, section: BankSection, keep: int, own: torch.Generator) -> Tensor:
     """Which of a sample's denoiser calls stay `[keep]`: one of each step, mostly the conditional of two."""
-    per_step = num_calls // section.sampler_steps
     steps = torch.randperm(section.sampler_steps, generator=own)[:keep]
     if per_step == 1:
         return steps

@@ -123,6 +123,8 @@ def entry_key(weights: str, protocol: Protocol) -> str:
         parts += [protocol.guidance, protocol.conditions]
     if protocol.clip is not None:
         parts.append(protocol.clip)
+    if protocol.precision != "float32":
+        parts.append(protocol.precision)
     return fingerprints.of_json(parts)[:24]
 
 

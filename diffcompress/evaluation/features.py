@@ -19,7 +19,7 @@ from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import EvaluationSection
 from diffcompress.records.fingerprints import sha256
 from diffcompress.records.protocol import Protocol, versions
-from diffcompress.runtime import Progress
+from diffcompress.runtime import Progress, dtype_name, exact_float32
 from diffcompress.sources.reference import DEMO_FOLDER, demo_names
 from diffcompress.sources.resolve import resolve
 from diffcompress.sources.weights import fingerprint, weight_files
@@ -77,8 +77,9 @@ class FeatureSpace:
     @torch.no_grad()
     def features(self, images: Tensor, batch_size: int = 128) -> Tensor:
         """Features of `images` `[N, C, H, W]`: `[N, dimension]` float32 on the CPU."""
-        device = next(self.extractor.parameters()).device
-        return torch.cat([self.extractor.features(part.to(device).float()).cpu() for part in images.split(batch_size)])
+        device, parts = next(self.extractor.parameters()).device, images.split(batch_size)
+        with exact_float32():
+            return torch.cat([self.extractor.features(part.to(device).float()).cpu() for part in parts])
 
     def why_unfit(self, shape: tuple[int, ...]) -> str | None:
         """Why images of this shape (C, H, W) cannot be compared here, if so."""
@@ -209,6 +210,7 @@ def protocol_for(
         **values,
         "sampler": model.noise.sampler,
         "sample_shape": list(model.sample_shape),
+        "precision": dtype_name(model.precision),
         "guidance": 1.0 if conditions.null is None else guidance,
         "conditions": conditions.digest,
         "versions": versions(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -11,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffcompress.evaluation.material import Material
+from diffcompress.memory import peak
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.records.evaluation import Metrics
 from diffcompress.records.metrics import Metric
@@ -75,7 +74,7 @@ def measure(pipeline: LoadedPipeline) -> Speed:
         _memory(pipeline),
         torch.get_num_threads(),
         pipeline.device.type,
-        dtype_name(next(pipeline.denoiser.parameters()).dtype),
+        dtype_name(pipeline.precision),
     )
 
 
@@ -122,48 +121,4 @@ def _timed(call: Callable[[], Tensor], device: torch.device) -> float:
 @torch.no_grad()
 def _memory(pipeline: LoadedPipeline) -> int:
     weights = sum(p.numel() * p.element_size() for p in pipeline.denoiser.parameters())
-    call = _call(pipeline, 1)
-    if pipeline.device.type == "cuda":
-        before = torch.cuda.memory_allocated(pipeline.device)
-        torch.cuda.reset_peak_memory_stats(pipeline.device)
-        call()
-        return weights + torch.cuda.max_memory_allocated(pipeline.device) - before
-    with _LiveBytes() as live:
-        call()
-    return weights + live.peak
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Bytes of tensors that are alive at once: made by an operation under this mode and not yet freed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = self._now = 0
-        self._users: dict[int, int] = {}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = {id(value) for value in args if isinstance(value, Tensor)}
-        pointers = {value.untyped_storage().data_ptr() for value in args if isinstance(value, Tensor)}
-        for value in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(value, Tensor) and id(value) not in given:
-                storage = value.untyped_storage()
-                pointer, size = storage.data_ptr(), storage.nbytes()
-                if pointer in self._users or pointer not in pointers:
-                    self._add(value, pointer, size)
-        return result
-
-    def _add(self, value: Tensor, pointer: int, size: int) -> None:
-        if pointer not in self._users:
-            self._now += size
-            self.peak = max(self.peak, self._now)
-        self._users[pointer] = self._users.get(pointer, 0) + 1
-        weakref.finalize(value, self._remove, pointer, size)
-
-    def _remove(self, pointer: int, size: int) -> None:
-        self._users[pointer] -= 1
-        if not self._users[pointer]:
-            del self._users[pointer]
-            self._now -= size
+    return weights + peak(_call(pipeline, 1), pipeline.device)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import gc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from diffcompress.errors import DiffCompressError, UsageError, is_out_of_memory
 from diffcompress.export import probe
@@ -56,11 +59,14 @@ def rehearse(teacher: LoadedPipeline, progress: Progress) -> Any:
 
 def _load_and_draw(teacher: LoadedPipeline, folder: Path) -> Any:
     reference, name = teacher.reference, teacher.family.subfolder
+    if teacher.precision == torch.bfloat16 and teacher.codec is None:
+        # What pipelines without an autoencoder make goes straight to numpy, which does not know bfloat16.
+        teacher = replace(teacher, denoiser=nn.Module.float(copy.deepcopy(teacher.denoiser)))
     with _refused(
         f"the pipeline of '{reference.id}' cannot be loaded by diffusers alone",
         "the student would come with the same parts: check that they are complete and belong together",
     ):
-        whole = load_whole(folder, teacher, next(teacher.denoiser.parameters()).dtype)
+        whole = load_whole(folder, teacher, teacher.precision)
     with _refused(
         f"the pipeline of '{reference.id}' loads but does not draw, by {type(whole).__name__} of diffusers alone",
         "the student's would fail alike: check that scheduler, autoencoder and encoders belong to this denoiser",

@@ -110,10 +110,13 @@ def _resolved(asked: EvaluateOptions) -> _Work:
 def _measured(work: _Work, runtime: Runtime, progress: Progress) -> dict[str, Evaluation]:
     """Results of the students that have none yet."""
     asked, folder = work.asked, work.folder
-    loaded = {text: fetched(reference, runtime, progress) for text, reference in work.references.items()}
-    first, teacher = loaded[next(iter(loaded))], None
+    loaded: dict[str, LoadedPipeline] = {}
+    like = teacher = None
     if asked.teacher is not None:
-        teacher = fetched(resolve(str(asked.teacher), asked.scheduler), runtime, progress)
+        like = teacher = fetched(resolve(str(asked.teacher), asked.scheduler), runtime, progress)
+    for text, reference in work.references.items():
+        loaded[text] = like = fetched(reference, runtime, progress, like)
+    first = loaded[next(iter(loaded))]
     testbed = prepare(runtime, first, teacher, work.space, asked, folder / layout.CACHE, progress)
     comparison.check_shapes(loaded)
     comparison.check_like(work.earlier, testbed)

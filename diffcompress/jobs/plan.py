@@ -12,6 +12,8 @@ from diffcompress import recipe as recipes
 from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.families import registry
 from diffcompress.families.base import Family, complete
+from diffcompress.jobs.cards import CARDS, Card
+from diffcompress.jobs.footprint import Footprint, Models, smallest
 from diffcompress.jobs.signature import as_function
 from diffcompress.noise import NoiseProcess
 from diffcompress.pipeline.checks import check_config
@@ -27,7 +29,6 @@ from diffcompress.sources.model_index import DENOISERS
 from diffcompress.sources.resolve import denoiser_config, resolve
 from diffcompress.student import costs
 from diffcompress.student import plan as planning
-from diffcompress.student.costs import TRAINING_BYTES_PER_PARAMETER
 from diffcompress.student.plan import StudentPlan
 
 
@@ -43,6 +44,11 @@ class _Teacher:
     dtype: str | None
     part_sizes: Mapping[str, int] | None
     notes: tuple[str, ...]
+
+    @property
+    def encoders(self) -> int:
+        """Bytes of its text encoders, as far as they are known."""
+        return sum(size for part, size in (self.part_sizes or {}).items() if part.startswith("text_encoder"))
 
     @cached_property
     def macs(self) -> int:
@@ -89,11 +95,11 @@ plan = as_function("plan", PlanOptions, run, "dict[str, Any] | list[dict[str, An
 def _row(teacher: _Teacher, student: StudentPlan, recipe: Recipe, dtype: str) -> Planned:
     cost = costs.count(teacher.family, student.config)
     size = cost.file_bytes(dtype)
-    batch = recipe.training.batch_size
-    memory = (
-        f"peak memory is an estimate: {TRAINING_BYTES_PER_PARAMETER} bytes per student parameter (weights, gradients, "
-        f"Adam, EMA), activations of a batch of {batch}, 4 bytes per teacher parameter; stored targets come on top"
+    models = Models(
+        teacher.family, teacher.config, student.config, recipe.training, teacher.dtype or "float32", teacher.encoders
     )
+    card = smallest(models)
+    footprint = models.on(card or CARDS[-1])
     known = evidence.lookup(teacher.family.class_name, student.ratio)
     parts, whole = _pipeline(teacher, size)
     return Planned(
@@ -110,10 +116,24 @@ def _row(teacher: _Teacher, student: StudentPlan, recipe: Recipe, dtype: str) ->
         pipeline_bytes=whole.bytes,
         pipeline_ratio=whole.ratio,
         parts=parts,
-        peak_memory_bytes=cost.training_bytes(batch) + 4 * student.teacher_params,
+        peak_memory_bytes=footprint.peak,
+        card=card and card.name,
         seconds_per_step=None,
         evidence=known,
-        notes=[*teacher.notes, *student.notes, memory, known.told if known else evidence.NOTHING_KNOWN],
+        notes=[
+            *teacher.notes,
+            *student.notes,
+            _memory(card, footprint),
+            known.told if known else evidence.NOTHING_KNOWN,
+        ],
+    )
+
+
+def _memory(card: Card | None, footprint: Footprint) -> str:
+    least = f"the smallest card that would do: {card.name} ({card.gib} GB)" if card else "no card alone has as much"
+    return (
+        f"{least}; peak memory is an estimate, of one sample at a time (larger batches where memory holds them): "
+        f"{footprint.told()}"
     )
 
 

@@ -80,7 +80,7 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
     fetch(reference, progress)
     if reference.pipeline is not None:
         require_parts(reference, (part for part in reference.parts if part != reference.denoiser_part))
-    teacher = load(reference, runtime.device, sample_size=recipe.bank.sample_size)
+    teacher = load(reference, runtime.device, sample_size=recipe.bank.sample_size, progress=progress)
     texts = texts_for(teacher, recipe, data, asked.prompts, progress)
     identity = request.identity(teacher.fingerprint)
     # With the text encoders, which are loaded once: they encode the prompts, and leave.

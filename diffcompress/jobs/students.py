@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import Tensor, nn, ones_like, zeros_like
 
 from diffcompress.bank import bank as banks
 from diffcompress.bank.targets import refit_batch, taylor_batches
+from diffcompress.errors import GradientError
 from diffcompress.families.base import Family
 from diffcompress.families.unet import OUTPUT_LAYER
 from diffcompress.pipeline.conditions import as_dtype
 from diffcompress.pipeline.load import LoadedPipeline, state_fingerprint
+from diffcompress.pipeline.precision import cast
 from diffcompress.pipeline.predicting import in_terms_of, predicting
 from diffcompress.recipe import Recipe
 from diffcompress.runtime import Progress
@@ -21,7 +26,7 @@ from diffcompress.sources.weights import open_state
 from diffcompress.student.inherit import pick, start_student
 from diffcompress.student.plan import StudentPlan
 from diffcompress.student.refit import Conversion, refit
-from diffcompress.student.scores import magnitude_scores, taylor_scores
+from diffcompress.student.scores import AxisScores, magnitude_scores, rows_held, taylor_scores
 from diffcompress.training.state import TrainingState
 
 # Samples that layers are refitted on: fewer at once would not be of all noise levels.
@@ -43,7 +48,7 @@ def initial_student(
     """
     section, scores = recipe.student, None
     if ranked and section.start == "inherit" and section.importance == "taylor":
-        scores = taylor_scores(teacher.denoiser, teacher.predict, taylor_batches(teacher, bank, recipe.seed))
+        scores = _ranked(teacher, recipe, bank, progress or Progress())
     state = open_state(teacher.reference)
     student = start_student(teacher.family, student_plan, section, state, scores=scores, seed=recipe.seed)
     if ranked and section.start == "inherit" and section.refit and teacher.family.kind == "unet":
@@ -51,6 +56,20 @@ def initial_student(
         kept = pick(rules, magnitude_scores(state) if scores is None else scores)
         _refit(student, teacher, student_plan, kept, recipe, bank, progress or Progress())
     return student
+
+
+def _ranked(
+    teacher: LoadedPipeline, recipe: Recipe, bank: banks.Bank, progress: Progress
+) -> Mapping[str, AxisScores] | None:
+    """How important the teacher's channels are by their gradients; None, told, where these are not finite."""
+    denoiser: Any = teacher.denoiser
+    held = rows_held(denoiser, teacher.predict, next(taylor_batches(teacher, bank, recipe.seed)))
+    fitting = replace(bank, batch_size=min(bank.batch_size, held))
+    try:
+        return taylor_scores(denoiser, teacher.predict, taylor_batches(teacher, fitting, recipe.seed))
+    except GradientError as error:
+        progress.warn(f"{error.message}; they are ranked by magnitude")
+        return None
 
 
 def _refit(
@@ -69,8 +88,7 @@ def _refit(
     noisy, timestep, conditioning = refit_batch(teacher, bank, recipe.seed, number)
 
     def call(model: nn.Module) -> Tensor:
-        dtype = next(model.parameters()).dtype
-        return teacher.family.predict(model, noisy.to(dtype), timestep, as_dtype(conditioning, dtype))
+        return teacher.family.predict(model, noisy.to(model.dtype), timestep, as_dtype(conditioning, model.dtype))
 
     own = predicting(teacher, student_plan.prediction_type).noise
     conversion = None
@@ -106,6 +124,8 @@ def as_student(teacher: LoadedPipeline, student_plan: StudentPlan, denoiser: nn.
     fingerprint = state_fingerprint(denoiser)
     if around is not teacher:  # equal tensors that mean something else
         fingerprint = hashlib.sha256(f"{fingerprint} {student_plan.prediction_type}".encode()).hexdigest()
+    if teacher.precision != torch.float32:
+        denoiser = cast(copy.deepcopy(denoiser), teacher.precision)
     return replace(around, reference=reference, denoiser=denoiser, fingerprint=fingerprint)
 
 

@@ -96,10 +96,16 @@ def prepare(
     return Testbed(runtime, model, teacher is not None, space, clean, protocol, cache, progress)
 
 
-def fetched(reference: Reference, runtime: Runtime, progress: Progress) -> LoadedPipeline:
-    """A model of any place, with all parts of its pipeline here, at the size that its recipe samples."""
+def fetched(
+    reference: Reference, runtime: Runtime, progress: Progress, like: LoadedPipeline | None = None
+) -> LoadedPipeline:
+    """A model of any place, with all parts of its pipeline here, at the size that its recipe samples.
+
+    like: another that it is compared with, so that both compute in one precision.
+    """
     fetch(reference, progress)
-    return load(reference, runtime.device, sample_size=_recipe(reference).bank.sample_size)
+    size, precision = _recipe(reference).bank.sample_size, like and like.precision
+    return load(reference, runtime.device, sample_size=size, precision=precision, progress=progress)
 
 
 def _recipe(reference: Reference) -> Recipe:

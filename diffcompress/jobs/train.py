@@ -182,8 +182,8 @@ def _with_micro_batches(run: Run, trainee: Trainee) -> Recipe:
     if section.micro_batch_size is not None:
         return recipe
     share = len(range(section.batch_size)[runtime.share(section.batch_size)])
-    found = torch.tensor([micro.automatic_size(trainee, run.teacher, share, runtime.device)], device=runtime.device)
-    size = int(runtime.accelerator.gather(found).min())
+    mine = micro.automatic_size(trainee, run.teacher, recipe.stages[-1], share, runtime.device)
+    size = int(runtime.accelerator.gather(torch.tensor([mine], device=runtime.device)).min())
     if size >= share:
         return recipe
     run.progress.note(f"batches of {share} are trained in parts of {size}: what memory holds")

@@ -13,6 +13,9 @@ NOISE = 2
 KEPT_CALLS = 11
 IMAGE_ORDER = 12
 
+# Inputs on which half precision is held against float32.
+PRECISION = 41
+
 # Targets: (pool, entry), no number, (pool, epoch), (step, entry).
 POOL_ENTRY = 21
 TRAJECTORY_ORDER = 22

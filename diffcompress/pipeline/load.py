@@ -15,23 +15,31 @@ from torch import Tensor, nn
 from diffcompress.errors import UsageError
 from diffcompress.families import registry
 from diffcompress.families.base import Family
-from diffcompress.noise import NoiseProcess, from_scheduler
+from diffcompress.noise import NoiseProcess, from_scheduler, generator, streams
 from diffcompress.pipeline import checks
+from diffcompress.pipeline import precision as precisions
 from diffcompress.pipeline.codec import Codec, load_codec
 from diffcompress.pipeline.conditions import Conditions, as_dtype, without_text
 from diffcompress.records import fingerprints
-from diffcompress.runtime import dtype_name
+from diffcompress.runtime import Progress, dtype_name, exact_float32, free_memory
 from diffcompress.sources.assembly import assembled
 from diffcompress.sources.reference import Reference
-from diffcompress.sources.weights import check_state, fingerprint, open_headers, open_state, require_parts
+from diffcompress.sources.weights import (
+    TeacherState,
+    check_state,
+    fingerprint,
+    open_headers,
+    open_state,
+    require_parts,
+)
 
-# Denoisers of more parameters stay in their stored precision on an accelerator, where float32 would not fit.
-LARGE = 1_000_000_000
+# Of float32 weights, what a device must have free to hold half-precision ones against them: two samples take the rest.
+CHECK_ROOM = 1.25
 
 
 @dataclass(frozen=True)
 class LoadedPipeline:
-    """A denoiser in evaluation mode, in float32 unless it is LARGE, with all that sampling from it takes.
+    """A denoiser in evaluation mode, in the `precision` of its device, with all that sampling from it takes.
 
     dtype: of the stored weights (the default for exports); fingerprint: SHA-256 over configs and weights; sample_shape:
     of one clean sample; conditions: what samples are conditioned on, empty for a text denoiser until its prompts are
@@ -57,6 +65,11 @@ class LoadedPipeline:
         return next(self.denoiser.parameters()).device
 
     @property
+    def precision(self) -> torch.dtype:
+        """What the denoiser computes in, but for parts that its class wants in float32."""
+        return self.denoiser.dtype  # type: ignore[return-value]
+
+    @property
     def takes_text(self) -> bool:
         return bool(self.family.text_conditioning(self.config))
 
@@ -77,8 +90,21 @@ class LoadedPipeline:
 
     def predict_all(self, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
         """`[B, C or 2C, *spatial]` in float32: the prediction, and the learned variance where there is one."""
-        dtype = next(self.denoiser.parameters()).dtype
+        dtype = self.precision
         return self.family.predict(self.denoiser, noisy.to(dtype), timestep, as_dtype(conditioning, dtype)).float()
+
+    @torch.no_grad()
+    def examples(self) -> Tensor:
+        """Predictions `[SHARES, SAMPLES, C, *spatial]` (`precision`) of random inputs, the same each time."""
+        own, count = generator(streams.PRECISION), precisions.SAMPLES
+
+        def random(value: Tensor) -> Tensor:
+            return torch.randn(value.shape, generator=own) if value.is_floating_point() else value.cpu()
+
+        inputs = {n: random(v).to(self.device) for n, v in self.example_inputs(count).items() if n != "timestep"}
+        noisy = inputs.pop("noisy")
+        times = [self.noise.at(torch.full((count,), share)).to(self.device) for share in precisions.SHARES]
+        return torch.stack([self.predict(noisy, timestep, inputs) for timestep in times])
 
 
 def describe(reference: Reference) -> tuple[Family, NoiseProcess]:
@@ -103,10 +129,19 @@ def describe(reference: Reference) -> tuple[Family, NoiseProcess]:
         ) from error
 
 
-def load(reference: Reference, device: torch.device | str = "cpu", *, sample_size: int | None = None) -> LoadedPipeline:
+def load(
+    reference: Reference,
+    device: torch.device | str = "cpu",
+    *,
+    sample_size: int | None = None,
+    precision: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> LoadedPipeline:
     """Read the weights of `reference`, downloaded first when they lie on the Hub.
 
-    sample_size: height and width of samples (of latents, for latent models); None: as its pipeline makes them. Raises
+    sample_size: height and width of samples (of latents, for latent models); None: as its pipeline makes them.
+    precision: to compute in, None for what suits the device (`precision.choose`), which a few calls are held against
+    float32 for where that fits; the progress is told. Raises
     UsageError when weights are missing, truncated, of other shapes, not finite, or pickled beyond a state dict;
     AccessError when the Hub refuses.
     """
@@ -115,16 +150,11 @@ def load(reference: Reference, device: torch.device | str = "cpu", *, sample_siz
     state = open_state(reference)
     denoiser = hollow(family, reference.config, reference.id)
     check_state(state, denoiser)
-    halved = torch.device(device).type != "cpu" and sum(p.numel() for p in denoiser.parameters()) > LARGE
-    # One precision for all of it: some classes are stored with a few tensors in another.
-    dtype = state.dtype if halved else torch.float32
-    denoiser.load_state_dict(as_dtype(state, dtype), assign=True)
-    denoiser = denoiser.to(device).eval().requires_grad_(False)
     shape = family.sample_shape(reference.complete_config)
     if sample_size is not None:
         shape = (*shape[:-2], sample_size, sample_size)
         noise = from_scheduler(reference.scheduler, family.num_tokens(reference.complete_config, shape))
-    return LoadedPipeline(
+    pipeline = LoadedPipeline(
         reference,
         family,
         denoiser,
@@ -134,6 +164,47 @@ def load(reference: Reference, device: torch.device | str = "cpu", *, sample_siz
         shape,
         without_text(family, reference.complete_config),
     )
+    _fill(pipeline, state, torch.device(device), precision, progress or Progress())
+    return pipeline
+
+
+def _fill(
+    pipeline: LoadedPipeline,
+    state: TeacherState,
+    device: torch.device,
+    precision: torch.dtype | None,
+    progress: Progress,
+) -> None:
+    """Weights into the hollow denoiser of `pipeline`, on `device`."""
+    denoiser = pipeline.denoiser
+    params = sum(p.numel() for p in denoiser.parameters())
+    chosen = precision or precisions.choose(device, state.dtype, params)
+
+    def fill(dtype: torch.dtype) -> None:
+        # One precision for all of it: some classes are stored with a few tensors in another.
+        tensors = {n: as_dtype({n: v}, precisions.dtype_of(denoiser, n, dtype))[n] for n, v in state.items()}
+        denoiser.load_state_dict(tensors, assign=True)
+        denoiser.to(device).eval().requires_grad_(False)
+
+    if precision is not None or chosen == torch.float32:
+        fill(chosen)
+        return
+    name = f"'{pipeline.reference.id}'"
+    if free_memory(device) < CHECK_ROOM * 4 * params:
+        fill(chosen)
+        progress.note(f"{name} computes in {dtype_name(chosen)}, unchecked: {device} has no room for it in float32")
+        return
+    fill(torch.float32)
+    with exact_float32():
+        exact = pipeline.examples()
+    precisions.cast(denoiser, chosen)
+    apart = precisions.difference(pipeline.examples(), exact)
+    if apart > precisions.MOST_ROUNDING:
+        fill(torch.float32)
+        progress.warn(
+            f"{name} computes in float32: in {dtype_name(chosen)} its predictions of random inputs "
+            f"are {100 * apart:.1f} % off, more than {100 * precisions.MOST_ROUNDING:g} %"
+        )
 
 
 def check_teacher(reference: Reference) -> str | None:

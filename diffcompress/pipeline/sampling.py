@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from diffcompress.memory import Need
 from diffcompress.noise import generator, streams
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.runtime import free_memory
@@ -74,27 +75,18 @@ def _on(device: torch.device, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
     return {name: value.to(device) for name, value in tensors.items()}
 
 
+@torch.no_grad()
 def automatic_batch_size(pipeline: LoadedPipeline) -> int:
-    """Largest power of two whose denoiser call fits a quarter of the free memory; from memory alone, never timing.
+    """Rows of a denoiser call that the free memory holds; from memory alone, never timing.
 
-    At most 64 on a CPU, where larger batches gain nothing, and 512 elsewhere.
+    At most 64 on a CPU, where larger batches gain nothing; elsewhere 512, or 128 latents, as the host holds the
+    pictures that they decode to.
     """
-    conditioning = _on(pipeline.device, pipeline.conditions.rows(torch.zeros(1, dtype=torch.long)))
-    seen = 0
 
-    def count(_module: object, _inputs: object, output: object) -> None:
-        nonlocal seen
-        for value in output if isinstance(output, (tuple, list)) else (output,):
-            seen += value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+    def call(rows: int) -> Tensor:
+        given = _on(pipeline.device, pipeline.conditions.rows(torch.zeros(rows, dtype=torch.long)))
+        noisy = torch.zeros(rows, *pipeline.sample_shape, device=pipeline.device)
+        return pipeline.predict_all(noisy, pipeline.noise.at(torch.zeros(rows)).to(pipeline.device), given)
 
-    handles = [module.register_forward_hook(count) for module in pipeline.denoiser.modules()]
-    try:
-        with torch.no_grad():
-            noisy = torch.zeros(1, *pipeline.sample_shape, device=pipeline.device)
-            pipeline.predict(noisy, pipeline.noise.at(torch.zeros(1)).to(pipeline.device), conditioning)
-    finally:
-        for handle in handles:
-            handle.remove()
-    limit = 512 if pipeline.device.type == "cuda" else 64
-    fitting = max(1, free_memory(pipeline.device) // 4 // max(1, seen))
-    return min(limit, 1 << (fitting.bit_length() - 1))
+    most = 64 if pipeline.device.type != "cuda" else 512 if pipeline.codec is None else 128
+    return Need.of(call, pipeline.device).rows(free_memory(pipeline.device), most)

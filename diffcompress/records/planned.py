@@ -34,6 +34,7 @@ class Planned(Record):
     )
     parts: list[Part] | None = Field(description="of the student's pipeline; null where there is none around it")
     peak_memory_bytes: int | None = Field(description="an estimate; the notes say of what")
+    card: str | None = Field(description="the smallest GPU that would do; null where one alone does not")
     seconds_per_step: float | None
     evidence: Evidence | None
     notes: list[str]

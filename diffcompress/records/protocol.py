@@ -14,6 +14,8 @@ from diffcompress.records.record import Record
 
 AGREEMENT_IMAGES = 128
 _NOT_COMPARED = ("versions",)
+# What earlier results do not say of themselves.
+_FORMER = {"precision": "float32"}
 
 
 class Protocol(Record):
@@ -34,6 +36,7 @@ class Protocol(Record):
     agreement_images: int = AGREEMENT_IMAGES
     agreement_levels: int = 10
     clip: str | None = Field(None, description="SHA-256 of CLIP, where it stands beside another feature space")
+    precision: str = Field("float32", description="what teacher and students compute in")
     revision: int = 1
     versions: dict[str, str] = Field(default_factory=dict, description="recorded, but may differ")
 
@@ -57,7 +60,7 @@ def versions() -> dict[str, str]:
 
 def check_same(one: Protocol, other: Protocol) -> None:
     """Raise UsageError unless two results were measured in the same way, as far as their records say."""
-    first, second = one.to_json(), other.to_json()
+    first, second = _FORMER | one.to_json(), _FORMER | other.to_json()
     keys = [key for key in sorted({*first, *second}) if key not in _NOT_COMPARED]
     differing = [f"{key} is {first.get(key)!r} and {second.get(key)!r}" for key in keys]
     differing = [told for key, told in zip(keys, differing, strict=True) if first.get(key) != second.get(key)]

@@ -13,7 +13,9 @@ from diffusers import ModelMixin
 from torch import Tensor
 from torch.nn import functional
 
-from diffcompress.errors import DiffCompressError
+from diffcompress.errors import GradientError
+from diffcompress.memory import Need
+from diffcompress.runtime import free_memory
 
 Batch = tuple[Tensor, Tensor, Mapping[str, Tensor], Tensor]
 Predict = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
@@ -71,7 +73,7 @@ def taylor_scores(
     batch is (noisy, timestep, conditioning, target). The gradient is taken batch by batch: near an optimum its mean
     over the data is close to zero for every weight. Beside the teacher, memory holds one weight's gradient at a time
     and the activations of one batch, recomputed where the class can. A buffer scores zero, and so does the second name
-    of a shared weight. The teacher is left as it was. Raises DiffCompressError when a gradient is not finite.
+    of a shared weight. The teacher is left as it was. Raises GradientError when a gradient is not finite.
     """
     scores = {
         name: AxisScores(tuple(torch.zeros(size, device=value.device) for size in value.shape))
@@ -92,11 +94,27 @@ def taylor_scores(
                 (scale * loss(predict(noisy, timestep, conditioning), target)).backward()  # type: ignore[no-untyped-call]
     for name, score in scores.items():
         if not all(torch.isfinite(along).all() for along in score.along):
-            raise DiffCompressError(
+            raise GradientError(
                 f"the teacher's weights cannot be ranked by their gradients: that of {name} is not finite",
                 "rank them by magnitude: --set student.importance=magnitude",
             )
     return scores
+
+
+def rows_held(teacher: ModelMixin, predict: Predict, batch: Batch, loss: Loss = functional.mse_loss) -> int:
+    """Rows of a batch whose gradients the free memory holds, as `taylor_scores` takes them; from those of `batch`."""
+    noisy, timestep, conditioning, target = batch
+
+    def take(_name: str, weight: Tensor) -> None:
+        weight.grad = None
+
+    def step(rows: int) -> None:
+        given = {name: value[:rows] for name, value in conditioning.items()}
+        with torch.enable_grad():
+            loss(predict(noisy[:rows], timestep[:rows], given), target[:rows]).backward()  # type: ignore[no-untyped-call]
+
+    with _differentiated(teacher, take):
+        return Need.of(step, noisy.device).rows_in(free_memory(noisy.device))
 
 
 @contextlib.contextmanager

@@ -7,47 +7,46 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from diffcompress.bank.batch import Batch
 from diffcompress.losses.reduction import Scalar
 from diffcompress.losses.terms import ReduceMean
+from diffcompress.memory import Need, gradients
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import StageSection
 from diffcompress.runtime import Runtime, free_memory
 from diffcompress.training.objective import step_losses
 
-# Share of the free memory that activations may take: gradients, moments and the allocator want some too.
-MEMORY_SHARE = 0.5
+# Bytes of gradients, averages and optimizer for each trained parameter, not there yet when the batch is chosen.
+STATE_BYTES = 16
 
 
-def automatic_size(trainee: nn.Module, teacher: LoadedPipeline, share: int, device: torch.device) -> int:
-    """Rows of a micro-batch: the largest part of `share` (by a whole divisor) whose activations fit into free memory.
+def automatic_size(
+    trainee: nn.Module, teacher: LoadedPipeline, stage: StageSection, share: int, device: torch.device
+) -> int:
+    """Rows of a micro-batch: the largest part of `share` (by a whole divisor) whose step fits into free memory.
 
     From memory alone, never timing, so that the same machine finds the same.
     """
-    # What autocast keeps of the weights is there once, whatever the batch.
-    needed = max(1, _saved_bytes(trainee, teacher, 2) - _saved_bytes(trainee, teacher, 1))
-    fitting = max(1, int(MEMORY_SHARE * free_memory(device) / needed))
+    with torch.no_grad():
+        channels = trainee(*_example(teacher, 1))[0].shape[1]
+
+    def step(rows: int) -> None:
+        noisy, timestep, conditioning = _example(teacher, rows)
+        prediction = noisy.new_zeros(rows, channels, *noisy.shape[2:])
+        batch = Batch(noisy, timestep, prediction, torch.zeros_like(noisy), conditioning)
+        step_losses(trainee, teacher, batch, stage, lambda value: value)[0].backward()
+
+    with gradients(trainee):
+        need = Need.of(step, device)
+    coming = STATE_BYTES * sum(p.numel() for p in trainee.parameters())
+    fitting = need.rows_in(free_memory(device) - coming)
     return next(share // parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= fitting)
 
 
-def _saved_bytes(trainee: nn.Module, teacher: LoadedPipeline, batch: int) -> int:
-    """Bytes that a forward keeps for the backward pass."""
-    own = {p.untyped_storage().data_ptr() for p in trainee.parameters()}
-    seen: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    inputs = teacher.example_inputs(batch)
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = trainee(inputs.pop("noisy"), inputs.pop("timestep"), inputs)
-    del output  # it held the graph, so that no storage's address came twice
-    return sum(seen.values())
+def _example(teacher: LoadedPipeline, rows: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    inputs = teacher.example_inputs(rows)
+    return inputs.pop("noisy"), inputs.pop("timestep"), inputs
 
 
 def backward(

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffcompress.runtime import exact_float32
+
 MOMENTUM = 0.95
 # Newton-Schulz: five rounds of a x + b (x x') x + c (x x')^2 x bring singular values from 1e-2 up to 0.7 .. 1.2.
 ROUNDS, A, B, C = 5, 3.4445, -4.7750, 2.0315
@@ -56,10 +58,11 @@ class Muon:
     def step(self, learning_rate: float, finite: Tensor) -> None:
         """One update. Where `finite` (bool, 0-d) is False, weights and moments stay as they are."""
         gradient = torch.cat([_flat(_laid_as(weight, weight.grad)) for weight in self._weights])
-        gradient = torch.where(finite, gradient, 0.0)
+        gradient.masked_fill_(~finite, 0.0)
         self._moment.mul_(torch.where(finite, MOMENTUM, 1.0)).add_(gradient)
         ahead = gradient.add_(self._moment, alpha=MOMENTUM)
-        moves = self._orthogonal(ahead, self._sizes * finite)
+        with exact_float32():
+            moves = self._orthogonal(ahead, self._sizes * finite)
         weights = [_flat(weight) for weight in self._weights]
         if self.weight_decay:
             torch._foreach_mul_(weights, 1 - learning_rate * self.weight_decay * finite)

@@ -101,7 +101,7 @@ def make_adapters(student: nn.Module, teacher: LoadedPipeline, seed: int) -> los
     for model in (student, teacher.denoiser):
         device = next(model.parameters()).device
         inputs = {name: value.to(device) for name, value in teacher.example_inputs().items()}
-        given = as_dtype(inputs, next(model.parameters()).dtype)
+        given = as_dtype(inputs, model.dtype)
         with torch.no_grad(), FeatureTap(model, family) as tap:
             family.predict(model, given.pop("noisy"), given.pop("timestep"), given)
         widths.append([feature.shape[1] for feature in tap.features])

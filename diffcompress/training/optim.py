@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from diffcompress.memory import peak
 from diffcompress.recipe import TrainingSection
 from diffcompress.training.muon import Muon
 
@@ -68,6 +69,19 @@ class Optimizer:
                 moments |= {key: torch.empty_like(parameter).copy_(value) for key, value in like.items()}
         if self._muon is not None and states["muon"]:
             self._muon.load(states["muon"])
+
+
+def memory(model: nn.Module, section: TrainingSection) -> tuple[int, int]:
+    """Bytes that the optimizer of `model`, on the meta device, keeps between steps, and works with beside them."""
+    matrices = list(_matrices(model)) if section.optimizer == "muon" else []
+    orthogonal = sum(matrix.numel() for matrix in matrices)
+    kept = 4 * orthogonal + 8 * (sum(p.numel() for p in model.parameters()) - orthogonal)
+    if not matrices:
+        return kept, 0
+    for matrix in matrices:
+        matrix.grad = torch.empty_like(matrix)
+    muon, finite = Muon(matrices), torch.ones((), dtype=torch.bool, device="meta")
+    return kept, peak(lambda: muon.step(1.0, finite), torch.device("meta"))
 
 
 def _matrices(model: nn.Module) -> set[Tensor]:

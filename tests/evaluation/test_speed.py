@@ -64,13 +64,3 @@ def test_precisions_that_differ_stand_beside_the_figures(tmp_path, monkeypatch):
             console.print(*shown)
         row = next(line for line in seen.get().splitlines() if line.startswith("latency_ms "))
         assert re.search(r" in float32\b.* in bfloat16\b", row)
-
-
-def test_live_bytes_counts_what_is_alive_at_once():
-    with speed._LiveBytes() as live:
-        for _ in range(5):
-            one = torch.zeros(1000)
-            two = one + 1
-            two.view(10, 100).add_(1)
-            del one, two
-    assert live.peak == 8000

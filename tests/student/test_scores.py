@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping
 from functools import partial
 
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffcompress.errors import DiffCompressError
+from diffcompress.errors import GradientError
 from diffcompress.families import registry
 from diffcompress.families.base import Family
 from diffcompress.families.unet2d import FAMILY
+from diffcompress.memory import SHARE, Need, gradients
 from diffcompress.student.inherit import pick
-from diffcompress.student.scores import AxisScores, Batch, magnitude_scores, taylor_scores
+from diffcompress.student.scores import AxisScores, Batch, magnitude_scores, rows_held, taylor_scores
 from diffcompress.student.size import build
 from tests import tiny
 from tests.families.test_contract import FAMILIES, inputs_of, lively
@@ -110,7 +113,7 @@ def test_the_teacher_is_left_as_it_was(fails: bool, recomputed: bool) -> None:
     batches = batches_of(FAMILY, tiny.UNET)
     if fails:
         batches[1] = (*batches[1][:3], torch.full_like(batches[1][3], torch.nan))
-        with pytest.raises(DiffCompressError, match="not finite") as caught:
+        with pytest.raises(GradientError, match="not finite") as caught:
             taylor_scores(teacher, partial(predict, FAMILY, teacher), batches)
         assert "student.importance=magnitude" in caught.value.hint
         handle = teacher.mid_block.register_forward_hook(stops_backward)
@@ -144,6 +147,29 @@ def test_one_gradient_is_alive_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(AxisScores, "of", classmethod(counted))
     taylor_scores(teacher, partial(predict, family, teacher), batches_of(family, config))
     assert len(alive) > 100 and max(alive) == 1
+
+
+def test_a_batch_is_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = tiny.unet()
+    (batch,) = batches_of(FAMILY, tiny.UNET, 1, 8)
+    call = partial(predict, FAMILY, teacher)
+
+    def held(free: float) -> int:
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=int(free)))
+        return rows_held(teacher, call, batch)
+
+    def backward(rows: int) -> None:
+        noisy, timestep, given, target = (part if isinstance(part, dict) else part[:rows] for part in batch)
+        functional.mse_loss(call(noisy, timestep, given), target).backward()
+
+    none, some, more = held(0), held(10**7), held(2 * 10**7)
+    teacher.requires_grad_(True)
+    with gradients(teacher):
+        need = Need.of(backward, torch.device("cpu"))  # nothing is recomputed
+    teacher.requires_grad_(False)
+    assert none == 1
+    assert 0.5 < (more - some) / (SHARE * 10**7 / need.row) < 2
+    assert not any(weight.requires_grad or weight.grad is not None for weight in teacher.parameters())
 
 
 def faint(prediction: Tensor, target: Tensor) -> Tensor:

@@ -10,12 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from diffcompress.errors import DamagedError, DiffCompressError, RunStopped
 from diffcompress.families import registry
+from diffcompress.memory import SHARE, Need, gradients
 from diffcompress.recipe import TrainingSection
 from diffcompress.runtime import Progress
 from diffcompress.student.size import build
 from diffcompress.training import budget, micro
 from diffcompress.training.ema import Ema
-from diffcompress.training.objective import FeatureTap, Trainee, freeze_unused
+from diffcompress.training.objective import FeatureTap, Trainee, freeze_unused, step_losses
 from diffcompress.training.optim import learning_rate
 from diffcompress.training.stage import run_stage
 from tests.families.test_contract import inputs_of
@@ -227,15 +228,23 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(world, tmp_path, siz
 
 
 def test_micro_batches_are_what_memory_holds(world, tmp_path, monkeypatch):
+    """By what a step on a real batch takes, beside optimizer and averages that are not there yet."""
     work = job(world, tmp_path)
-    device = work.runtime.device
-    assert micro.automatic_size(work.trainee, work.teacher, 12, device) == 12
-    needed = micro._saved_bytes(work.trainee, work.teacher, 3) - micro._saved_bytes(work.trainee, work.teacher, 2)
-    assert needed > 10_000
+    trainee, teacher, stage, device = work.trainee, work.teacher, work.recipe.stages[0], work.runtime.device
+    assert micro.automatic_size(trainee, teacher, stage, 12, device) == 12
+    batch = work.targets.batch(0)
+
+    def step(rows):
+        step_losses(trainee, teacher, batch.split(rows)[0], stage, lambda value: value)[0].backward()
+
+    with gradients(trainee):
+        need = Need.of(step, device)
+    assert need.row > 10_000
+    state = micro.STATE_BYTES * sum(p.numel() for p in trainee.parameters())
     for fitting, expected in ((11, 6), (4, 4), (1, 1), (0, 1)):
-        free = types.SimpleNamespace(available=int(needed * (fitting + 0.5) / micro.MEMORY_SHARE))
+        free = types.SimpleNamespace(available=int((need.bytes(fitting) + need.row / 2) / SHARE) + state)
         monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: free)
-        assert micro.automatic_size(work.trainee, work.teacher, 12, device) == expected
+        assert micro.automatic_size(trainee, teacher, stage, 12, device) == expected
 
 
 def test_adapters_follow_from_the_seed_alone(world, tmp_path):

@@ -1,0 +1,36 @@
+"""GPUs that people have, and what fits them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Of a card's memory, what is there for tensors.
+USABLE = 0.93
+
+
+@dataclass(frozen=True)
+class Card:
+    """gib: of memory; bfloat16: whether it multiplies in it."""
+
+    name: str
+    gib: int
+    bfloat16: bool = True
+
+    @property
+    def bytes(self) -> int:
+        return int(USABLE * self.gib * 2**30)
+
+
+# By the makers' data sheets, smallest memory first.
+CARDS = (
+    Card("RTX 4060", 8),
+    Card("RTX 3060", 12),
+    Card("T4", 16, bfloat16=False),
+    Card("L4", 24),
+    Card("V100 32 GB", 32, bfloat16=False),
+    Card("A100 40 GB", 40),
+    Card("L40S", 48),
+    Card("A100 80 GB", 80),
+    Card("H200", 141),
+    Card("B200", 180),
+)

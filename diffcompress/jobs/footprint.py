@@ -1,0 +1,100 @@
+"""What a run takes of a device's memory, part by part, from configs alone; and the smallest card that has as much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from diffcompress.families.base import Family
+from diffcompress.jobs.cards import CARDS, Card
+from diffcompress.memory import Need
+from diffcompress.recipe import TrainingSection
+from diffcompress.student import costs
+from diffcompress.student.size import build, num_parameters
+from diffcompress.training import optim
+
+# Of what activations take in float32, what they take under bfloat16 autocast, which keeps norms in float32.
+MIXED = 0.6
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one sample at a time, which is the least that a run can do with. encoders: the text encoders; teacher:
+    its weights; call: of it; student: weights, gradients, averages and the optimizer's moments; step: forward and
+    backward pass; update: what the optimizer works with."""
+
+    encoders: int
+    teacher: int
+    call: int
+    student: int
+    step: int
+    update: int
+
+    @property
+    def peak(self) -> int:
+        """The largest of what is there at once: the teacher with its text encoders, asked, or beside its student."""
+        return self.teacher + max(self.encoders, self.call, self.student + max(self.step, self.update))
+
+    def told(self) -> str:
+        parts = {
+            "the teacher's weights": self.teacher,
+            "one sample in it": self.call,
+            "the student with gradients, average and moments": self.student,
+            "one sample's step": self.step,
+            "the optimizer's update": self.update,
+            "text encoders, which then leave,": self.encoders,
+        }
+        return ", ".join(f"{name} {size / 1e9:.2g} GB" for name, size in parts.items() if size)
+
+
+@dataclass(frozen=True)
+class Models:
+    """What footprints are of. stored: dtype of the teacher's weights; encoders: bytes of its text encoders."""
+
+    family: Family
+    teacher: Mapping[str, Any]
+    student: Mapping[str, Any]
+    section: TrainingSection
+    stored: str
+    encoders: int
+
+    def half(self, card: Card | None) -> bool:
+        """Whether the teacher computes in half precision there; None: on a CPU."""
+        return card is not None and (card.bfloat16 or self.stored == "float16")
+
+    def on(self, card: Card | None) -> Footprint:
+        (teacher, student), (moments, working) = self._params, self._optimizer
+        mixed = card is not None and card.bfloat16 and self.section.precision == "bfloat16"
+        half = self.half(card)
+        return Footprint(
+            encoders=self.encoders,
+            teacher=(2 if half else 4) * teacher,
+            call=self._call.bytes(1) // (2 if half else 1),
+            student=12 * student + moments,
+            step=self._step.fixed + int(self._step.row * (MIXED if mixed else 1.0)),
+            update=working,
+        )
+
+    @cached_property
+    def _call(self) -> Need:
+        return costs.call_memory(self.family, self.teacher)
+
+    @cached_property
+    def _step(self) -> Need:
+        return costs.training_memory(self.family, self.student)
+
+    @cached_property
+    def _params(self) -> tuple[int, int]:
+        teacher, student = (num_parameters(build(self.family, one, "meta")) for one in (self.teacher, self.student))
+        return teacher, student
+
+    @cached_property
+    def _optimizer(self) -> tuple[int, int]:
+        return optim.memory(build(self.family, self.student, "meta"), self.section)
+
+
+def smallest(models: Models) -> Card | None:
+    """The card with the least memory that has enough; None where one alone does not."""
+    return next((card for card in CARDS if models.on(card).peak <= card.bytes), None)

@@ -1,0 +1,43 @@
+"""How a student starts where its teacher does not let itself be ranked."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from diffcompress import recipe as recipes
+from diffcompress.bank import bank as banks
+from diffcompress.jobs.students import initial_student
+from diffcompress.pipeline.load import load
+from diffcompress.runtime import Progress, start
+from diffcompress.sources.resolve import resolve
+from diffcompress.student.plan import plan
+from tests import tiny
+
+
+class Heard(Progress):
+    """Keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_teacher_whose_gradients_are_not_finite_is_ranked_by_magnitude_and_that_is_told(tmp_path, broken):
+    teacher = load(resolve(str(tiny.save_pipeline(tmp_path / "teacher"))))
+    recipe = recipes.load("default", (*tiny.SHORTEST, "student.refit=false"))
+    bank = banks.fill(tmp_path / "bank", teacher, recipe.bank, 0, None, start("cpu"), Progress())
+    if broken:  # as float16 breaks them, whose largest number is 65,504
+        denoiser = copy.deepcopy(teacher.denoiser)
+        denoiser.mid_block.register_full_backward_hook(lambda _m, given, _o: tuple(g * torch.inf for g in given))
+        teacher = replace(teacher, denoiser=denoiser)
+    student_plan, heard = plan(teacher.family, teacher.config, ratio=0.3), Heard()
+    by_magnitude = recipe.model_copy(update={"student": recipe.student.model_copy(update={"importance": "magnitude"})})
+    ranked = initial_student(teacher, student_plan, recipe, bank, progress=heard).state_dict()
+    magnitude = initial_student(teacher, student_plan, by_magnitude, bank).state_dict()
+    assert all(torch.equal(ranked[name], value) for name, value in magnitude.items()) == broken
+    assert [text.endswith("is not finite; they are ranked by magnitude") for text in heard.warnings] == [True] * broken

@@ -1,18 +1,12 @@
-"""Prompts for text-conditional teachers: the user's, a demo's own, or a grammar of varied ones.
-
-The grammar needs no data and no network: thousands of everyday prompts from subjects, settings, styles and light, so
-that the student meets what people ask for. Prompt i follows from i alone.
-"""
+"""Prompts for text-conditional teachers: the user's, a demo's own, or those of a grammar (`grammar`)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from diffcompress import inputs
 from diffcompress.errors import UsageError
-from diffcompress.noise import generator, streams
+from diffcompress.images.grammar import grammar
 from diffcompress.records.fingerprints import PROVENANCE
 from diffcompress.runtime import Progress
 from diffcompress.sources.licence import is_demo
@@ -23,54 +17,6 @@ from diffcompress.sources.reference import Reference
 OWN_FILE = "prompts.txt"
 # In characters. Text encoders read a few hundred tokens, and tokenizers end the process on hundreds of megabytes.
 LONGEST = 20_000
-
-SUBJECTS = """
-a cat; an old dog; a red fox; a tabby kitten; a white horse; an owl; a flock of birds; a humpback whale; a green
-parrot; a sea turtle; a butterfly; a bee on a flower; an elephant; a lion; a brown bear; a goldfish; a woman; an
-old man; a child; a group of friends; a farmer; a nurse; a cook; a musician; a dancer; an astronaut; a cyclist;
-a football player; a couple; a portrait of a young man; a portrait of an old woman; a street vendor; a red
-bicycle; a vintage car; a steam train; a sailing boat; an airplane; a city bus; a motorcycle; a spaceship; a
-wooden chair; a cup of coffee; a bowl of fruit; a slice of pizza; a birthday cake; a plate of sushi; a loaf of
-bread; a vase of flowers; a stack of books; a pair of shoes; a wristwatch; a guitar; a piano; an old camera; a
-laptop; a stone bridge; a lighthouse; a castle; a small house; a skyscraper; a wooden cabin; a church; a
-windmill; a temple; a mountain; a waterfall; a river; a forest; a desert; a beach; a field of sunflowers; a
-lake; an island; a glacier; a robot; a dragon; a wizard; a knight in armour; a teddy bear; a snowman; a hot air
-balloon; an umbrella; a neon sign; a crowded market; a kitchen; a library; a living room; a train station; a
-garden; a coffee shop"""
-ACTIONS = """
-; ; ; sleeping; running; jumping; looking at the camera; in the rain; under a tree; on a table; by a window; in
-front of a brick wall; reading a book; holding a balloon; wearing a hat; covered in snow; seen from above; seen
-from behind; reflected in water; next to a red door; surrounded by flowers; on top of a hill; at the end of a
-road"""
-SETTINGS = """
-; ; ; in a city street; in a forest; on a beach; in the mountains; in a small village; in a desert; at sea; in a
-studio; on a rooftop; in a meadow; in an empty room; on the moon; in a busy market; beside a lake; in winter; in
-autumn; in spring; underwater; in space; at a harbour; in a tropical garden"""
-LIGHT = """
-; ; ; at sunset; at night; in the morning light; in fog; under a cloudy sky; by candlelight; in bright sunlight;
-with soft light; with dramatic shadows; at golden hour; under neon lights; after the rain; with a blurred
-background"""
-STYLES = """
-a photo of {}; a photo of {}; a photograph of {}; {}; {}; a close-up photo of {}; a wide shot of {}; an oil
-painting of {}; a watercolour of {}; a pencil drawing of {}; a cartoon of {}; a digital painting of {}; a black
-and white photo of {}; a 3d render of {}; a pixel art picture of {}; a minimalist illustration of {}; an old
-postcard of {}; a children's book illustration of {}; a film still of {}; a macro photo of {}"""
-
-
-def grammar(count: int) -> list[str]:
-    """`count` different prompts; the first n of a longer list are the shorter list. Raises ValueError beyond reach."""
-    parts = [_words(text) for text in (SUBJECTS, ACTIONS, SETTINGS, LIGHT)]
-    styles, number = _words(STYLES), 0
-    found: dict[str, None] = {}
-    while len(found) < count:
-        own = generator(streams.PROMPT, number)
-        picked = [words[int(torch.randint(len(words), (), generator=own))] for words in parts]
-        style = styles[int(torch.randint(len(styles), (), generator=own))]
-        found[style.format(" ".join(word for word in picked if word))] = None
-        number += 1
-        if number > 100 * count + 1000:
-            raise ValueError(f"the grammar has no {count} different prompts")
-    return list(found)
 
 
 def read(file: Path, progress: Progress | None = None) -> list[str]:
@@ -119,7 +65,3 @@ def default_for(reference: Reference, count: int, progress: Progress | None = No
         file = reference.pipeline / OWN_FILE
         progress.note(f"{file} is not taken for the teacher's prompts: name it with --prompts if it is meant")
     return grammar(count)
-
-
-def _words(text: str) -> list[str]:
-    return [" ".join(word.split()) for word in text.split(";")]

@@ -1,6 +1,7 @@
 """Prompts: the grammar, the user's file."""
 
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -9,18 +10,31 @@ import pytest
 
 from diffcompress import inputs
 from diffcompress.errors import UsageError
-from diffcompress.images import prompts
+from diffcompress.images import grammar, prompts
 from diffcompress.runtime import Progress
 from diffcompress.sources.resolve import resolve
 
 
-def test_the_grammar_gives_thousands_of_different_prompts_that_follow_from_their_number():
-    many = prompts.grammar(4000)
-    assert len(set(many)) == 4000
-    assert prompts.grammar(50) == many[:50]
-    words = {word for prompt in many for word in prompt.split()}
-    assert len(words) > 200
-    assert not any("{" in prompt or "  " in prompt or not prompt.strip() for prompt in many)
+def test_the_grammar_gives_tens_of_thousands_of_different_prompts():
+    many = grammar.grammar(20_000)
+    assert len(set(many)) == 20_000
+    assert grammar.grammar(50) == many[:50] != grammar.grammar(50, seed=1)
+    assert len({word for prompt in many for word in re.findall(r"\w+", prompt)}) > 1000
+    odd = re.compile(r"[{};]|  | ,|,$|^$|\b[Aa] [aeio]|\ban [^aeiou]")
+    assert [prompt for prompt in many if odd.search(prompt)] == []
+
+
+def test_every_rule_of_the_grammar_is_used_and_there():
+    asked = {name for text in grammar.RULES.values() for name in re.findall(r"{(\w+)}", text)}
+    assert asked | {"prompt"} == set(grammar.RULES)
+
+
+@pytest.mark.parametrize(
+    ("noun", "many"),
+    [("young woman", "young women"), ("box", "boxes"), ("puppy", "puppies"), ("boy", "boys"), ("knife", "knives")],
+)
+def test_plurals(noun, many):
+    assert grammar.plural(noun) == many
 
 
 def test_a_prompts_file_has_one_a_line(tmp_path):
@@ -57,7 +71,7 @@ def test_a_file_of_that_name_beside_a_teacher_is_not_taken_for_its_prompts(tmp_p
     demo = resolve("demo:mmdit")
     assert len(prompts.default_for(demo, 5, progress)) > 100 and notes == []
     teacher = shutil.copytree(demo.pipeline, tmp_path / "teacher")
-    assert prompts.default_for(resolve(str(teacher)), 5, progress) == prompts.grammar(5)
+    assert prompts.default_for(resolve(str(teacher)), 5, progress) == grammar.grammar(5)
     assert notes == [
         f"{teacher / 'prompts.txt'} is not taken for the teacher's prompts: name it with --prompts if it is meant"
     ]
@@ -66,7 +80,7 @@ def test_a_file_of_that_name_beside_a_teacher_is_not_taken_for_its_prompts(tmp_p
     (tmp_path / "mine.txt").write_text("a secret")
     (teacher / "prompts.txt").unlink()
     (teacher / "prompts.txt").symlink_to(tmp_path / "mine.txt")
-    assert prompts.default_for(resolve(str(teacher)), 5) == prompts.grammar(5)
+    assert prompts.default_for(resolve(str(teacher)), 5) == grammar.grammar(5)
 
 
 def test_a_pipe_is_read_and_not_waited_for_without_end(tmp_path, monkeypatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,7 +51,7 @@ def run(asked: EvaluateOptions, progress: Progress) -> Evaluation | list[Evaluat
         if work.alone:
             return read_record(work.folder / layout.EVALUATION, Evaluation)
         return [Evaluation.model_validate(one) for one in read_json(work.folder / layout.COMPARISON, kind=list)]
-    _check_junit(asked.junit)
+    junit = None if asked.junit is None else _checked_junit(asked.junit)
     measured = _measured(work, runtime, progress) if work.references else {}
     results = [measured.get(text) or work.earlier[text] for text in work.names]
     if not work.alone:
@@ -58,8 +60,8 @@ def run(asked: EvaluateOptions, progress: Progress) -> Evaluation | list[Evaluat
             if text in work.earlier:
                 results[place] = comparison.again(results[place], name, work.gates, progress)
         results = comparison.concluded(results, work.folder, progress)
-    if asked.junit is not None:
-        _write_junit(Path(asked.junit), {one.student.name: one.gates for one in results})
+    if junit is not None:
+        _write_junit(junit, {one.student.name: one.gates for one in results})
     runtime.wait()
     return results[0] if work.alone else results
 
@@ -172,13 +174,21 @@ def score(
     return result
 
 
-def _check_junit(junit: str | Path | None) -> None:
-    """Raise UsageError for a place that could not take the gates' results in the end."""
-    if junit is None:
-        return
-    if Path(junit).is_dir():
-        raise UsageError(f"--junit {junit} is a folder", "name the XML file to write")
-    writable(Path(junit).absolute().parent, "--junit")
+def _checked_junit(junit: str | Path) -> Path:
+    """Where the gates' results go, behind links; raises UsageError for what could not take them in the end, and for
+    what is no file, such as a device, whose place one would take."""
+    place = Path(os.path.realpath(junit))
+    try:
+        kind = place.stat().st_mode if os.path.lexists(place) else stat.S_IFREG
+    except OSError as error:
+        raise UsageError(
+            f"--junit {junit} cannot be written: {error.strerror}", "name the XML file to write"
+        ) from error
+    if not stat.S_ISREG(kind):
+        what = "a folder" if stat.S_ISDIR(kind) else "no regular file"
+        raise UsageError(f"--junit {junit} is {what}", "name the XML file to write")
+    writable(place.parent, "--junit")
+    return place
 
 
 def _write_junit(path: Path, results: Mapping[str, Sequence[Verdict]]) -> None:

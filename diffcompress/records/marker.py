@@ -24,7 +24,7 @@ class Marker:
         """Raises DamagedError where `run.json` itself cannot be read."""
         try:
             return bool(_read(self.file))
-        except FileNotFoundError:
+        except OSError:
             return False
 
     def read(self) -> dict[str, Any] | None:

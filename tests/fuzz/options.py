@@ -35,8 +35,8 @@ PLACES = (
     ".",
     "..",
     "/proc/x",
-    "/dev/null",
-    "/dev/full",
+    "pipe",
+    "device",
     "x" * 300,
     "file",
     "full",
@@ -51,6 +51,8 @@ def make(random: Random, place: Place) -> Case:
     (place.work / "full" / "thesis.txt").write_text("years of work")
     (place.work / "link").symlink_to(place.outside)
     (place.work / "loop").symlink_to("loop")
+    os.mkfifo(place.work / "pipe")
+    (place.work / "device").symlink_to("pipe")
     teacher = random.choice((str(place.take("ddpm")), "demo", *(_typed(random.choice(odd.TEXTS)) for _ in range(3))))
     command = random.choice(("plan", "plan", "shrink", "shrink", "evaluate", "report", "recipes"))
     if command == "report":

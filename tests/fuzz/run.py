@@ -109,7 +109,11 @@ def tried(templates: Path, seed: int, kind: str, number: int, root: Path) -> tup
     faults += ["changed what it read"] if snapshot(place.inputs) != inputs else []
     left = [name for name in os.listdir(place.temporary) if not name.startswith(".")]
     faults += [f"left {left}"] if left else []
-    made = sorted(set(snapshot(place.work)) - set(before))
+    after = snapshot(place.work)
+    made = sorted(set(after) - set(before))
+    if kind != "runs.make" and "--overwrite" not in case.arguments:
+        pipes = (name for name, (mode, *_) in before.items() if stat.S_ISFIFO(mode))
+        faults += [f"replaced {name}" for name in pipes if not stat.S_ISFIFO(after.get(name, (0,))[0])]
     faults += [f"left {name}" for name in made if name.endswith((".part", ".old", ".holder"))]
     if outcome.code in (2, 4) and made and kind != "runs.make":
         faults.append(f"refused, and made {made[:3]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import xml.etree.ElementTree as ET
 
@@ -32,6 +33,7 @@ def folders(tmp_path_factory):
     models.save(root / "student" / "pipeline", scale=0.9, size=28)
     models.save(root / "untrained", seed=5, size=28)
     (root / "student" / "student-init").mkdir()
+    (root / "gates.xml").symlink_to("linked.xml")
     weights = root / "untrained" / "unet" / "diffusion_pytorch_model.safetensors"
     shutil.copy(weights, root / "student" / "student-init" / "student.safetensors")
     return root
@@ -102,7 +104,8 @@ def test_gates(folders, result):
     assert result["gates"][3]["passed"] == (result["metrics"]["kd_demo"]["value"] < 0.9 * untrained)
     whole = evaluate(str(folders / "untrained"), feature_weights=EXTRACTOR_FILE, output=folders / "alone", **FAST)
     assert whole["metrics"]["kd_demo"]["value"] == untrained
-    assert ET.parse(folders / "gates.xml").getroot().get("tests") == "4"
+    assert (folders / "gates.xml").is_symlink()
+    assert ET.parse(folders / "linked.xml").getroot().get("tests") == "4"
 
 
 def test_a_second_run_draws_nothing_and_says_the_same(folders, result):
@@ -184,6 +187,20 @@ def test_bad_input_is_told_before_anything_is_written(folders, tmp_path, options
     with pytest.raises(UsageError, match=message):
         evaluate(str(folders / "untrained"), output=tmp_path / "out", **values)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "loop"])
+def test_gate_results_never_take_the_place_of_what_is_no_file(folders, tmp_path, kind):
+    place = tmp_path / kind
+    os.mkfifo(tmp_path / "pipe")
+    if kind != "pipe":
+        place.symlink_to("pipe" if kind == "link" else "loop")
+    before = [entry.lstat() for entry in sorted(tmp_path.iterdir())]
+    with pytest.raises(UsageError, match=f"--junit {place} (is no regular file|cannot be written: Too many levels)"):
+        evaluate(str(folders / "untrained"), teacher=str(folders / "teacher"), output=tmp_path / "out", junit=place)
+    assert [(e.st_mode, e.st_ino) for e in before] == [
+        (e.lstat().st_mode, e.lstat().st_ino) for e in sorted(tmp_path.iterdir())
+    ]
 
 
 def images(folder, count, broken=0):

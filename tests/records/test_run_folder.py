@@ -183,6 +183,7 @@ def test_a_run_that_was_stopped_before_its_marker_stood_is_no_stranger(tmp_path)
 
 def test_a_file_in_place_of_the_folder(tmp_path):
     (tmp_path / "run").write_text("x")
+    assert not RunFolder(tmp_path / "run").is_finished
     with pytest.raises(UsageError, match="is a file"), RunFolder(tmp_path / "run").claim(IDENTITY):
         pass
 

@@ -99,9 +99,10 @@ def _from_hub(text: str, wanted: str, revision: str | None, scheduler: str | Non
 
 
 def _from_folder(text: str, path: Path, name: str, scheduler: str | None) -> Reference:
-    if (path / "model_index.json").is_file() and not _is_flat(path):
+    # What is there but no file is told by what reads it.
+    if os.path.lexists(path / "model_index.json") and not _is_flat(path):
         found = _from_pipeline(text, path, name)
-    elif (path / "config.json").is_file():
+    elif os.path.lexists(path / "config.json"):
         config = denoiser_config(path / "config.json")
         noise, note = _scheduler_beside(text, path, scheduler)
         found = Reference(text, name, path, None, config, noise, (note,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -260,6 +261,18 @@ def test_configs_that_cannot_be_read_are_not_waited_for(pipeline):
         with pytest.raises(UsageError, match=said) as caught:
             check_teacher(resolve(str(pipeline)))
         assert len(caught.value.message) < 1000
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_an_index_that_is_no_file_is_told_as_such(pipeline, kind):
+    for file, teacher in (
+        (pipeline / "model_index.json", pipeline),
+        (pipeline / "unet" / "config.json", pipeline / "unet"),
+    ):
+        file.unlink()
+        {"pipe": os.mkfifo, "folder": Path.mkdir, "link": lambda place: place.symlink_to("nowhere")}[kind](file)
+        with pytest.raises(UsageError, match=rf"{file} is no regular file|cannot read {file}"):
+            resolve(str(teacher))
 
 
 def test_averaged_weights_beside_the_denoiser_are_mentioned(pipeline):

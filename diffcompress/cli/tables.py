@@ -70,7 +70,8 @@ def shrunk(result: Shrunk) -> list[Any]:
         "report": result.report,
         "time": "-" if result.seconds is None else duration(result.seconds),
     }
-    return [_facts(facts), "", _metrics(result.metrics)]
+    causes = [f"diagnosis: {finding.sentence}" for finding in result.diagnosis]
+    return [_facts(facts), "", _metrics(result.metrics), *(["", *causes] if causes else [])]
 
 
 def _whole(told: PipelineSize) -> str:

@@ -119,7 +119,17 @@ def _evaluated(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module) -
         student=Judged(id=str(run.folder.pipeline), fingerprint=student.fingerprint),
         teacher=Judged(id=teacher.reference.id, fingerprint=teacher.fingerprint),
         **dict(scored),
+        weight_change=_change(start, trained),
     )
+
+
+@torch.no_grad()
+def _change(start: nn.Module, trained: nn.Module) -> float:
+    """Root of the squared change of all parameters over their squares before."""
+    before = [value.double().cpu() for value in start.parameters()]
+    after = [value.double().cpu() for value in trained.parameters()]
+    moved = sum(float((b - a).square().sum()) for b, a in zip(before, after, strict=True))
+    return (moved / max(sum(float(b.square().sum()) for b in before), 1e-300)) ** 0.5
 
 
 @torch.no_grad()

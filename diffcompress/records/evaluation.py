@@ -176,6 +176,9 @@ class Evaluation(Scores, _Models):  # in JSON the models come first
     """A student, its teacher, and what was found. gates: none in metrics.json of a run."""
 
     gates: list[Verdict] = []
+    weight_change: Number | None = Field(
+        None, description="of a run: how far training moved the weights that ship, over the size of those before"
+    )
     unbeaten: bool = Field(False, description="among several students: none is as small and as good")
     always = ("gates",)
 

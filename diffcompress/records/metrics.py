@@ -147,6 +147,10 @@ TABLE = (
         measured_in="failed", to="teacher", told="share", corrected=True, most=1.0,
     ),
     Kind(
+        name="sample_variance", label="Variance over samples, of the teacher's", unit="", better="higher",
+        looks_at="samples", measured_in="spread", to="teacher", like_teacher=1.0, axis="1 = as the teacher's samples",
+    ),
+    Kind(
         name="paired_distance", label="Distance to the teacher's image", unit="rms pixel difference", better="lower",
         looks_at="samples", measured_in="paired", to="teacher", corrected=True,
     ),

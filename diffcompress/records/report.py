@@ -137,6 +137,19 @@ class PipelineSize(Record):
         return cls(bytes=ours, teacher_bytes=theirs, ratio=ours / theirs if ours and theirs else None)
 
 
+class Finding(Record):
+    """Why a run ended badly, by the doctor's name of it."""
+
+    closed = True
+    cause: str
+    evidence: str = Field(description="what was measured or logged")
+    advice: str = Field(description="the one thing to do")
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.cause}: {self.evidence}; {self.advice}"
+
+
 class Shrunk(Record):
     """A run; what is unknown is null."""
 
@@ -152,7 +165,8 @@ class Shrunk(Record):
     pushed: Pushed | None
     warnings: list[str]
     whole: PipelineSize | None = Field(None, description="the pipeline, on disk")
-    always = ("whole",)
+    diagnosis: list[Finding] = Field(default_factory=list, description="the likeliest first; none of a healthy run")
+    always = ("whole", "diagnosis")
 
 
 class Report(Shrunk):

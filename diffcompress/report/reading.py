@@ -18,6 +18,7 @@ from diffcompress.records.layout import COUNTERS, EVALUATION, FINAL, TRAINING_LO
 from diffcompress.records.provenance import Provenance
 from diffcompress.records.record import Empty, Record
 from diffcompress.records.report import (
+    Finding,
     Part,
     PipelineSize,
     PlanFile,
@@ -30,8 +31,8 @@ from diffcompress.records.report import (
 )
 from diffcompress.records.request import command
 from diffcompress.records.run_files import read_json, read_record, read_stamped, read_text
-from diffcompress.records.run_folder import RunFolder
-from diffcompress.report import evidence, numbers
+from diffcompress.records.run_folder import RunFolder, read_recipe
+from diffcompress.report import doctor, evidence, numbers
 from diffcompress.sources.licence import STATED
 from diffcompress.sources.model_index import DENOISERS
 from diffcompress.sources.resolve import resolve
@@ -75,6 +76,7 @@ def collect(run: RunFolder) -> Report:
     judged = _judged(reader, asked.get("fingerprint"))
     parts = _parts(run.pipeline)
     sound = bool(proof and proof.get("passed")) and _is_whole(run, proof, reader.missing)
+    finished = sound and all(stage.finished for stage in stages)
     return Report(
         run=str(run.path),
         pipeline=str(run.pipeline) if run.pipeline.is_dir() else None,
@@ -86,7 +88,7 @@ def collect(run: RunFolder) -> Report:
         seconds=round(sum(timings.values()), 2) if timings else None,
         # What lies on the Hub is this student only as long as the weights are the same.
         pushed=pushed if pushed and provenance and pushed.files == provenance.files else None,
-        finished=sound and all(stage.finished for stage in stages),
+        finished=finished,
         asked=asked,
         command=command(asked, recipe=str(run.recipe), output=f"{run.path}-again"),
         plan=PlanTold(choice=plan and plan.choice, notes=plan.notes if plan else []),
@@ -97,6 +99,7 @@ def collect(run: RunFolder) -> Report:
         gates_protocol=judged.protocol if judged is not None else Empty(),
         weights_bytes=_weights_bytes(run.pipeline),
         parts=parts,
+        diagnosis=_diagnosis(run, scores) if finished and scores is not None else [],
         whole=PipelineSize.of(sum(p.bytes for p in parts) or None, plan.teacher_pipeline_bytes if plan else None),
         proof=proof,
         timings=timings,
@@ -107,6 +110,15 @@ def collect(run: RunFolder) -> Report:
         not_computed=[*reader.missing, *numbers.lacking(scores.metrics.not_computed if scores is not None else ())],
         recipe=recipe,
     )
+
+
+def _diagnosis(run: RunFolder, scores: Evaluation) -> list[Finding]:
+    try:
+        recipe = read_recipe(run.recipe)
+    except (OSError, DamagedError):  # told already
+        return []
+    logs = [curves(folder) for folder in run.stages()]
+    return doctor.diagnose(doctor.Case(recipe, logs, scores.metrics.measured, scores.probe, scores.weight_change))
 
 
 def curves(folder: Path) -> list[dict[str, float]]:

@@ -5,6 +5,28 @@ from __future__ import annotations
 from diffcompress.records.evaluation import Measured, Metrics, Value
 from diffcompress.records.metrics import Metric
 
+# Of the error while the teacher samples; trained students have less than one of it on their own states.
+DRIFT = 1.2
+
+
+def doubts(metrics: Metrics) -> list[str]:
+    """All that there are."""
+    return [*beats_teacher(metrics), *drifts(metrics)]
+
+
+def drifts(metrics: Metrics) -> list[str]:
+    """A sentence where the student errs surely more on the states that it comes to than on those of its teacher."""
+    own, theirs = metrics.get("agreement_own_states"), metrics.get("agreement_teacher_states")
+    if own is None or theirs is None or own.high is None or theirs.low is None:
+        return []
+    more = (1 - own.known) / max(1 - theirs.known, 1e-12)
+    if more < DRIFT or own.high >= theirs.low:
+        return []
+    return [
+        f"on the states that the student itself comes to while it samples its error is {more:.3g} times that on its "
+        "teacher's: errors add up where no target shows it the way, before samples look worse"
+    ]
+
 
 def beats_teacher(metrics: Metrics) -> list[str]:
     """A sentence for each quality in which the student scores better than its teacher, who it was made from.

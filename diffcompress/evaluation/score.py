@@ -13,7 +13,7 @@ from torch import Tensor
 from diffcompress.errors import UsageError
 from diffcompress.evaluation import agreement, correction
 from diffcompress.evaluation.cache import Drawn, SampleCache
-from diffcompress.evaluation.doubts import beats_teacher
+from diffcompress.evaluation.doubts import doubts
 from diffcompress.evaluation.features import FeatureSpace
 from diffcompress.evaluation.material import Material
 from diffcompress.noise import streams
@@ -82,7 +82,7 @@ def evaluate_pipeline(
         protocol=protocol,
         metrics=metrics,
         probe=correction.verdict(metrics, space.name if space is not None else None),
-        warnings=beats_teacher(metrics),
+        warnings=doubts(metrics),
     )
 
 

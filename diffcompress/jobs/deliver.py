@@ -10,7 +10,7 @@ from torch import nn
 
 from diffcompress.bank.bank import Bank
 from diffcompress.errors import DiffCompressError
-from diffcompress.evaluation.doubts import beats_teacher
+from diffcompress.evaluation.doubts import doubts
 from diffcompress.evaluation.features import FeatureSpace, choose_space, protocol_for
 from diffcompress.evaluation.score import evaluate_pipeline
 from diffcompress.export import hub
@@ -178,4 +178,4 @@ def _warnings(run: Run) -> list[str]:
                 f"{counted['rollbacks']} rollbacks (learning rate x {counted['learning_rate_scale']:g})"
             )
     found += [*run.teacher.conditions.warnings, *read_json(run.folder.bank_record, kind=dict).get("warnings", [])]
-    return found + beats_teacher(read_record(run.folder.metrics, Evaluation).metrics)
+    return found + doubts(read_record(run.folder.metrics, Evaluation).metrics)

@@ -90,6 +90,13 @@ def _neighbours(name: str, source: str, most: float | None = 1.0) -> Kind:
     )  # fmt: skip
 
 
+def _states(name: str, label: str) -> Kind:
+    return Kind(
+        name=name, label=label, unit="", better="higher", looks_at="predictions", measured_in="own_states",
+        to="teacher", most=1.0, like_teacher=1.0, axis="1 = equal predictions",
+    )  # fmt: skip
+
+
 _FRECHET = "Heusel et al. 2017, arXiv 1706.08500"
 _KERNEL = "Binkowski et al. 2018, arXiv 1801.01401"
 _SLICED = "Berthet et al. 2026, arXiv 2605.06797"
@@ -142,6 +149,8 @@ TABLE = (
         name="agreement", label="Agreement with the teacher", unit="", better="higher", looks_at="predictions",
         measured_in="agreement", to="teacher", most=1.0, like_teacher=1.0, axis="1 = equal predictions",
     ),
+    _states("agreement_teacher_states", "Agreement while the teacher samples"),
+    _states("agreement_own_states", "Agreement while the student itself samples"),
     Kind(
         name="failed_samples", label="Failed samples", unit="share of samples", better="lower", looks_at="samples",
         measured_in="failed", to="teacher", told="share", corrected=True, most=1.0,

@@ -23,6 +23,7 @@ from tests.evaluation import models
 
 COSTS = ("params", "size_bytes", "macs", "latency_ms", "latency_ms_batch16", "memory_bytes")
 NEIGHBOURS = ("precision", "recall", "density", "coverage")
+STATES = ("agreement_teacher_states", "agreement_own_states")
 FAST = {"num_samples": 128, "sampler_steps": 2, "device": "cpu"}
 
 
@@ -56,7 +57,7 @@ def test_the_result_holds_every_metric_with_its_context(result):
     assert set(result) == {"student", "teacher", "protocol", "metrics", "probe", "warnings", "gates"}
     distances = {f"{name}_demo" for name in ("fd", "kd", "swd", "fd_teacher", "kd_teacher", "swd_teacher")}
     probed = distances | {"failed_samples", "paired_distance"}
-    names = {*COSTS, "agreement", "sample_variance", *probed, *(f"{name}_corrected" for name in probed)}
+    names = {*COSTS, "agreement", *STATES, "sample_variance", *probed, *(f"{name}_corrected" for name in probed)}
     names |= {f"{name}_demo" for name in NEIGHBOURS} | {"fd_demo_held_out"}
     assert set(metrics) == names | {"not_computed"}
     assert names <= set(every())
@@ -131,8 +132,8 @@ def test_without_extractor_and_teacher_it_says_what_is_missing(folders, tmp_path
     found = evaluate(str(folders / "teacher"), output=tmp_path, gates=("fd<3",), **FAST)
     missing = {item["metric"]: item["why"] for item in found["metrics"]["not_computed"]}
     assert set(missing) == {
-        "fd", "kd", "swd", *NEIGHBOURS, "fd_teacher", "kd_teacher", "swd_teacher", "agreement", "failed_samples",
-        "sample_variance", "paired_distance", "probe",
+        "fd", "kd", "swd", *NEIGHBOURS, "fd_teacher", "kd_teacher", "swd_teacher", "agreement", *STATES,
+        "failed_samples", "sample_variance", "paired_distance", "probe",
     }  # fmt: skip
     assert missing["fd"].startswith("no perceptual metric computed: no feature weights; --feature-weights takes")
     assert found["gates"] == [{"expr": "fd<3", "value": None, "passed": False, "why": missing["fd"]}]

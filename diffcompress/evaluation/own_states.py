@@ -1,0 +1,72 @@
+"""Agreement along the way of sampling: on the states that the student itself comes to, beside those of its teacher.
+
+Targets show a student the teacher's states alone. Where it errs it comes to others, and errs more: its error on its own
+states leaves that on the teacher's before anything is seen in samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diffcompress.evaluation.agreement import why_incomparable
+from diffcompress.evaluation.frechet import mean_estimate
+from diffcompress.evaluation.material import Material
+from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.pipeline.predicting import in_terms_of
+from diffcompress.pipeline.sampling import automatic_batch_size, sample
+from diffcompress.records.evaluation import Metrics
+from diffcompress.records.metrics import KINDS, Estimate, Metric
+from diffcompress.records.protocol import Protocol
+
+NUM_SAMPLES = 16
+OWN = KINDS["agreement_own_states"]
+
+
+def add_metrics(material: Material, wanted: Sequence[Metric], metrics: Metrics) -> None:
+    """Of the student, from the noise that samples are drawn from."""
+    student, teacher, protocol = material.models["student"], material.models["teacher"], material.protocol
+    if (why := why_incomparable(student, teacher)) is not None:
+        metrics.skip((metric.name for metric in wanted), why)
+        return
+    count = min(NUM_SAMPLES, protocol.num_samples)
+    for metric in wanted:
+        ratios = along_the_way(student, teacher, protocol, count, own=metric.kind is OWN)
+        value, low, high = mean_estimate(1 - ratios, seed=protocol.seed)
+        metrics.add(metric, {"student": Estimate(value, low, min(high, 1.0))}, samples=count)
+
+
+def along_the_way(
+    student: LoadedPipeline, teacher: LoadedPipeline, protocol: Protocol, count: int, *, own: bool
+) -> Tensor:
+    """Of samples 0..count-1 `[count]`: error over the variance of the teacher's predictions, averaged over the steps.
+
+    own: on the states that the student comes to; else on those of the teacher.
+    """
+    student = in_terms_of(student, teacher.noise)
+    walker, other = (student, teacher) if own else (teacher, student)
+    parts = []
+    for start in range(0, count, size := automatic_batch_size(teacher)):
+        indices = range(start, min(start + size, count))
+        ratios: list[Tensor] = []
+
+        def judge(noisy: Tensor, timestep: Tensor, whole: Tensor, rows: Tensor, into: list[Tensor] = ratios) -> None:
+            given = {name: value.to(teacher.device) for name, value in teacher.conditions.rows(rows).items()}
+            said, beside = whole[:, : noisy.shape[1]].double(), other.predict(noisy, timestep, given).double()
+            theirs = beside if own else said
+            into.append(((said - beside).square().flatten(1).mean(1) / theirs.var(correction=0)).cpu())
+
+        sample(
+            walker,
+            indices,
+            seed=protocol.sampling_seed,
+            num_steps=protocol.sampler_steps,
+            eta=protocol.eta,
+            guidance=protocol.guidance,
+            conditions=teacher.conditions.draw(indices, protocol.sampling_seed),
+            record=judge,
+        )
+        parts.append(torch.stack(ratios).mean(0))
+    return torch.cat(parts)

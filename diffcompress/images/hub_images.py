@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+import zlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from diffcompress.errors import AccessError, UsageError
 from diffcompress.images import columns as naming
 from diffcompress.images.columns import Columns
 from diffcompress.images.hub_rows import SPLIT, open_rows, refusals
-from diffcompress.records.run_files import damaged, kept, read_json, write_atomically, write_json, write_text
+from diffcompress.records.run_files import damaged, kept, read_json, write_atomically, write_checked, write_text
 from diffcompress.runtime import Progress, StopRequest
 from diffcompress.sources import hub, hub_errors
 
@@ -27,7 +29,7 @@ class HubImages:
     """The first images of a data set, in `folder` with `metadata.jsonl` (file_name; label, text: null for none).
 
     all_columns: names of what the data set has; complete: it has no more images; skipped: rows without an image;
-    notes: for the user.
+    checksums: of each file, by its name; notes: for the user.
     """
 
     id: str
@@ -40,6 +42,7 @@ class HubImages:
     num_images: int
     complete: bool
     skipped: int
+    checksums: dict[str, str]
     notes: tuple[str, ...] = ()
 
     @property
@@ -136,17 +139,28 @@ def _download(name: str, commit: str, limit: int, progress: Progress, stop: Stop
         len(lines),
         complete=len(lines) < limit,
         skipped=skipped,
+        checksums={file.name: _checksum(file) for file in sorted(folder.iterdir())},
     )
-    write_json(folder / _RECORD, {k: v for k, v in asdict(record).items() if k not in ("folder", "notes")})
+    write_checked(folder / _RECORD, {k: v for k, v in asdict(record).items() if k not in ("folder", "notes")})
 
 
 def _recorded(file: Path) -> HubImages:
-    """What `_download` wrote down; raises DamagedError."""
+    """What `_download` wrote down, with every file as it was then; raises DamagedError."""
     values = read_json(file, kind=dict)
     try:
-        return HubImages(**{**values, "folder": file.parent, "columns": Columns(**values["columns"])})
-    except (TypeError, KeyError) as error:
+        found = HubImages(**{**values, "folder": file.parent, "columns": Columns(**values["columns"])})
+        told = found.checksums.items()
+    except (TypeError, KeyError, AttributeError) as error:
         raise damaged(file, str(error)) from error
+    for name, checksum in told:
+        beside = file.with_name(name)
+        if not beside.is_file() or _checksum(beside) != checksum:
+            raise damaged(file, f"{name} beside it is not what was fetched")
+    return found
+
+
+def _checksum(file: Path) -> str:
+    return f"crc32 {zlib.crc32(file.read_bytes()):08x}"
 
 
 def _told(found: HubImages) -> list[str]:
@@ -166,7 +180,9 @@ def _resolved(data: str) -> tuple[str, str, tuple[str, ...]]:
     """Name, commit and notes of an id: from the Hub or, where it cannot be asked, as it was the last time."""
     name, _, revision = data.partition("@")
     reference = _home(name) / "refs" / (revision or "main").replace("/", "--")
-    cached = reference.read_text(encoding="utf-8") if reference.is_file() else None
+    cached = reference.read_text(encoding="utf-8", errors="replace") if reference.is_file() else None
+    if cached is not None and re.fullmatch("[0-9a-f]+", cached) is None:
+        cached = None  # damaged
     if cached is None and revision and (_home(name) / revision / _RECORD).is_file():
         cached = revision
     if hub.is_offline():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -98,6 +99,46 @@ def test_what_was_fetched_comes_back_without_the_hub(hub, monkeypatch):
         with pytest.raises(AccessError, match="not in the local cache"):
             fetch(name, limit)
     assert hub.requests == []
+
+
+def _flip(file):
+    content = bytearray(file.read_bytes())
+    content[-20] ^= 1
+    file.write_bytes(bytes(content))
+
+
+DAMAGES = {"flipped": _flip, "empty": lambda file: file.write_bytes(b""), "gone": lambda file: file.unlink()}
+DAMAGES |= {"a pipe": lambda file: (file.unlink(), os.mkfifo(file)), "other": lambda file: file.write_bytes(png(99))}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("name", ["000003.png", "metadata.jsonl", "record.json"])
+def test_what_was_damaged_in_the_cache_is_fetched_again(hub, monkeypatch, name, damage):
+    first = fetch(FILES, 5)
+    whole = {file.name: file.read_bytes() for file in first.folder.iterdir()}
+    warned = []
+    monkeypatch.setattr(Progress, "warn", lambda _self, text: warned.append(text))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    damage(first.folder / name)
+    with pytest.raises(AccessError, match="not in the local cache"):
+        fetch(FILES, 5)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    fetch(FILES, 5)
+    assert {file.name: file.read_bytes() for file in first.folder.iterdir()} == whole
+    assert [name in text and text.endswith("is fetched again") for text in warned] == [True] * len(warned)
+    assert len(warned) == (0 if damage is DAMAGES["gone"] and name == "record.json" else 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"../../elsewhere", b"a\0b"])
+def test_a_damaged_name_of_a_commit_is_asked_for_again(hub, monkeypatch, content):
+    first = fetch(FILES, 5)
+    file = first.folder.parent / "refs" / "main"
+    file.write_bytes(content)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(AccessError, match="not in the local cache"):
+        fetch(FILES, 5)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert fetch(FILES, 5) == first and file.read_text() == first.commit
 
 
 def test_more_of_the_same_begins_with_the_same(hub):

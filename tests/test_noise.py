@@ -103,6 +103,8 @@ def test_jittered_grids_stay_in_range_and_antithetic_draws_pair_up():
         ({"num_train_timesteps": 10**9}, "num_train_timesteps 1000000000 is not"),
         ({"clip_sample_range": 1e308}, "clip_sample_range 1e\\+308 is no range"),
         ({"clip_sample_range": [1.0]}, "clip_sample_range"),
+        ({"beta_start": None}, "beta_start None is not a number"),
+        ({"num_train_timesteps": None}, "num_train_timesteps None is not"),
         ({"beta_start": True}, "beta_start True is not"),
         ({"trained_betas": ["a"]}, "trained_betas are no"),
         ({"predict_epsilon": False}, "predict_epsilon False is read by no .* write prediction_type 'sample'"),

@@ -146,10 +146,10 @@ class Diffusion(NoiseProcess):
 
 
 def _check_numbers(schedule: Mapping[str, Any]) -> None:
-    check_steps(schedule["num_train_timesteps"])
+    check_steps(schedule.get("num_train_timesteps"))
     for key in ("beta_start", "beta_end"):
-        if not is_number(schedule[key]):
-            raise ValueError(f"{key} {schedule[key]!r} is not a number")
+        if not is_number(schedule.get(key)):
+            raise ValueError(f"{key} {schedule.get(key)!r} is not a number")
     betas = schedule.get("trained_betas")
     if betas is not None and not (isinstance(betas, (list, tuple)) and all(map(is_number, betas))):
         raise ValueError("trained_betas are no list of numbers")

@@ -22,6 +22,11 @@ _FROM_IMAGES = re.compile(
 _HALVES = ("vae", "vqvae", "text_encoder", "tokenizer")
 # The most of what the values of a config count, by their key.
 _MOST = {"layer|heads": 1_000, "sample_size|frames": 10_000, "": 10**9}
+# Keys whose numbers count something.
+_COUNTED = re.compile("channels|heads|layers|groups|(^|_)(num|dim|dims|size)(_|$)")
+
+
+_COMPARE = "compare it with the config.json that save_pretrained made"
 
 
 def check_pipeline(reference: Reference, family: Family) -> None:
@@ -61,8 +66,10 @@ def check_config(config: Mapping[str, Any], where: object) -> None:
             if not abs(number) <= largest:
                 raise UsageError(
                     f"the config of '{where}' has {number!r} in {key}, where no denoiser has more than {largest:,}",
-                    "compare it with the config.json that save_pretrained made",
+                    _COMPARE,
                 )
+            if _COUNTED.search(key) and (number < 0 or number != int(number)):
+                raise UsageError(f"the config of '{where}' has {number!r} in {key}, which counts something", _COMPARE)
 
 
 def _numbers(value: object) -> Iterator[float]:
@@ -116,7 +123,23 @@ def _check_index(reference: Reference, family: Family) -> None:
         if sibling in dir(diffusers):
             hint = f"set _class_name in its model_index.json to {sibling}, which draws from text with the same parts"
         raise UsageError(f"'{reference.id}' is a {name}, which draws from images, and a run has none to give it", hint)
+    _check_entries(reference, family)
     _check_class(reference, getattr(diffusers, str(name)), usual, takes_text=takes_text)
+
+
+def _check_entries(reference: Reference, family: Family) -> None:
+    """Raise UsageError for parts that are not named by library and class, and for a denoiser of another class than its
+    config's: diffusers would load that one."""
+    for part in reference.parts:
+        entry = reference.index[part]
+        classes = (family.class_name, "Transformer2DModel") if family.former else (family.class_name,)
+        own = part == reference.denoiser_part and (entry[0] != "diffusers" or entry[1] not in classes)
+        if own or not all(isinstance(name, str) for name in entry):
+            wanted = f'["diffusers", "{family.class_name}"]' if part == reference.denoiser_part else "library and class"
+            raise UsageError(
+                f"the model_index.json of '{reference.id}' has {entry!r} for its {part}, which is not {wanted}",
+                "write it as save_pretrained does",
+            )
 
 
 def _check_class(reference: Reference, cls: Any, usual: str, *, takes_text: bool) -> None:
@@ -127,7 +150,8 @@ def _check_class(reference: Reference, cls: Any, usual: str, *, takes_text: bool
         raise UsageError(f"{is_a} needs {', '.join(missing)}", "install what is missing")
     if not issubclass(cls, diffusers.DiffusionPipeline):
         raise UsageError(f"{is_a} is no pipeline", advice)
-    listed = {name for name, value in reference.index.items() if isinstance(value, list)}
+    left_out = {name for name, value in reference.index.items() if value == [None, None]}
+    listed = {*reference.parts, *(left_out & {*reference.left_out, *cls._optional_components})}
     takes = inspect.signature(cls.__init__).parameters
     # What may be left out is listed as null; older repositories lack a safety checker alone.
     needed = {part for part in _required(cls.__init__) if part.startswith(_HALVES)} | (

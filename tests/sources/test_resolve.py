@@ -164,6 +164,12 @@ def test_an_unknown_class_and_an_unknown_noise_process(pipeline):
         ({"_class_name": "DDPMPipeline"}, "has no part text_encoder", "StableDiffusionPipeline"),
         ({"_class_name": "UNet2DConditionModel"}, "which is no pipeline", "StableDiffusionPipeline"),
         ({"_class_name": "AutoPipelineForText2Image"}, "which is no pipeline", "StableDiffusionPipeline"),
+        ({"unet": ["diffusers", "AutoencoderKL"]}, "for its unet, which is not", "save_pretrained"),
+        ({"unet": ["\ud800", "UNet2DConditionModel"]}, "for its unet, which is not", "save_pretrained"),
+        ({"unet": [1, 2]}, "for its unet, which is not", "save_pretrained"),
+        ({"scheduler": ["diffusers", 5]}, "for its scheduler, which is not library and class", "save_pretrained"),
+        ({"scheduler": [None, None]}, "has the part scheduler", "StableDiffusionPipeline"),
+        ({"vae": [None, None]}, "has the part vae", "StableDiffusionPipeline"),
         ({"requires_aesthetics_score": True}, "refines images", "base model"),
         ({"_class_name": ["my", "MyPipeline"]}, "MyPipeline", "set _class_name"),
         ({"unet": ["diffusers", "OnnxRuntimeModel"]}, "for ONNX Runtime", "PyTorch"),
@@ -237,6 +243,9 @@ def test_a_file_in_another_format_is_named(tmp_path):
         ({"sample_size": 1e308}, "in sample_size"),
         ({"block_out_channels": [[16, 32]]}, "config"),
         ({"norm_num_groups": "four"}, "does not build"),
+        ({"norm_num_groups": -1}, "-1 in norm_num_groups, which counts something"),
+        ({"norm_num_groups": 0.5}, "0.5 in norm_num_groups, which counts something"),
+        ({"block_out_channels": [16, -32]}, "-32 in block_out_channels, which counts something"),
     ],
 )
 def test_a_config_that_makes_no_sense_is_told_as_such(pipeline, changes, said):

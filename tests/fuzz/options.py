@@ -94,5 +94,5 @@ def make(random: Random, place: Place) -> Case:
         chosen.append(random.choice(("--bogus", "-x", "--json", "--quiet", os.fsdecode(b"--\xff"))))
     output = chosen[chosen.index("--output") + 1] if "--output" in chosen else None
     folder = place.work / output if output else None
-    seen = folder / ("cache" if command == "evaluate" else "bank") if folder and not folder.is_symlink() else None
+    seen = folder / ("cache" if command == "evaluate" else "bank") if folder and not os.path.islink(folder) else None
     return Case((command, teacher, *chosen), seen or place.work / "ddpm-0.4" / "bank")

@@ -93,7 +93,7 @@ def tried(templates: Path, seed: int, kind: str, number: int, root: Path) -> tup
     stopped = []
 
     def stop(pid: int, _age: float) -> None:
-        if case.accepted is not None and not stopped and case.accepted.exists():
+        if case.accepted is not None and not stopped and os.path.exists(case.accepted):
             stopped.append(pid)
             os.kill(pid, signal.SIGTERM)
 

@@ -11,9 +11,11 @@ the student's step for its backward pass, in float32, against the growth by one 
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from diffusers import ModelMixin
 from torch.autograd.graph import saved_tensors_hooks
 
 from diffcompress import recipe as recipes
@@ -30,6 +32,8 @@ TEACHERS = {"sd15": 0.25, "sdxl-base": 0.25, "sd3-medium": 0.02, "dit-xl-2-256":
 TEACHERS |= {"pixart-alpha-1024": 0.02, "flux1-dev": 0.02}
 CARD, META, MOST = 80 * 2**30, torch.device("meta"), 512
 
+Call = Callable[[int], torch.Tensor]
+
 
 def read(name: str) -> tuple[Family, dict]:
     config = json.loads(Path(f"tests/teachers/{name}.json").read_text(encoding="utf-8"))
@@ -37,7 +41,7 @@ def read(name: str) -> tuple[Family, dict]:
     return family, complete(family.class_name, config)
 
 
-def call_of(family: Family, config: dict, denoiser: torch.nn.Module, dtype: torch.dtype):
+def call_of(family: Family, config: dict, denoiser: ModelMixin, dtype: torch.dtype) -> Call:
     """A denoiser call on so many rows, in `dtype`."""
 
     def call(rows: int) -> torch.Tensor:
@@ -49,7 +53,7 @@ def call_of(family: Family, config: dict, denoiser: torch.nn.Module, dtype: torc
     return call
 
 
-def outputs(denoiser: torch.nn.Module, call) -> int:
+def outputs(denoiser: ModelMixin, call: Call) -> int:
     """Bytes of the outputs of all modules of one sample."""
     seen = 0
 
@@ -85,8 +89,9 @@ def student_row(name: str) -> str:
     recipe = recipes.load(family.recipe)
     student = plan(family, config, ratio=TEACHERS[name], section=recipe.student).config
     denoiser = build(family, student, "meta").train()
-    call, kept, own = call_of(family, student, denoiser, torch.float32), {}, set()
-    own.update(p.untyped_storage()._cdata for p in denoiser.parameters())
+    call = call_of(family, student, denoiser, torch.float32)
+    kept: dict[int, int] = {}
+    own = {p.untyped_storage()._cdata for p in denoiser.parameters()}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()

@@ -21,11 +21,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import runs
-import shape_teachers
 import torch
 import yaml
 
+from benchmarks import runs, shape_teachers
 from diffcompress import recipe as recipes
 from diffcompress import runtime as runtimes
 from diffcompress.bank import bank as banks
@@ -85,8 +84,12 @@ class Judge:
     """Scores of a student on the way and in the end, and the seconds of training without them."""
 
     def __init__(self, run: Run, space: FeatureSpace | None) -> None:
-        self.run, self.curve, self.started, self.paused = run, [], time.monotonic(), 0.0
-        self.space, self.protocol = judged(run.teacher, run.request.recipe, Progress(), space)
+        self.run, self.started, self.paused = run, time.monotonic(), 0.0
+        self.curve: list[dict[str, Any]] = []
+        space, self.protocol = judged(run.teacher, run.request.recipe, Progress(), space)
+        if space is None:
+            raise SystemExit("there is no feature space for this teacher: name one with --feature-weights")
+        self.space = space
 
     @property
     def seconds(self) -> float:
@@ -147,7 +150,9 @@ def row_of(options: argparse.Namespace, run: Run, recipe: recipes.Recipe, space:
             {k: round(v, 5) for k, v in level.items()}
             for level in (one.to_json() for one in values["agreement"].levels)
         ],
-        "teacher": {n: values[m].teacher and values[m].teacher.value for n, m in names.items() if m in values},
+        "teacher": {
+            n: beside and beside.value for n, m in names.items() if m in values for beside in (values[m].teacher,)
+        },
         "last": runs.last_row(logs[-1]),
         "skipped": read_json(stages[-1] / "final" / "state.json")["skipped"],
         "num_samples": options.num_samples,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
-import demo_text
-import fashion_mnist
 import torch
 import torch.nn.functional as F
 from diffusers import (
@@ -21,6 +20,8 @@ from diffusers import (
 )
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from benchmarks import demo_text, fashion_mnist
 
 SEED = 0
 NUM_CLASSES = 10
@@ -75,6 +76,8 @@ class Teacher:
 
 
 class Dit(Teacher):
+    model: DiTTransformer2DModel
+
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__(vae)
         self.model = DiTTransformer2DModel(**NETWORK, out_channels=8, num_embeds_ada_norm=NUM_CLASSES)
@@ -163,7 +166,7 @@ class RepeatLast(TorchFunctionMode):
         super().__init__()
         self.bias = n.log()[:, None, None, None]
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention:
             bias = torch.zeros(len(self.bias), 1, 1, args[1].shape[2])
@@ -173,6 +176,8 @@ class RepeatLast(TorchFunctionMode):
 
 
 class Mmdit(Teacher):
+    model: SD3Transformer2DModel
+
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__(vae)
         width = NETWORK["num_attention_heads"] * NETWORK["attention_head_dim"]

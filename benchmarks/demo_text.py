@@ -13,7 +13,6 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
-import fashion_mnist
 import torch
 from diffusers import StableDiffusion3Pipeline
 from tokenizers import pre_tokenizers
@@ -26,6 +25,8 @@ from transformers import (
     T5EncoderModel,
     T5Tokenizer,
 )
+
+from benchmarks import fashion_mnist
 
 SEED = 11
 MAX_TOKENS = 12
@@ -63,7 +64,8 @@ def build_tokenizer() -> CLIPTokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges), *SPECIAL]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+    # transformers' hint is of the file's lines; pairs are what its docstring asks for.
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)  # type: ignore[arg-type]
 
 
 def learn_merges(words: list[str]) -> list[tuple[str, str]]:
@@ -142,6 +144,6 @@ def embeddings(pipeline: StableDiffusion3Pipeline, texts: list[str]) -> tuple[Te
     """`[N, MAX_TOKENS + 1, D]` and pooled `[N, 2 WIDTH]`, from the pipeline itself; the last token, zero, stands for
     all those of the silent encoder."""
     tokens, _, pooled, _ = pipeline.encode_prompt(
-        texts, None, None, do_classifier_free_guidance=False, max_sequence_length=MAX_TOKENS
+        texts, texts, texts, do_classifier_free_guidance=False, max_sequence_length=MAX_TOKENS
     )
     return tokens[:, : MAX_TOKENS + 1], pooled

@@ -9,13 +9,13 @@ import json
 import time
 from pathlib import Path
 
-import fashion_mnist
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks import fashion_mnist
 from diffcompress.evaluation.features import demo_space
 from diffcompress.evaluation.frechet import frechet_distance
 
@@ -82,7 +82,9 @@ def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Images `[N, 1, 28, 28]` in [-1, 1] of latents `[N, 4, 14, 14]` of unit variance."""
-    return torch.cat([vae.decode(part / vae.config.scaling_factor).sample.clamp(-1, 1) for part in latents.split(256)])
+    return torch.cat(
+        [vae.decode(part / vae.config["scaling_factor"]).sample.clamp(-1, 1) for part in latents.split(256)]
+    )
 
 
 def prepare(work: Path, num_steps: int) -> tuple[AutoencoderKL, Tensor, Tensor]:
@@ -93,7 +95,7 @@ def prepare(work: Path, num_steps: int) -> tuple[AutoencoderKL, Tensor, Tensor]:
     vae = AutoencoderKL.from_pretrained(folder).eval().requires_grad_(False)
     if not cache.is_file():
         images, labels = fashion_mnist.load("train")
-        save_file({"latents": encode(vae, images) * vae.config.scaling_factor, "labels": labels}, cache)
+        save_file({"latents": encode(vae, images) * vae.config["scaling_factor"], "labels": labels}, cache)
         print(json.dumps(quality(vae)), flush=True)
     tensors = load_file(cache)
     return vae, tensors["latents"], tensors["labels"]
@@ -102,7 +104,8 @@ def prepare(work: Path, num_steps: int) -> tuple[AutoencoderKL, Tensor, Tensor]:
 def quality(vae: AutoencoderKL) -> dict[str, float]:
     """Distances of test images and of their reconstructions to the training images; squared error per pixel."""
     images, _ = fashion_mnist.load("test")
-    rebuilt = decode(vae, encode(vae, images) * vae.config.scaling_factor)
+    rebuilt = decode(vae, encode(vae, images) * vae.config["scaling_factor"])
     space = demo_space()
+    assert space.real is not None
     real, ours = (frechet_distance(space.features(x), space.real.moments).value for x in (images, rebuilt))
     return {"fd_real": real, "fd_reconstructed": ours, "mse": F.mse_loss(rebuilt, images).item()}

@@ -51,10 +51,10 @@ def main() -> None:
         rows = rows[torch.randperm(len(rows), generator=generator(0))[: options.batch_size]]
         with torch.enable_grad():
             prediction = student.family.predict(student.denoiser, noisy[rows], timestep[rows], {})
-            teacher = target[rows, : prediction.shape[1]]
+            wanted = target[rows, : prediction.shape[1]]
             for name, loss in (("LIFT", lift), ("PLACE, groups of 16", place)):
                 for norm in ("l1", "relative"):
-                    terms = loss(prediction, teacher, norm=norm, fine="l1")
+                    terms = loss(prediction, wanted, norm=norm, fine="l1")
                     coarse, fine = (gradient_norm(term, weights) for term in (terms.coarse, terms.fine))
                     print(f"| {low:.1f}-{high:.1f} | {name} | {norm} | {coarse:.3f} | {fine:.3f} |")
 

@@ -12,14 +12,15 @@ import argparse
 import json
 import statistics
 import time
-import types
 from pathlib import Path
+from typing import Any
 
 import torch
-from launches import Launches
 
+from benchmarks.launches import Launches
 from diffcompress import recipe as recipes
 from diffcompress import runtime as runtimes
+from diffcompress.bank.batch import Batch
 from diffcompress.families import registry
 from diffcompress.runtime import Progress
 from diffcompress.student.plan import plan
@@ -64,12 +65,9 @@ def measure(name: str, ratio: float, folder: Path, repeats: int) -> dict:
     noisy, timestep = torch.randn(inputs.pop("noisy").shape), inputs.pop("timestep")
     with torch.no_grad():
         prediction = trainee(noisy, timestep, inputs)[0]
-    # What a step reads of a batch, wherever the class of batches lives.
-    batch = types.SimpleNamespace(
-        noisy=noisy, timestep=timestep, conditioning=inputs, prediction=prediction + 1, diffusion_target=None
-    )
-    batch.split = lambda size: [batch]
-    job = Job(recipe, None, trainee, state, None, runtimes.start("cpu"), Progress(), lambda step: None)
+    batch = Batch(noisy, timestep, prediction + 1, None, inputs)
+    unasked: Any = None  # a step of these stages asks neither teacher nor targets
+    job = Job(recipe, unasked, trainee, state, unasked, runtimes.start("cpu"), Progress(), lambda step: None)
     seconds = []
     for step in range(repeats + 2):
         started = time.process_time()
@@ -97,7 +95,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    torch.backends.mkldnn.enabled = False  # it compiles a kernel for each shape, which a GPU's host does not
+    torch.backends.mkldnn.set_flags(False)  # it compiles a kernel for each shape, which a GPU's host does not
     for name, ratio in STUDENTS:
         print(json.dumps(measure(name, ratio, options.teachers, options.repeats)), flush=True)
 

@@ -172,11 +172,13 @@ def _mounted(place: Path, kilobytes: int) -> bool:
 def damages(world: World, count: int) -> Iterator[str]:
     """One file of a run emptied, cut, garbled, flipped, replaced or gone: three in four of finished runs, the others
     of runs that have trained in part."""
-    halfway, stopped = world.root / "halfway", []
+    halfway = world.root / "halfway"
+    stopped: list[int] = []
 
     def stop(pid: int, _age: float) -> None:
         if not stopped and any(halfway.glob("stage-2-place/metrics.jsonl")):
-            stopped.append(os.kill(pid, signal.SIGTERM))
+            stopped.append(pid)
+            os.kill(pid, signal.SIGTERM)
 
     world.check("stopped halfway", world.shrink(halfway, meanwhile=stop), (75,), halfway)
     for number in range(count):
@@ -261,7 +263,8 @@ def main() -> None:
         for name, disturb, many, few, promise in KINDS:
             if asked.only and not name.startswith(asked.only):
                 continue
-            began, before, ends = time.monotonic(), len(world.broken), {}
+            began, before = time.monotonic(), len(world.broken)
+            ends: dict[str, int] = {}
             for end in disturb(world, few if asked.few else many):
                 ends[end] = ends.get(end, 0) + 1
             told = ", ".join(f"{number} {end}" for end, number in ends.items())

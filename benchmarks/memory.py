@@ -15,18 +15,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import diffusers
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.nn import functional
 
 from diffcompress.families.sd3 import FAMILY
 from diffcompress.pipeline.conditions import Conditions
-from diffcompress.pipeline.stored_rows import stored_table
+from diffcompress.pipeline.stored_rows import StoredRows, stored_table
 from diffcompress.recipe import StudentSection
 from diffcompress.sources.state import StoredState
 from diffcompress.sources.weights import weight_files
@@ -96,6 +97,7 @@ def prompts(folder: Path, at_once: bool) -> dict[str, float]:
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     with watched(found):
         start = time.perf_counter()
+        table: Mapping[str, Tensor | StoredRows]
         if at_once:
             parts = [load_file(file) for file in files]
             table = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -135,7 +137,7 @@ def taylor(folder: Path, at_once: bool) -> dict[str, float]:
     given = {"encoder_hidden_states": torch.randn(1, 16, 4096), "pooled_projections": torch.randn(1, 2048)}
     batches = [(noisy, torch.tensor([500.0]), given, target)] * 2
 
-    def predict(noisy, timestep, conditioning):
+    def predict(noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
         return FAMILY.predict(model, noisy, timestep, conditioning)
 
     with watched(found):
@@ -167,7 +169,12 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.child:
         name, when, folder = options.child
-        print(json.dumps(make(Path(folder)) if name == "make" else PARTS[name](Path(folder), when == "at once")))
+        found: dict[str, float] = {}
+        if name == "make":
+            make(Path(folder))
+        else:
+            found = PARTS[name](Path(folder), when == "at once")
+        print(json.dumps(found))
         return
     with tempfile.TemporaryDirectory() as folder:
 

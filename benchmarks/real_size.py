@@ -44,7 +44,7 @@ def build(config: dict, folder: Path) -> None:
         vae = diffusers.AutoencoderKL(
             block_out_channels=(8, 8, 8, 8), latent_channels=config["in_channels"], norm_num_groups=4, **blocks
         )
-        pipeline = diffusers.DiTPipeline(denoiser, vae, scheduler)
+        pipeline: diffusers.DiffusionPipeline = diffusers.DiTPipeline(denoiser, vae, scheduler)
     else:
         pipeline = diffusers.DDPMPipeline(denoiser, scheduler)
     pipeline.to(torch.float16).save_pretrained(folder)

@@ -14,14 +14,15 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
-import fashion_mnist
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks import fashion_mnist
 from diffcompress.evaluation.features import FeatureSpace, RealImages
 from diffcompress.evaluation.frechet import Moments
 from diffcompress.recipe import TrainingSection
@@ -34,7 +35,7 @@ BATCH_SIZE = 32
 LEARNING_RATE = 2e-3
 WARMUP_STEPS = 200
 EMA_DECAY = 0.998
-CONFIGS = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "grey16": {
         "sample_size": 16,
         "in_channels": 1,

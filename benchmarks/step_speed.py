@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 import diffusers
-import runs
 import torch
 
+from benchmarks import runs
 from diffcompress import recipe as recipes
 from diffcompress.bank import bank as banks
 from diffcompress.jobs.train import starting_student, trainee, training_job

@@ -15,14 +15,16 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
-import fashion_mnist
 import torch
 from accelerate import Accelerator
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
+from benchmarks import fashion_mnist
 from diffcompress.recipe import TrainingSection
 from diffcompress.training.optim import Optimizer
 
@@ -55,7 +57,7 @@ def learning_rate(step: int, num_steps: int) -> float:
     return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, left)
 
 
-def write_checkpoint(folder: Path, step: int, denoiser, ema: dict, optimizer) -> None:
+def write_checkpoint(folder: Path, step: int, denoiser: nn.Module, ema: dict[str, Tensor], optimizer: Any) -> None:
     tensors = {f"model.{k}": v for k, v in denoiser.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in ema.items()}
     tensors |= {f"optimizer.{k}": v for k, v in optimizer.tensors().items()}
@@ -64,7 +66,7 @@ def write_checkpoint(folder: Path, step: int, denoiser, ema: dict, optimizer) ->
     os.replace(part, folder / "checkpoint.safetensors")
 
 
-def read_checkpoint(path: Path, denoiser, ema: dict, optimizer) -> int:
+def read_checkpoint(path: Path, denoiser: nn.Module, ema: dict[str, Tensor], optimizer: Any) -> int:
     tensors = load_file(path)
     denoiser.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     ema.update({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")})

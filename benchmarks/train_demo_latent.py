@@ -19,12 +19,12 @@ import signal
 import time
 from pathlib import Path
 
-import demo_latent_teachers
-import demo_vae
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from train_demo import read_checkpoint, write_checkpoint
 
+from benchmarks import demo_latent_teachers, demo_vae
+from benchmarks.train_demo import read_checkpoint, write_checkpoint
 from diffcompress.evaluation.features import demo_space
 from diffcompress.evaluation.frechet import frechet_distance
 
@@ -97,9 +97,10 @@ def load_average(teacher: demo_latent_teachers.Teacher, work: Path) -> int:
 
 
 @torch.no_grad()
-def evaluate(teacher: demo_latent_teachers.Teacher, vae, count: int, sheet: Path) -> dict:
+def evaluate(teacher: demo_latent_teachers.Teacher, vae: AutoencoderKL, count: int, sheet: Path) -> dict:
     """Distances of `count` samples of 25 steps at every guidance scale; writes a sheet, a column for each class."""
     space, result, sheets = demo_space(), {}, []
+    assert space.real is not None
     labels = torch.arange(count) % 10
     for guidance in GUIDANCE:
         started = time.time()

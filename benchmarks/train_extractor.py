@@ -14,11 +14,11 @@ import json
 import os
 from pathlib import Path
 
-import fashion_mnist
 import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
+from benchmarks import fashion_mnist
 from diffcompress.evaluation.features import Extractor, FeatureSpace
 from diffcompress.evaluation.frechet import Moments, frechet_distance, kernel_distance
 from diffcompress.records.fingerprints import sha256

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffcompress.errors import RunInterrupted, RunStopped, UsageError
 
@@ -152,7 +152,7 @@ def exact_float32() -> Iterator[None]:
     """Products of float32 numbers in full precision, also on a GPU that rounds their factors to TF32 elsewhere."""
     import torch
 
-    parts = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    parts: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [part.allow_tf32 for part in parts]
     for part in parts:
         part.allow_tf32 = False

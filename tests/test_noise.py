@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from diffcompress.noise import Flow, from_scheduler, generator, streams
+from diffcompress.noise import Diffusion, Flow, from_scheduler, generator, streams
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
@@ -184,8 +184,9 @@ def test_flow_draws_stay_in_range_and_antithetic_ones_pair_up():
 def test_what_a_config_leaves_out_is_as_its_class_has_it(name):
     import diffusers
 
-    theirs = getattr(diffusers, name)().alphas_cumprod
-    torch.testing.assert_close(from_scheduler({"_class_name": name}).alphas_cumprod, theirs.double())
+    theirs, ours = getattr(diffusers, name)().alphas_cumprod, from_scheduler({"_class_name": name})
+    assert isinstance(ours, Diffusion)
+    torch.testing.assert_close(ours.alphas_cumprod, theirs.double())
 
 
 @pytest.mark.parametrize(
@@ -204,11 +205,11 @@ def test_the_process_is_told_by_more_than_the_schedulers_name(name, options, kin
     config = {**getattr(diffusers, name)(**options).config, "_class_name": name}
     process = from_scheduler(config)
     assert type(process).__name__ == kind
-    if kind == "Diffusion":
+    if isinstance(process, Diffusion):
         theirs = getattr(diffusers, name)(**options).alphas_cumprod
         torch.testing.assert_close(process.alphas_cumprod, theirs.double())
     elif "flow_shift" in options:
-        assert process.shift == 3.0
+        assert isinstance(process, Flow) and process.shift == 3.0
 
 
 def test_generators_follow_from_their_integers_alone():

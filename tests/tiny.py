@@ -74,7 +74,7 @@ def save_pipeline(
     **changes: Any,
 ) -> Path:
     """A DDPMPipeline folder with a tiny untrained U-Net; `changes` go to the U-Net's config."""
-    model = unet(UNET, seed, **({"num_class_embeds": num_classes} | changes)).to(dtype)
+    model = torch.nn.Module.to(unet(UNET, seed, **({"num_class_embeds": num_classes} | changes)), dtype)
     scheduler = DDPMScheduler(num_train_timesteps=num_train_timesteps or 1000, prediction_type=prediction_type)
     DDPMPipeline(model, scheduler).save_pretrained(folder, variant=variant)
     return folder

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from safetensors.torch import save_file
 from torch import nn
 
@@ -46,7 +47,7 @@ def written(run: RunFolder, section: ExportSection) -> dict[str, Any] | None:
 
 
 def write_formats(
-    student: nn.Module, teacher: LoadedPipeline, run: RunFolder, section: ExportSection, *, dtype: torch.dtype
+    student: ModelMixin, teacher: LoadedPipeline, run: RunFolder, section: ExportSection, *, dtype: torch.dtype
 ) -> dict[str, Any] | None:
     """Write what `section` asks for, all or nothing, and return exports.json's content; None when it asks for nothing.
 
@@ -59,7 +60,7 @@ def write_formats(
         return found
     shipped = read_record(run.provenance, Provenance).files
     rounded = as_shipped(student, dtype)
-    config = dict(student.config)  # type: ignore[arg-type]
+    config = dict(student.config)
     record: dict[str, Any] = {"asked": asked, "pipeline_files": shipped, "files": {}}
 
     def write(folder: Path) -> None:

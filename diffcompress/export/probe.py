@@ -14,6 +14,7 @@ import inspect
 import json
 import os
 import sys
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 import torch
@@ -25,9 +26,10 @@ PROMPT = "a photo"
 
 
 class _Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if fullname.partition(".")[0] == "diffcompress":
             raise ImportError("the export must load without diffcompress")
+        return None
 
 
 def flatten(value: Any, tensors: dict[str, Tensor]) -> Any:

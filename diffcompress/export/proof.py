@@ -14,8 +14,9 @@ from typing import Any
 import diffusers
 import psutil
 import torch
+from diffusers import ModelMixin
 from safetensors.torch import load, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffcompress.errors import (
     DiffCompressError,
@@ -45,7 +46,7 @@ LARGEST_VIDEO = 200_000
 
 
 def prove(
-    run: RunFolder, student: nn.Module, teacher: LoadedPipeline, *, dtype: torch.dtype, threads: int = 2
+    run: RunFolder, student: ModelMixin, teacher: LoadedPipeline, *, dtype: torch.dtype, threads: int = 2
 ) -> dict[str, Any]:
     """Compare `run.pipeline`, loaded elsewhere, with `student` in memory; write and return `run.proof`.
 
@@ -98,7 +99,7 @@ def prove(
 
 
 @torch.no_grad()
-def _recorded(denoiser: nn.Module, teacher: LoadedPipeline) -> tuple[dict[str, Any], Tensor]:
+def _recorded(denoiser: ModelMixin, teacher: LoadedPipeline) -> tuple[dict[str, Any], Tensor]:
     """The keyword arguments of the denoiser in one call by its family, and what it returns for them.
 
     A batch of two: noise at an early and a late timestep, with the first and the last condition.

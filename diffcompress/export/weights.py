@@ -10,6 +10,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers import ModelMixin
 from torch import nn
 
 from diffcompress.errors import DiffCompressError
@@ -26,7 +27,7 @@ from diffcompress.sources.linking import check_space, link_pipeline
 
 
 def export_pipeline(
-    student: nn.Module,
+    student: ModelMixin,
     teacher: LoadedPipeline,
     run: RunFolder,
     *,
@@ -58,7 +59,7 @@ def export_pipeline(
     return run.pipeline
 
 
-def as_shipped(student: nn.Module, dtype: torch.dtype) -> nn.Module:
+def as_shipped(student: ModelMixin, dtype: torch.dtype) -> ModelMixin:
     """A copy of `student` on the CPU in `dtype`; raises DiffCompressError for NaN or overflow."""
     # nn.Module's own `to`: diffusers' warns about modules to keep in float32 even where there are none.
     shipped = nn.Module.to(copy.deepcopy(student), "cpu", dtype).eval().requires_grad_(False)
@@ -71,7 +72,7 @@ def as_shipped(student: nn.Module, dtype: torch.dtype) -> nn.Module:
     return shipped
 
 
-def rounded(student: nn.Module, dtype: torch.dtype, device: torch.device | str = "cpu") -> nn.Module:
+def rounded(student: ModelMixin, dtype: torch.dtype, device: torch.device | str = "cpu") -> ModelMixin:
     """A copy with the values that ship in `dtype`, which computes in float32 on `device`; raises as `as_shipped`.
 
     Buffers that are no part of the weights, such as tables of positions, keep their precision: nothing rounds them

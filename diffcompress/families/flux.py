@@ -69,7 +69,7 @@ def _rules(teacher: Config, student: Config) -> Rules:
 def _forward(model: nn.Module, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
     height, width = noisy.shape[-2:]
     text_tokens = conditioning["encoder_hidden_states"].shape[1]
-    with unrounded(model.x_embedder):
+    with unrounded(model.get_submodule("x_embedder")):
         tokens = model(
             pack(noisy),
             timestep=timestep / 1000,

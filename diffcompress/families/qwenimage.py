@@ -59,7 +59,7 @@ def _rules(teacher: Config, student: Config) -> Rules:
 
 def _forward(model: nn.Module, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
     batch, _, height, width = noisy.shape
-    with unrounded(model.img_in):
+    with unrounded(model.get_submodule("img_in")):
         tokens = model(
             pack(noisy),
             timestep=timestep / 1000,

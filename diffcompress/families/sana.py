@@ -98,7 +98,8 @@ def _rules(teacher: Config, student: Config) -> Rules:
 
 
 def _forward(model: nn.Module, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
-    time = timestep * model.config.timestep_scale  # type: ignore[union-attr]
+    config: Config = getattr(model, "config")  # noqa: B009
+    time = timestep * config["timestep_scale"]
     text = {name: conditioning[name] for name in TEXT}
     return model(noisy, timestep=time, return_dict=False, **text)[0]
 

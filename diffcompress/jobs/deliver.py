@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import nn
+from diffusers import ModelMixin
 
 from diffcompress.bank.bank import Bank
 from diffcompress.errors import DiffCompressError
@@ -37,7 +37,7 @@ from diffcompress.training.state import counters
 SAMPLES_WITHOUT_SPACE = 256
 
 
-def conclude(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module, bank: Bank) -> None:
+def conclude(run: Run, recipe: Recipe, start: ModelMixin, trained: ModelMixin, bank: Bank) -> None:
     """Evaluate and ship the student `trained`, which was `start`; for the main process alone."""
     folder, asked = run.folder, run.request.asked
     recipe = recipe.model_copy(update={"export": run.request.recipe.export})
@@ -89,7 +89,7 @@ def judged(
     return space, protocol
 
 
-def shipped(run: Run, trained: nn.Module) -> LoadedPipeline:
+def shipped(run: Run, trained: ModelMixin) -> LoadedPipeline:
     """The student `trained` as it ships, rounded to the dtype of its files.
 
     Raises DiffCompressError when it predicts NaN or infinite values.
@@ -100,7 +100,7 @@ def shipped(run: Run, trained: nn.Module) -> LoadedPipeline:
     return student
 
 
-def _evaluated(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module) -> Evaluation:
+def _evaluated(run: Run, recipe: Recipe, start: ModelMixin, trained: ModelMixin) -> Evaluation:
     """The content of metrics.json."""
     teacher, student = run.teacher, shipped(run, trained)
     space, protocol = judged(teacher, recipe, run.progress)
@@ -124,7 +124,7 @@ def _evaluated(run: Run, recipe: Recipe, start: nn.Module, trained: nn.Module) -
 
 
 @torch.no_grad()
-def _change(start: nn.Module, trained: nn.Module) -> float:
+def _change(start: ModelMixin, trained: ModelMixin) -> float:
     """Root of the squared change of all parameters over their squares before."""
     before = [value.double().cpu() for value in start.parameters()]
     after = [value.double().cpu() for value in trained.parameters()]
@@ -144,7 +144,7 @@ def _check_finite(student: LoadedPipeline) -> None:
         )
 
 
-def _export(run: Run, recipe: Recipe, trained: nn.Module, bank: Bank) -> None:
+def _export(run: Run, recipe: Recipe, trained: ModelMixin, bank: Bank) -> None:
     provenance = {
         "recipe": recipe.model_dump(mode="json"),
         "seed": recipe.seed,

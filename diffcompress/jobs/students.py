@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from torch import Tensor, nn, ones_like, zeros_like
 
 from diffcompress.bank import bank as banks
@@ -41,7 +42,7 @@ def initial_student(
     *,
     ranked: bool = True,
     progress: Progress | None = None,
-) -> nn.Module:
+) -> ModelMixin:
     """The student before training: inherited from the teacher or random, as the recipe says; on the CPU.
 
     Without `ranked` the passes through the teacher are left out: for a student whose weights are about to be replaced.
@@ -87,7 +88,7 @@ def _refit(
         return
     noisy, timestep, conditioning = refit_batch(teacher, bank, recipe.seed, number)
 
-    def call(model: nn.Module) -> Tensor:
+    def call(model: Any) -> Tensor:
         return teacher.family.predict(model, noisy.to(model.dtype), timestep, as_dtype(conditioning, model.dtype))
 
     own = predicting(teacher, student_plan.prediction_type).noise
@@ -101,14 +102,14 @@ def _refit(
     progress.note(f"{layers} inherited layers refitted to their teacher's outputs on {number} samples")
 
 
-def copy_student(student_plan: StudentPlan, model: nn.Module) -> nn.Module:
+def copy_student(student_plan: StudentPlan, model: ModelMixin) -> ModelMixin:
     """A trainable student with the weights of `model`, on its device."""
-    copy = type(model).from_config(student_plan.config)  # type: ignore[attr-defined]
+    copy = type(model).from_config(student_plan.config)  # type: ignore[attr-defined]  # of ConfigMixin, its other base
     copy.load_state_dict(model.state_dict())
     return copy.to(next(model.parameters()).device)
 
 
-def averaged_student(student_plan: StudentPlan, like: nn.Module, state: TrainingState) -> nn.Module:
+def averaged_student(student_plan: StudentPlan, like: ModelMixin, state: TrainingState) -> ModelMixin:
     """The student with its EMA weights, ready for sampling."""
     student = copy_student(student_plan, like)
     prefix = "student."
@@ -116,7 +117,7 @@ def averaged_student(student_plan: StudentPlan, like: nn.Module, state: Training
     return student.eval().requires_grad_(False)
 
 
-def as_student(teacher: LoadedPipeline, student_plan: StudentPlan, denoiser: nn.Module) -> LoadedPipeline:
+def as_student(teacher: LoadedPipeline, student_plan: StudentPlan, denoiser: ModelMixin) -> LoadedPipeline:
     """A student denoiser as a pipeline of its own, sampled as the teacher is."""
     around = predicting(teacher, student_plan.prediction_type)
     reference = replace(around.reference, config=dict(student_plan.config))

@@ -104,7 +104,7 @@ def fetched(
     like: another that it is compared with, so that both compute in one precision.
     """
     fetch(reference, progress)
-    size, precision = _recipe(reference).bank.sample_size, like and like.precision
+    size, precision = _recipe(reference).bank.sample_size, None if like is None else like.precision
     return load(reference, runtime.device, sample_size=size, precision=precision, progress=progress)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from diffusers import ModelMixin
 from torch import nn
 
 from diffcompress.bank.bank import Bank
@@ -39,7 +40,7 @@ PREVIEW_SAMPLES = 16
 Look = Callable[[int, LoadedPipeline], None]
 
 
-def starting_student(run: Run, bank: Bank) -> nn.Module:
+def starting_student(run: Run, bank: Bank) -> ModelMixin:
     """The student before training, kept in the run folder so that a resumed run starts from the same."""
     file = run.folder.student_init
     make = partial(initial_student, run.teacher, run.plan, run.request.recipe, bank, progress=run.progress)
@@ -55,10 +56,10 @@ def starting_student(run: Run, bank: Bank) -> nn.Module:
             student.load_state_dict(read_tensors(file))
         except RuntimeError as error:
             raise damaged(file, str(error)) from error
-    return student.to(run.runtime.device)
+    return nn.Module.to(student, run.runtime.device)
 
 
-def train(run: Run, start: nn.Module, bank: Bank, *, look: Look | None = None) -> tuple[Recipe, nn.Module]:
+def train(run: Run, start: ModelMixin, bank: Bank, *, look: Look | None = None) -> tuple[Recipe, ModelMixin]:
     """The recipe with its final step counts, and the student after all stages with its EMA weights.
 
     look: what is done with the student every `training.preview_every_steps`; default: a sheet of samples is drawn.
@@ -75,7 +76,7 @@ def train(run: Run, start: nn.Module, bank: Bank, *, look: Look | None = None) -
     return recipe, averaged_student(run.plan, start, job.state)
 
 
-def trainee(run: Run, start: nn.Module) -> Trainee:
+def trainee(run: Run, start: ModelMixin) -> Trainee:
     """A copy of the student `start`, ready for steps of the recipe: with adapters where a stage asks for them, and
     without gradients that nothing needs."""
     student, recipe = copy_student(run.plan, start), run.request.recipe

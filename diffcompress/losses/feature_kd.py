@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .reduction import Reduction, Scalar, precise, size_factor
 
+Blocks = Mapping[str, Tensor] | Sequence[Tensor]
 Features = TypeVar("Features", Mapping[str, Tensor], Sequence[Tensor])
 # Standard deviations beyond which an activation is massive: U-Nets of the demo have none there, its transformers 0.4 %
 # of them with 15 % of the energy.
@@ -114,13 +115,15 @@ def _block(student: Tensor, teacher: Tensor, reduction: Reduction, mask_beyond: 
     return error.sum(1).mean() if reduction == "sum" else error.sum() / keep.sum().clamp(min=1)
 
 
-def _pairs(student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
+def _pairs(student: Blocks, teacher: Blocks) -> list[tuple[Tensor, Tensor]]:
     if len(student) == 0:
         raise ValueError("feature_kd needs at least one block output")
     if isinstance(student, Mapping) and isinstance(teacher, Mapping):
         if student.keys() != teacher.keys():
             raise ValueError(f"student blocks {sorted(student)} differ from teacher blocks {sorted(teacher)}")
         return [(student[name], teacher[name]) for name in student]
+    if isinstance(student, Mapping) or isinstance(teacher, Mapping):
+        raise ValueError("student blocks have names and teacher blocks have none, or the other way round")
     if len(student) != len(teacher):
         raise ValueError(f"{len(student)} student blocks for {len(teacher)} teacher blocks")
     return list(zip(student, teacher, strict=True))

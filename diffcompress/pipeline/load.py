@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 import torch
 from accelerate import init_empty_weights
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from diffcompress.errors import UsageError
@@ -48,7 +49,7 @@ class LoadedPipeline:
 
     reference: Reference
     family: Family
-    denoiser: nn.Module
+    denoiser: ModelMixin
     noise: NoiseProcess
     dtype: torch.dtype
     fingerprint: str
@@ -184,7 +185,7 @@ def _fill(
         # One precision for all of it: some classes are stored with a few tensors in another.
         tensors = {n: as_dtype({n: v}, precisions.dtype_of(denoiser, n, dtype))[n] for n, v in state.items()}
         denoiser.load_state_dict(tensors, assign=True)
-        denoiser.to(device).eval().requires_grad_(False)
+        nn.Module.to(denoiser, device).eval().requires_grad_(False)
 
     if precision is not None or chosen == torch.float32:
         fill(chosen)
@@ -224,7 +225,7 @@ def check_teacher(reference: Reference) -> str | None:
     return dtype_name(state.dtype)
 
 
-def hollow(family: Family, config: Mapping[str, Any], where: object) -> nn.Module:
+def hollow(family: Family, config: Mapping[str, Any], where: object) -> ModelMixin:
     """The denoiser that `config` builds: parameters without memory, but real buffers, as some are never stored.
 
     Raises UsageError, with `where` it is from, for a config that builds none.
@@ -232,7 +233,7 @@ def hollow(family: Family, config: Mapping[str, Any], where: object) -> nn.Modul
     own = {k: v for k, v in config.items() if not k.startswith("_") and k != "quantization_config"}
     try:
         with init_empty_weights(include_buffers=False):
-            built: nn.Module = getattr(diffusers, family.class_name).from_config(own)
+            built: ModelMixin = getattr(diffusers, family.class_name).from_config(own)
     except Exception as error:
         raise UsageError(
             f"the config of '{where}' does not build a {family.class_name}: {type(error).__name__} {error}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from diffcompress.runtime import computes_bfloat16
@@ -31,7 +32,7 @@ def dtype_of(denoiser: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if any(part in name.split(".") for part in kept) else dtype
 
 
-def cast(denoiser: nn.Module, dtype: torch.dtype) -> nn.Module:
+def cast(denoiser: ModelMixin, dtype: torch.dtype) -> ModelMixin:
     """`denoiser` computing in `dtype`, in place. Buffers that are no part of its weights keep their precision."""
     for name, value in denoiser.state_dict(keep_vars=True).items():
         if value.is_floating_point():

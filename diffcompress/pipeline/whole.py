@@ -37,11 +37,12 @@ def _encoders(folder: Path, of: str, dtype: torch.dtype) -> dict[str, Any]:
         return {}
     import transformers
 
-    found = {}
+    found: dict[str, Any] = {}
     for part, class_name in wanted.items():
         cls = getattr(transformers, str(class_name), None)
         if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
-            found[part], told = cls.from_pretrained(folder / part, torch_dtype=dtype, output_loading_info=True)
+            loaded: Any = cls.from_pretrained(folder / part, torch_dtype=dtype, output_loading_info=True)
+            found[part], told = loaded
             if lacking := sorted(told["missing_keys"]):
                 raise UsageError(
                     f"the {part} of '{of}' is not whole: it lacks {len(lacking)} tensor(s), first {lacking[0]}",

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import Buffer
+
 from diffcompress.errors import DamagedError
 from diffcompress.records import shapes
 from diffcompress.records.layout import CARD, PROVENANCE
@@ -27,7 +29,7 @@ _FILES: dict[tuple[Path, int, int], str] = {}
 _MODELS: dict[tuple[object, ...], str] = {}
 
 
-def of_bytes(parts: Iterable[bytes]) -> str:
+def of_bytes(parts: Iterable[Buffer]) -> str:
     """SHA-256 of `parts`, end to end."""
     digest = hashlib.sha256()
     for part in parts:
@@ -49,7 +51,7 @@ def of_tensors(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of names and bytes, in their order."""
     import torch
 
-    def parts() -> Iterator[bytes]:
+    def parts() -> Iterator[Buffer]:
         for name, value in tensors.items():
             yield name.encode()
             yield value.detach().cpu().flatten().view(torch.uint8).numpy().data

@@ -11,11 +11,11 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
 from filelock import FileLock
-from torch import nn
 
 from diffcompress.errors import AccessError, UsageError
 from diffcompress.records import shapes
@@ -129,7 +129,7 @@ def _convert(file: Path, held: Mapping[str, tuple[str, ...]], folder: Path) -> N
             "the file must be a whole checkpoint of that model; else name a pipeline folder",
         ) from error
     for part in held:
-        model: nn.Module = getattr(pipeline, part)
+        model: Any = getattr(pipeline, part)
         if hasattr(model, "tie_weights"):
             model.tie_weights()
         lacking = [name for name, value in model.named_parameters() if value.is_meta]

@@ -172,8 +172,9 @@ def _converted(tensors: dict[str, Tensor], config: dict[str, Any], file: object)
     """What is handed on no further stays in `tensors`, as diffusers' converters leave it; names lose the prefix."""
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
+    loadable: Any = SINGLE_FILE_LOADABLE_CLASSES
     class_name = config.get("_class_name")
-    if class_name not in SINGLE_FILE_LOADABLE_CLASSES:
+    if class_name not in loadable:
         raise UsageError(
             f"diffusers does not convert original checkpoints of {class_name}",
             "convert it with the script of its authors, and name the folder",
@@ -183,9 +184,7 @@ def _converted(tensors: dict[str, Tensor], config: dict[str, Any], file: object)
     for name in list(tensors):
         tensors[prefix + name.removeprefix(_PREFIX)] = tensors.pop(name)
     try:
-        converted: dict[str, Tensor] = SINGLE_FILE_LOADABLE_CLASSES[class_name]["checkpoint_mapping_fn"](
-            checkpoint=tensors, config=config
-        )
+        converted: dict[str, Tensor] = loadable[class_name]["checkpoint_mapping_fn"](checkpoint=tensors, config=config)
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"{file} does not convert to a {class_name}: {type(error).__name__} {error}",

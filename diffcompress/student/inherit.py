@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import torch
 from accelerate import init_empty_weights
-from torch import Tensor, nn
+from diffusers import ModelMixin
+from torch import Tensor
 
 from diffcompress.families.base import Family, IndexSet, TensorRule, TensorRules
 from diffcompress.recipe import StudentSection
@@ -27,7 +28,7 @@ def start_student(
     *,
     scores: Mapping[str, AxisScores] | None = None,
     seed: int = 0,
-) -> nn.Module:
+) -> ModelMixin:
     """The planned student on the CPU in float32, trainable, with its first weights.
 
     teacher: the teacher's tensors by name, read one by one. scores: importance of each teacher tensor's slices, from

@@ -169,17 +169,19 @@ def _inputs(module: nn.Linear | nn.Conv2d, given: Tensor, rows: int) -> Tensor:
     if isinstance(module, nn.Linear):
         flat = _positions(given, False)
         return flat[_rows(len(flat), rows).to(flat.device)]
+    around, kernel, stride = module.padding, module.kernel_size, module.stride
+    assert not isinstance(around, str)  # see `_can_be_fitted`
     height, width = (
         (side + 2 * padding - kernel) // stride + 1
         for side, padding, kernel, stride in zip(
-            given.shape[2:], module.padding, module.kernel_size, module.stride, strict=True
+            given.shape[2:], around, module.kernel_size, module.stride, strict=True
         )
     )
     picked = _rows(len(given) * height * width, rows)
     sample, position = picked // (height * width), picked % (height * width)
     parts = []
     for index, image in enumerate(given):  # one at a time: windows are many times as large as what they look at
-        windows = functional.unfold(image[None], module.kernel_size, padding=module.padding, stride=module.stride)[0]
+        windows = functional.unfold(image[None], kernel, padding=around, stride=stride)[0]
         parts.append(windows.T[position[sample == index].to(windows.device)])
     return torch.cat(parts)
 

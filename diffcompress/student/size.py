@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import diffusers
 import numpy as np
 import torch
+from diffusers import ModelMixin
 from torch import nn
 
 from diffcompress.errors import UsageError
@@ -69,7 +70,7 @@ class SizePolynomial:
             return np.where(np.abs(square) < 1e-9, -rest / slope, curved)
 
 
-def build(family: Family, config: Config, device: torch.device | str) -> nn.Module:
+def build(family: Family, config: Config, device: torch.device | str) -> ModelMixin:
     """The family's diffusers model from `config`, freshly initialised; on "meta" it has no weights."""
     with torch.device(device):
         return getattr(diffusers, family.class_name).from_config(dict(config))

@@ -27,4 +27,4 @@ class Ema:
         if averaged:
             get_ema_multi_avg_fn(decay)(*map(list, zip(*averaged, strict=True)), None)
         if copied:
-            torch._foreach_copy_(*map(list, zip(*copied, strict=True)))
+            torch._foreach_copy_([own for own, _ in copied], [value for _, value in copied])

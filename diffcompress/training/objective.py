@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -35,7 +36,7 @@ class Trainee(nn.Module):
     """
 
     def __init__(
-        self, student: nn.Module, family: Family, adapters: nn.Module | None = None, *, precision: str = "float32"
+        self, student: ModelMixin, family: Family, adapters: nn.Module | None = None, *, precision: str = "float32"
     ) -> None:
         super().__init__()
         self.student = _laid_out(student)
@@ -58,11 +59,13 @@ class Trainee(nn.Module):
             return prediction.float(), [feature.float() for feature in self.adapters(tap.features)]
 
 
-def _laid_out(student: nn.Module) -> nn.Module:
+def _laid_out(student: ModelMixin) -> ModelMixin:
     """Channels last in memory where convolutions compute faster so: not with few channels (docs/benchmarks.md)."""
-    widths = getattr(student, "config", {}).get("block_out_channels")
+    widths = student.config.get("block_out_channels")
     pays = widths is not None and widths[0] > FEW_CHANNELS
-    return student.to(memory_format=torch.channels_last) if pays else student
+    if not pays:
+        return student
+    return nn.Module.to(student, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's hints leave it out
 
 
 class FeatureTap:
@@ -91,7 +94,7 @@ class FeatureTap:
             handle.remove()
 
 
-def make_adapters(student: nn.Module, teacher: LoadedPipeline, seed: int) -> losses.Adapters:
+def make_adapters(student: ModelMixin, teacher: LoadedPipeline, seed: int) -> losses.Adapters:
     """Adapters between the block outputs of student and teacher, widths found by one forward of each.
 
     Their first weights follow from `seed` alone. Raises ValueError when the two do not have the same blocks.

@@ -35,7 +35,8 @@ class Optimizer:
         if self._adamw is not None:
             for group in self._adamw.param_groups:
                 group["lr"] = learning_rate
-            self._adamw.found_inf = 1.0 - finite.float()  # as torch's GradScaler tells a fused optimizer
+            # As torch's GradScaler tells a fused optimizer, by an attribute that its class does not declare.
+            setattr(self._adamw, "found_inf", 1.0 - finite.float())  # noqa: B010
             self._adamw.step()
         if self._muon is not None:
             self._muon.step(learning_rate, finite)

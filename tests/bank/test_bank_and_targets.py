@@ -5,6 +5,7 @@ import os
 import shutil
 import types
 from dataclasses import replace
+from typing import Any
 
 import psutil
 import pytest
@@ -351,9 +352,10 @@ def test_layers_are_refitted_at_noise_levels_spread_evenly(teacher, bank):
 
 
 def test_channels_are_ranked_at_mirrored_noise_levels_in_batches_that_memory_holds(teacher, bank):
-    whole, parts = (
+    drawn: list[list[Any]] = [
         list(taylor_batches(teacher, replace(bank, batch_size=size), 0)) for size in (TAYLOR_BATCH_SIZE, 12)
-    )
+    ]
+    whole, parts = drawn
     assert [len(part[0]) for part in parts[:3]] == [12, 12, 8]
     for number in (0, 1, 3):
         joined = torch.cat([part[number] for part in parts])

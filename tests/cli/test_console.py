@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -23,8 +24,16 @@ def clock(monkeypatch):
     return now
 
 
-def output(**options) -> Output:
-    return Output(stdout=io.StringIO(), stderr=io.StringIO(), **options)
+@dataclass
+class Heard(Output):
+    """Keeps what it says."""
+
+    stdout: io.StringIO = field(default_factory=io.StringIO)
+    stderr: io.StringIO = field(default_factory=io.StringIO)
+
+
+def output(**options) -> Heard:
+    return Heard(**options)
 
 
 def test_off_a_terminal_one_line_at_first_at_last_and_every_thirty_seconds(clock):
@@ -79,7 +88,7 @@ def test_a_long_human_line_is_not_folded_off_a_terminal():
 
 
 def test_markup_in_texts_is_shown_as_it_is():
-    out = Output(stdout=io.StringIO(), stderr=Terminal())
+    out = output(stderr=Terminal())
     out.warn("[24, 48] -> [red]")
     out.result({}, "[bold]x[/bold]")
     assert "[24, 48] -> [red]" in out.stderr.getvalue()
@@ -89,7 +98,7 @@ def test_markup_in_texts_is_shown_as_it_is():
 def test_live_display_on_a_terminal_without_colours(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
-    out = Output(stdout=io.StringIO(), stderr=Terminal())
+    out = output(stderr=Terminal())
     for step in range(3):
         out.update("stage_place", step + 1, 3, loss=0.25, slope=0.9)
     out.close()

@@ -15,7 +15,7 @@ from tests import tiny
 
 def save(folder: Path, *, seed: int = 0, scale: float = 1.0, size: int = 8, **scheduler: Any) -> Path:
     """A DDPM pipeline of random weights; its predictions are `scale` times those that `seed` gives."""
-    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    blocks: dict[str, Any] = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     denoiser = tiny.unet(seed=seed, sample_size=size, block_out_channels=(4, 8), norm_num_groups=2, **blocks)
     with torch.no_grad():
         denoiser.conv_out.weight.mul_(scale)

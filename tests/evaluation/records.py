@@ -26,4 +26,4 @@ def metrics(not_computed: dict[str, str] | None = None, **by_name: Measured) -> 
 
 def evaluation(**by_name: Measured) -> Evaluation:
     protocol = {"feature_space": None, "sampler": "ddim", "sampler_steps": 2, "num_samples": 8, "seed": 0}
-    return Evaluation(student={"id": "s"}, teacher=None, protocol=protocol, metrics=metrics(**by_name))
+    return Evaluation(student={"id": "s"}, teacher=None, protocol=protocol, metrics=metrics(None, **by_name))

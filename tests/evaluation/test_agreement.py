@@ -70,10 +70,10 @@ def test_agreement_equals_loops(tmp_path, teacher, clean):
             noisy = alpha**0.5 * image[None] + (1 - alpha) ** 0.5 * noise
             ours.append(student.denoiser(noisy.float(), timestep).sample.double())
             theirs.append(teacher.denoiser(noisy.float(), timestep).sample.double())
-        ours, theirs = torch.cat(ours), torch.cat(theirs)
-        ratios.append(((ours - theirs) ** 2).mean() / theirs.var(correction=0))
+        one, other = torch.cat(ours), torch.cat(theirs)
+        ratios.append(((one - other) ** 2).mean() / other.var(correction=0))
     found = measure(student, teacher, clean, num_levels=4, seed=7)
-    assert found.agreement.value == pytest.approx(1 - sum(ratios).item() / 4, rel=1e-4)
+    assert found.agreement.value == pytest.approx(1 - float(sum(ratios)) / 4, rel=1e-4)
 
 
 def test_another_model_disagrees(tmp_path, teacher, clean):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torchmetrics.image.fid import _compute_fid
@@ -38,7 +40,8 @@ def test_a_set_has_no_distance_to_itself_even_with_a_dead_feature():
 
 def test_intervals_hold_the_value_and_follow_from_the_seed():
     ours, reference = features(200, 5, 0.2), features(300, 6)
-    for distance, to in ((frechet_distance, Moments.of(reference)), (kernel_distance, reference)):
+    pairs: Any = ((frechet_distance, Moments.of(reference)), (kernel_distance, reference))
+    for distance, to in pairs:
         found = distance(ours, to)
         assert found.low < found.value < found.high
         assert distance(ours, to) == found

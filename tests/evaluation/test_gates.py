@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import pytest
 
@@ -120,7 +121,7 @@ def test_an_unknown_metric_gets_the_nearest_name():
 
 
 def test_short_names_mean_the_space_that_is_used():
-    computed = {"fd_demo": {}, "params": {}}
+    computed: dict[str, Any] = {"fd_demo": {}, "params": {}}
     assert full_name("fd", computed, "demo") == "fd_demo"
     assert full_name("recall", computed, "demo") == "recall_demo"
     assert full_name("fd_teacher_corrected", computed, "demo") == "fd_teacher_demo_corrected"

@@ -46,7 +46,7 @@ def test_a_gate_means_what_it_says(drawn, value, other):
     assert math.isclose(found.factor, expected.factor, rel_tol=1e-12)
     limit = found.factor * {None: 1.0, "teacher": other, "untrained": other / 2}[found.model]
     measured_one = {expected.metric: measured(value, teacher=other, untrained=other / 2)}
-    (result,) = judge([found], metrics(**measured_one))
+    (result,) = judge([found], metrics(None, **measured_one))
     assert result.to_json() == {"expr": expr, "value": value, "passed": OPERATORS[expected.sign](value, limit)}
 
 

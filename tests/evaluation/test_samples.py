@@ -176,7 +176,7 @@ def test_total_variation_equals_loops():
         x = image[i, 0]
         down = sum(abs(x[a + 1, b] - x[a, b]) for a in range(2) for b in range(4)) / 8
         right = sum(abs(x[a, b + 1] - x[a, b]) for a in range(3) for b in range(3)) / 9
-        assert total_variation(image)[i].item() == pytest.approx(((down + right) / 2).item(), rel=1e-5)
+        assert total_variation(image)[i].item() == pytest.approx(float(down + right) / 2, rel=1e-5)
 
 
 def test_noise_and_broken_samples_fail():

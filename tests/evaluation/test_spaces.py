@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from diffcompress.records.metrics import Metric
 from diffcompress.runtime import Progress
 from tests.families.tiny_text import seeded
 
-TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+TINY: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_inception_has_the_layout_of_the_public_weights(inception):
 
 @torch.no_grad()
 def test_inception_features(inception):
-    seen = {}
+    seen: dict[str, Any] = {}
     inception.Conv2d_1a_3x3.register_forward_pre_hook(lambda _, inputs: seen.update(first=inputs[0]))
     inception.Mixed_7c.register_forward_hook(lambda _m, _i, output: seen.update(last=output))
     images = torch.rand(2, 1, 40, 30) * 4 - 2

@@ -69,7 +69,7 @@ def test_one_commit_with_weights_and_card_private(server: HubServer, run: RunFol
     assert not pushed.public
     assert pushed.commit == server.repositories["someone/small"].refs["main"]
     card = ModelCard(files["README.md"].decode())
-    assert card.data.license == "mit"
+    assert card.data.get("license") == "mit"
     assert 'from_pretrained("someone/small")' in card.text
     assert str(run.path.parent) not in json.dumps({name: content.decode("latin1") for name, content in files.items()})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def test_teachers_that_draw(tmp_path, sd):
 
 
 def test_an_autoencoder_of_another_denoiser_is_refused_before_anything_is_made(sd, tmp_path):
-    vae = pipe_stable_diffusion.autoencoder()
+    vae: Any = pipe_stable_diffusion.autoencoder()
     type(vae).from_config({**vae.config, "latent_channels": 3}).save_pretrained(sd / "vae")
     with pytest.raises(UsageError, match="loads but does not draw") as caught:
         _rehearsed(sd)

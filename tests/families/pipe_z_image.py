@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from transformers import AutoTokenizer
 
 from diffcompress.families import z_image
 from tests.families.test_contract import lively
@@ -24,6 +27,6 @@ def pipeline() -> ZImagePipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=seeded(lambda: AutoencoderKL(**vae)),
         text_encoder=qwen3_encoder(config["cap_feat_dim"]),
-        tokenizer=qwen_tokenizer(),
+        tokenizer=cast(AutoTokenizer, qwen_tokenizer()),  # the hint is of what finds a class
         transformer=lively(ZImageTransformer2DModel.from_config(config)),
     )

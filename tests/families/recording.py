@@ -17,7 +17,7 @@ class Recording:
     """calls: (keyword arguments, output) of each denoiser call; steps: (model output, timestep, sample) of each
     scheduler step, after guidance."""
 
-    calls: list[tuple[dict[str, Any], Any]] = field(default_factory=list)
+    calls: list[tuple[dict[Any, Any], Any]] = field(default_factory=list)
     steps: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import diffusers
 import pytest
@@ -19,7 +20,10 @@ from diffcompress.training.objective import FeatureTap
 FAMILIES = pytest.mark.parametrize("family", registry.FAMILIES, ids=lambda family: family.class_name)
 
 
-def lively(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+
+def lively(model: Model, seed: int = 0) -> Model:
     """No zero-initialised gates or constant norms: every tensor has a say."""
     generator = torch.Generator().manual_seed(seed)
     for value in model.parameters():

@@ -9,6 +9,7 @@ from torch import Tensor
 from diffcompress.families import auraflow, flux, qwenimage, sd3
 from diffcompress.families.base import Family, TensorRules
 from diffcompress.families.mmdit_rules import image_positions, pack, unpack
+from diffcompress.families.transformer import Transformer
 from diffcompress.student.inherit import inherit
 from diffcompress.student.size import build
 from tests.families.test_contract import inputs_of, lively, predictions
@@ -64,7 +65,7 @@ def hide(rules: TensorRules, hidden: dict[str, Tensor], teacher: dict[str, Tenso
 
 
 @pytest.mark.parametrize("family", [flux.FAMILY, auraflow.FAMILY], ids=lambda family: family.class_name)
-def test_where_there_are_no_single_blocks_features_are_the_image_of_the_double_ones(family: Family) -> None:
+def test_where_there_are_no_single_blocks_features_are_the_image_of_the_double_ones(family: Transformer) -> None:
     config = family.tiny_config() | {family.stacks[0].key: 0}
     model, seen = build(family, config, "cpu").eval(), []
     for name in family.blocks(model):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -63,7 +65,8 @@ def test_feature_blocks_pair_up_between_teacher_and_student():
     teacher = {**tiny.UNET, **WIDE, **RESNET}
     shapes = []
     for config in (teacher, _smallest(teacher)):
-        model, found = build(FAMILY, config, "cpu").eval(), []
+        model = build(FAMILY, config, "cpu").eval()
+        found: list[Any] = []
         for name in FAMILY.blocks(model):
             keep = found.append
             model.get_submodule(name).register_forward_hook(lambda _m, _i, out, keep=keep: keep(out.shape[2:]))
@@ -77,8 +80,8 @@ def test_feature_blocks_pair_up_between_teacher_and_student():
 def test_class_labels_reach_the_model():
     model = tiny.unet(num_class_embeds=5)
     noisy, timestep = torch.randn(2, 1, 8, 8), torch.tensor([3, 3])
-    given = [FAMILY.predict(model, noisy, timestep, {"class_labels": torch.tensor([k, k])}) for k in (0, 4)]
-    assert not torch.allclose(*given, atol=1e-3)
+    first, last = (FAMILY.predict(model, noisy, timestep, {"class_labels": torch.tensor([k, k])}) for k in (0, 4))
+    assert not torch.allclose(first, last, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def _cut_student(config: dict[str, Any]) -> tuple[dict[str, Tensor], Any, dict[s
 
 def _flat(call: dict[Any, Any]) -> dict[str, Tensor]:
     """Nested keyword tensors by names with a dot."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, value in call.items():
         found |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
     return found

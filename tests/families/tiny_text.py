@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import (
+from transformers import (  # type: ignore[attr-defined]  # T5TokenizerFast: made at import by transformers 5
     BertConfig,
     BertModel,
     BertTokenizer,
@@ -33,7 +33,7 @@ from transformers import (
 LETTERS = string.ascii_letters + string.digits + string.punctuation
 
 
-def seeded(build: Callable[[], torch.nn.Module], seed: int = 0) -> Any:
+def seeded(build: Callable[[], Any], seed: int = 0) -> Any:
     """What `build()` returns, in eval mode, its random weights drawn from `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -47,9 +47,7 @@ def clip_tokenizer(length: int = 12) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=length)
 
 
-def clip_text(
-    dim: int = 8, *, projection: int | None = None, length: int = 12, seed: int = 0
-) -> CLIPTextModel | CLIPTextModelWithProjection:
+def clip_text(dim: int = 8, *, projection: int | None = None, length: int = 12, seed: int = 0) -> Any:
     """Hidden states of `dim` channels; with `projection` the class whose pooled output has that many."""
     tokens = len(clip_tokenizer())
     config = CLIPTextConfig(
@@ -127,6 +125,7 @@ def gemma_tokenizer(length: int = 64) -> GemmaTokenizer:
 
 def gemma2_encoder(dim: int = 8, *, seed: int = 0) -> Gemma2Model:
     """Hidden states of `dim` channels, each of what stands before it."""
+    options: dict[str, Any] = {"attn_implementation": "eager"}
     config = Gemma2Config(
         vocab_size=len(gemma_tokenizer()),
         hidden_size=dim,
@@ -136,7 +135,7 @@ def gemma2_encoder(dim: int = 8, *, seed: int = 0) -> Gemma2Model:
         num_key_value_heads=1,
         head_dim=4,
         query_pre_attn_scalar=4,
-        attn_implementation="eager",
+        **options,
     )
     return seeded(lambda: Gemma2Model(config), seed)
 

@@ -20,8 +20,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from benchmarks import forked
 
@@ -48,7 +50,7 @@ def main() -> None:
         kinds = [kind for kind in KINDS if asked.only in (None, kind)]
         until = time.monotonic() + 60 * asked.minutes if asked.minutes else float("inf")
         share = [range(worker, asked.inputs, asked.workers) for worker in range(asked.workers)]
-        pids = [_fork(lambda numbers=numbers: _work(templates, asked.seed, kinds, numbers, until)) for numbers in share]
+        pids = [_fork(partial(_work, templates, asked.seed, kinds, numbers, until)) for numbers in share]
         bad = sum(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids)
     sys.exit(1 if bad else 0)
 
@@ -69,7 +71,7 @@ def make_templates(templates: Path) -> None:
     from tests.families import pipe_dit, pipe_stable_diffusion
     from tests.fuzz.runs import again
 
-    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    blocks: dict[str, Any] = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     tiny.save_pipeline(templates / "ddpm", num_train_timesteps=50, **blocks)
     tiny.save_pipeline(templates / "classes", num_train_timesteps=50, num_classes=3, **blocks)
     pipe_stable_diffusion.pipeline().save_pretrained(templates / "sd")
@@ -90,7 +92,7 @@ def tried(templates: Path, seed: int, kind: str, number: int, root: Path) -> tup
     make: Callable[[Random, Place], Case] = getattr(import_module(f"tests.fuzz.{module}"), name)
     case = make(random, place)
     outside, inputs, before = (snapshot(f) for f in (place.outside, place.inputs, place.work))
-    stopped = []
+    stopped: list[int] = []
 
     def stop(pid: int, _age: float) -> None:
         if case.accepted is not None and not stopped and os.path.exists(case.accepted):

@@ -7,6 +7,7 @@ import pickle
 import struct
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -112,7 +113,7 @@ def _sharded(random: Random, file: Path) -> None:
     shards = {f"{stem}-0000{i}-of-00002.safetensors": part for i, part in ((1, names[:half]), (2, names[half:]))}
     for shard, part in shards.items():
         save_file({name: state[name] for name in part}, file.with_name(shard), {"format": "pt"})
-    index = {
+    index: Any = {
         "metadata": {"total_size": 1},
         "weight_map": {name: shard for shard, part in shards.items() for name in part},
     }

@@ -22,6 +22,7 @@ from tests import tiny
 from tests.cli.command import run
 from tests.families.pipe_stable_diffusion import pipeline
 from tests.images.hub_data import FILES, TABLE, save_files
+from tests.images.notes import Notes
 from tests.jobs.tiny_teacher import settings
 
 pytest.importorskip("datasets")
@@ -81,14 +82,12 @@ def test_a_student_on_the_hub_is_scored_in_the_working_directory(hub, tmp_path, 
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    notes: list[str] = []
-    progress = Progress()
-    progress.note = notes.append  # type: ignore[method-assign]
+    progress = Notes()
     found = evaluate(
         "someone/student", data="someone/noise", num_samples=12, sampler_steps=2, device="cpu", progress=progress
     )
     assert found["protocol"]["agreement_clean"] == "data"
-    assert any(commit in note for note in notes)
+    assert any(commit in note for note in progress.notes)
     assert (here / "student-evaluation" / "evaluation.json").is_file()
     several = EvaluateOptions(["someone/student", tmp_path / "student"], data="someone/noise")
     assert _resolved(several).asked.data == f"someone/noise@{commit}"

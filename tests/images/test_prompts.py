@@ -11,8 +11,8 @@ import pytest
 from diffcompress import inputs
 from diffcompress.errors import UsageError
 from diffcompress.images import grammar, prompts
-from diffcompress.runtime import Progress
 from diffcompress.sources.resolve import resolve
+from tests.images.notes import Notes
 
 
 def test_the_grammar_gives_tens_of_thousands_of_different_prompts():
@@ -54,8 +54,8 @@ def test_a_bad_prompts_file_is_refused(tmp_path, content, words):
 
 
 def test_a_prompt_that_would_end_the_process_is_refused_and_equal_ones_are_told(tmp_path):
-    file, notes, progress = tmp_path / "p.txt", [], Progress()
-    progress.note = notes.append
+    file, progress = tmp_path / "p.txt", Notes()
+    notes = progress.notes
     file.write_text("a cat\na dog\na cat \n")
     assert prompts.read(file, progress) == ["a cat", "a dog"]
     assert notes == [f"2 of the 3 prompts in '{file}' are different, and each counts once"]
@@ -66,8 +66,8 @@ def test_a_prompt_that_would_end_the_process_is_refused_and_equal_ones_are_told(
 
 def test_a_file_of_that_name_beside_a_teacher_is_not_taken_for_its_prompts(tmp_path):
     """A demo, and a student of one, bring theirs along."""
-    notes, progress = [], Progress()
-    progress.note = notes.append
+    progress = Notes()
+    notes = progress.notes
     demo = resolve("demo:mmdit")
     assert len(prompts.default_for(demo, 5, progress)) > 100 and notes == []
     teacher = shutil.copytree(demo.pipeline, tmp_path / "teacher")

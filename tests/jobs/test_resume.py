@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -93,7 +94,7 @@ def test_ctrl_c_on_a_terminal_does_not_spoil_the_export_proof(teacher, uninterru
     discard(output / "export-proof.json")
     arguments = command(teacher, output)
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment())
-    proofs = []
+    proofs: list[psutil.Process] = []
     while not proofs:
         assert process.poll() is None, process.communicate()
         proofs = psutil.Process(process.pid).children()
@@ -120,7 +121,7 @@ def test_a_run_killed_while_it_is_given_more_time_trains_for_it(teacher, uninter
 
 
 def test_the_time_of_a_step_that_is_stopped_counts(tmp_path):
-    unused = {"request": None, "teacher": None, "plan": None, "own": None, "progress": Progress()}
+    unused: dict[str, Any] = {"request": None, "teacher": None, "plan": None, "own": None, "progress": Progress()}
     one = Run(folder=RunFolder(tmp_path), runtime=start("cpu"), **unused)
 
     def stopped():

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -68,7 +69,7 @@ def test_a_transformer_alone_becomes_a_transformer_alone(tmp_path):
     proof = read_json(tmp_path / "run" / "export-proof.json")
     assert proof["passed"]
     assert proof["image_difference"] is None
-    scope = {}
+    scope: dict[str, Any] = {}
     record = Provenance.model_validate(provenance)
     exec(usage(record, str(exported)), scope)
     assert scope["denoiser"].num_parameters() == result["student"]["params"]

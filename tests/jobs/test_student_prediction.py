@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -36,7 +37,7 @@ from tests.jobs.tiny_teacher import save_teacher, settings
 V = "student.prediction=v"
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 # Timesteps that are whole numbers, and no noise where a solver can do without.
-SAMPLERS = {
+SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddpm": (DDPMScheduler, {}),
     "ddim": (DDIMScheduler, {}),
     "dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
@@ -103,7 +104,7 @@ def test_our_sampler_draws_what_diffusers_draws(finished):
             noisy = scheduler.step(prediction, timestep, noisy).prev_sample
     torch.testing.assert_close(sample(student, [0], seed=3, num_steps=10), noisy, rtol=1e-3, atol=1e-3)
     for kind in (DDPMPipeline, DDIMPipeline):
-        pipeline = kind.from_pretrained(result["pipeline"])
+        pipeline: Any = kind.from_pretrained(result["pipeline"])
         assert pipeline(batch_size=1, num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 1)
 
 

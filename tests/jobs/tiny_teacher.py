@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -32,7 +33,7 @@ SMALL = {
 
 def save_teacher(folder: Path, **changes) -> Path:
     """A pipeline of 50 timesteps and 8x8 one-channel images, without attention: about 30,000 parameters."""
-    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    blocks: dict[str, Any] = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     return tiny.save_pipeline(folder, num_train_timesteps=50, **(blocks | changes))
 
 
@@ -42,7 +43,7 @@ def settings(**changes) -> list[str]:
     return [f"--set={key}={value}" for key, value in values.items()]
 
 
-def command(teacher: Path, output: Path, *more: str, **changes) -> list[str]:
+def command(teacher: Path | str, output: Path, *more: str, **changes) -> list[str]:
     return [
         sys.executable,
         "-m",

@@ -1,5 +1,7 @@
 """LIFT and PLACE against an independent oracle: numpy loops in float64, written from the equations."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -35,7 +37,9 @@ def oracle(student, teacher, group_size, norm="l1", reduction="mean", fine="squa
     s, t = (np.asarray(x, dtype=np.float64).reshape(*x.shape[:2], -1) for x in (student, teacher))
     batch, channels, elements = s.shape
     rho = abs if norm == "l1" else (lambda x: x * x)
-    slopes, intercepts, lines, orders, sizes = [], [], [], [], []
+    slopes, intercepts, orders = [], [], []
+    lines: list[Any] = []
+    sizes: list[Any] = []
     coarse, off, square = np.zeros(batch), np.zeros(batch), np.zeros(batch)
     for i in range(batch):
         for c in range(channels):

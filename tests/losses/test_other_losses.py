@@ -1,9 +1,11 @@
 """The baselines and auxiliary losses, and their sum."""
 
 import math
+from typing import Any, cast
 
 import pytest
 import torch
+from torch import Tensor
 
 from diffcompress.losses import (
     Adapters,
@@ -16,6 +18,7 @@ from diffcompress.losses import (
     relative_feature_kd,
     variance_kd,
 )
+from diffcompress.losses.terms import LossTerms
 
 STUDENT, TEACHER = torch.randn(2, 3, 2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 ERROR = (STUDENT - TEACHER).flatten(1)
@@ -46,10 +49,10 @@ def test_output_kd_is_computed_in_float32():
 
 def test_bad_input_is_named(unchecked):
     with pytest.raises(ValueError, match="l3"):
-        output_kd(STUDENT, TEACHER, norm="l3")
+        output_kd(STUDENT, TEACHER, norm=cast(Any, "l3"))
     for loss in (output_kd, diffusion, variance_kd):
         with pytest.raises(ValueError, match="median"):
-            loss(STUDENT, TEACHER, reduction="median")
+            loss(STUDENT, TEACHER, reduction=cast(Any, "median"))
         with pytest.raises(ValueError, match="shape"):
             loss(STUDENT, TEACHER[:1])
     with pytest.raises(ValueError, match="weight"):
@@ -104,6 +107,8 @@ def test_feature_kd_names_bad_input():
         feature_kd({"mid": STUDENT}, {"down": TEACHER})
     with pytest.raises(ValueError, match="2 student blocks"):
         feature_kd([STUDENT, STUDENT], [TEACHER])
+    with pytest.raises(ValueError, match="names"):
+        feature_kd(cast(Any, {"mid": STUDENT}), [TEACHER])
     with pytest.raises(ValueError, match="at least one"):
         feature_kd([], [])
     with pytest.raises(ValueError, match=r"-2\.0"):
@@ -168,9 +173,11 @@ def test_adapters_are_one_by_one_convolutions(spatial):
     adapters = Adapters([3, 4], [8, 4])
     narrow, equal = torch.randn(2, 3, *spatial), torch.randn(2, 4, *spatial)
     wide, same = adapters([narrow, equal])
-    kernel = adapters.maps[0].weight.reshape(8, 3, *(1 for _ in spatial))
+    first = adapters.maps[0]
+    assert isinstance(first, torch.nn.Linear)
+    kernel = first.weight.reshape(8, 3, *(1 for _ in spatial))
     convolution = (torch.conv1d, torch.conv2d, torch.conv3d)[len(spatial) - 1]
-    torch.testing.assert_close(wide, convolution(narrow, kernel, adapters.maps[0].bias))
+    torch.testing.assert_close(wide, convolution(narrow, kernel, first.bias))
     assert same is equal
     assert sum(p.numel() for p in adapters.parameters()) == 3 * 8 + 8
 
@@ -187,14 +194,14 @@ def test_adapters_keep_names_and_take_tokens():
 
 def test_combine_weighs_and_logs():
     student = STUDENT.clone().requires_grad_()
-    terms = {"lift": lift(student, TEACHER)}
-    terms |= {"output_kd": output_kd(student, TEACHER), "diffusion": diffusion(student, TEACHER)}
+    lines, plain = lift(student, TEACHER), output_kd(student, TEACHER)
+    terms: dict[str, LossTerms | Tensor] = {"lift": lines, "output_kd": plain, "diffusion": diffusion(student, TEACHER)}
     total, log = combine(terms, {"lift": 0.5, "diffusion": 0.0, "feature_kd": 0.0})
-    torch.testing.assert_close(total, 0.5 * terms["lift"].loss + terms["output_kd"])
+    torch.testing.assert_close(total, 0.5 * lines.loss + plain)
     assert set(log) == {"loss", "coarse", "fine", "fine_weight", "slope", "intercept", "output_kd", "diffusion"}
     assert all(value.shape == () and not value.requires_grad for value in log.values())
     assert log["loss"] == total
-    assert log["intercept"] == terms["lift"].intercept.abs().mean()
+    assert log["intercept"] == lines.intercept.abs().mean()
     total.backward()
     assert student.grad.abs().sum() > 0
 

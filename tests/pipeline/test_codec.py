@@ -67,7 +67,12 @@ def test_encoding_normalises_as_decoding_undoes(name: str) -> None:
     latents = codec.encode(pixels)
     seen: list[Tensor] = []
     decode = autoencoder.decode
-    autoencoder.decode = lambda latents, **options: seen.append(latents) or decode(latents, **options)
+
+    def watched(latents: Tensor, **options: Any) -> Any:
+        seen.append(latents)
+        return decode(latents, **options)
+
+    autoencoder.decode = watched
     codec.decode(latents)
     flat = name == "pipe_qwenimage"
     with torch.no_grad():
@@ -102,7 +107,7 @@ def run(pipe: Any, autoencoder: Any, call: dict[str, Any]) -> tuple[Tensor, Tens
 
 
 def test_images_of_a_video_autoencoder_are_one_frame() -> None:
-    config = {"base_dim": 4, "z_dim": 2, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+    config: dict[str, Any] = {"base_dim": 4, "z_dim": 2, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
     config |= {"latents_mean": [0.1, -0.2], "latents_std": [1.5, 2.0]}
     codec = Codec(seeded(lambda: AutoencoderKLWan(**config)))
     latents = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,11 +32,13 @@ def test_rows_are_what_the_pipeline_makes_of_its_prompts(name: str, tmp_path: Pa
     teacher, runtime = load(resolve(str(tmp_path / "teacher"))), runtimes.start("cpu")
     first = with_prompts(teacher, PROMPTS, tmp_path / "conditions", runtime, Progress()).conditions
     whole = DiffusionPipeline.from_pretrained(tmp_path / "teacher")
-    expected, null = {}, {}
+    expected: dict[Any, Any] = {}
+    null: dict[str, Any] = {}
     for start in range(0, len(PROMPTS), SHARD_SIZE):
         expected[start], null = trace(whole, teacher.family, PROMPTS[start : start + SHARD_SIZE], teacher.sample_shape)
     lengths = set()
-    for start, part in [*expected.items(), (first.null, null)]:
+    expected[first.null] = null
+    for start, part in expected.items():
         count = len(next(iter(part.values())))
         rows = first.rows(torch.arange(start, start + count))
         assert rows.keys() == part.keys()
@@ -147,7 +150,7 @@ def test_the_key_holds_the_dtype_that_prompts_are_encoded_in(tmp_path: Path) -> 
     here = _key(teacher, ["a"], None)
     assert _key(teacher, ["a"], None) == here
     # Any device but a CPU encodes in bfloat16; this one is everywhere.
-    assert _key(replace(teacher, denoiser=teacher.denoiser.to("meta")), ["a"], None) != here
+    assert _key(replace(teacher, denoiser=torch.nn.Module.to(teacher.denoiser, "meta")), ["a"], None) != here
 
 
 def _cut_short(teacher: Path) -> None:

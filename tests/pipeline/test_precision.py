@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_a_whole_run_in_half_precision(tmp_path, halves, monkeypatch):
 
 
 def test_products_are_exact_where_they_have_to_be():
-    parts = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    parts: Any = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [part.allow_tf32 for part in parts]
     try:
         for part in parts:

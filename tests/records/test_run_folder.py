@@ -7,6 +7,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -122,14 +125,24 @@ def _flipped(file):
     file.write_text(file.read_text().replace("0.05", "0.04"))
 
 
-DAMAGES = {content: lambda file, c=content: file.write_text(c) for content in ("", "[1]", "{", "{}", "\0", "[" * 9999)}
-DAMAGES |= {"flipped": _flipped, "a folder": lambda file: (file.unlink(), file.mkdir())}
-DAMAGES |= {"a pipe": lambda file: (file.unlink(), os.mkfifo(file)), "a loop": lambda f: (f.unlink(), f.symlink_to(f))}
+def _replaced(make, file):
+    file.unlink()
+    make(file)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    **{content: partial(Path.write_text, data=content) for content in ("", "[1]", "{", "{}", "\0", "[" * 9999)},
+    "flipped": _flipped,
+    "a folder": partial(_replaced, Path.mkdir),
+    "a pipe": partial(_replaced, os.mkfifo),
+    "a loop": partial(_replaced, lambda file: file.symlink_to(file)),
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=[repr(name)[:9] for name in DAMAGES])
 def test_a_damaged_marker_is_written_again_from_its_copy(tmp_path, damage):
-    run, told = RunFolder(tmp_path / "run"), []
+    run = RunFolder(tmp_path / "run")
+    told: list[str] = []
     with run.claim(IDENTITY):
         write_json(run.metrics, {})
     for file in (run.marker.file, run.marker.copy):
@@ -143,7 +156,8 @@ def test_a_damaged_marker_is_written_again_from_its_copy(tmp_path, damage):
 
 
 def test_a_missing_marker_is_written_again_from_its_copy(tmp_path):
-    run, told = RunFolder(tmp_path / "run"), []
+    run = RunFolder(tmp_path / "run")
+    told: list[str] = []
     with run.claim(IDENTITY):
         write_json(run.metrics, {})
     run.marker.file.unlink()

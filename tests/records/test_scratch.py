@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 from diffcompress.records.scratch import scratch
 
@@ -15,7 +16,8 @@ def test_what_a_kill_left_goes_with_the_next_one_and_what_is_in_use_stays(tmp_pa
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code = "import sys, pathlib\nfrom diffcompress.records.scratch import scratch\nwith scratch('proof') as f:\n"
     code += "    (f / 'inputs').touch()\n    print(f, flush=True)\n    sys.stdin.read()"
-    command, pipes = [sys.executable, "-c", code], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", code]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     killed, living = (subprocess.Popen(command, env=os.environ | {"TMPDIR": str(tmp_path)}, **pipes) for _ in range(2))
     places = [process.stdout.readline().strip() for process in (killed, living)]
     killed.send_signal(signal.SIGKILL)

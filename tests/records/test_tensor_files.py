@@ -71,7 +71,7 @@ def test_a_header_of_nonsense_is_damage(file):
 
 
 def test_what_is_damaged_is_told_removed_and_made_again(file):
-    told = []
+    told: list[str] = []
     read = partial(read_tensors, of="a 0-3")
     assert kept(file, read, told.append) is not None and told == []
     file.write_bytes(b"")

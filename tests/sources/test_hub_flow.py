@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_from_an_id_to_a_student(hub, home, tmp_path):
     assert (record["teacher"]["id"], record["teacher"]["revision"]) == (NAME, commit)
     assert record["license"]["id"] == "mit"
     assert [f.name for f in home.rglob("*.safetensors")] == ["diffusion_pytorch_model.safetensors"]
-    student = DDPMPipeline.from_pretrained(run / "pipeline")
+    student: Any = DDPMPipeline.from_pretrained(run / "pipeline")
     assert student(num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 1)
     assert student.unet.dtype == torch.float32
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -260,12 +261,23 @@ def test_a_config_that_makes_no_sense_is_told_as_such(pipeline, changes, said):
 
 def test_configs_that_cannot_be_read_are_not_waited_for(pipeline):
     file = pipeline / "unet" / "config.json"
-    for damage, said in (
+
+    def pipe():
+        file.unlink()
+        os.mkfifo(file)
+
+    def huge():
+        file.unlink()
+        file.write_text("{}")
+        os.truncate(file, 10**9)
+
+    cases: list[tuple[Callable[[], object], str]] = [
         (lambda: file.write_text("[" * 10**5), "too deeply nested"),
         (lambda: file.write_text(json.dumps({"_class_name": "x" * 10**4})), "cannot shrink"),
-        (lambda: (file.unlink(), os.mkfifo(file)), "is no regular file"),
-        (lambda: (file.unlink(), file.write_text("{}"), os.truncate(file, 10**9)), "no config is as large"),
-    ):
+        (pipe, "is no regular file"),
+        (huge, "no config is as large"),
+    ]
+    for damage, said in cases:
         damage()
         with pytest.raises(UsageError, match=said) as caught:
             check_teacher(resolve(str(pipeline)))
@@ -274,12 +286,17 @@ def test_configs_that_cannot_be_read_are_not_waited_for(pipeline):
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
 def test_an_index_that_is_no_file_is_told_as_such(pipeline, kind):
+    makers: dict[str, Callable[[Path], object]] = {
+        "pipe": os.mkfifo,
+        "folder": Path.mkdir,
+        "link": lambda place: place.symlink_to("nowhere"),
+    }
     for file, teacher in (
         (pipeline / "model_index.json", pipeline),
         (pipeline / "unet" / "config.json", pipeline / "unet"),
     ):
         file.unlink()
-        {"pipe": os.mkfifo, "folder": Path.mkdir, "link": lambda place: place.symlink_to("nowhere")}[kind](file)
+        makers[kind](file)
         with pytest.raises(UsageError, match=rf"{file} is no regular file|cannot read {file}"):
             resolve(str(teacher))
 

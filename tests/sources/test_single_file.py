@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from typing import cast
 
 import diffusers
 import pytest
@@ -95,7 +96,7 @@ def test_published_checkpoints_are_recognised_without_reading_them(tmp_path, kin
     assert check_teacher(found) == "float16"
     # What the converter makes of such names and shapes is exactly the model of the config.
     stored = {name: value.half() for name, value in named.items()}
-    converted = single_file.convert(_Meta(stored), config)
+    converted = single_file.convert(cast(StoredState, _Meta(stored)), config)
     assert {n: v.shape for n, v in converted.items()} == {n: v.shape for n, v in model.state_dict().items()}
 
 

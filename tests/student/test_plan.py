@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DModel
 from safetensors.torch import save_file
-from torch import nn
 
 from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.families import registry
@@ -22,7 +22,7 @@ from tests import tiny
 
 RATIOS = (0.5, 0.35, 0.25, 0.1, 0.05, 0.02, 0.016, 0.01)
 # Published teachers: the 64-pixel CelebA reference, google/ddpm-celebahq-256 and CompVis/ldm-celebahq-256.
-BIG = {
+BIG: dict[str, dict[str, Any]] = {
     "celeba-64": {
         "sample_size": 64,
         "block_out_channels": (128, 256, 256, 256, 512),
@@ -271,7 +271,7 @@ def _random(model: UNet2DModel) -> UNet2DModel:
     return UNet2DModel.from_config(model.config).eval().requires_grad_(False)
 
 
-def _time_effects(model: nn.Module, after: str, hold_input: bool = False) -> list[float]:
+def _time_effects(model: UNet2DModel, after: str, hold_input: bool = False) -> list[float]:
     """Relative change of each residual block's output (of `after` in it) when only the timestep changes.
 
     hold_input: give every block the same input both times, so that only its own use of the timestep counts.
@@ -282,7 +282,7 @@ def _time_effects(model: nn.Module, after: str, hold_input: bool = False) -> lis
     seen: list[dict[str, torch.Tensor]] = [{}, {}]
     held: dict[str, torch.Tensor] = {}
     torch.manual_seed(1)
-    noisy = torch.randn(2, model.config.in_channels, 32, 32)
+    noisy = torch.randn(2, model.config["in_channels"], 32, 32)
     for run, timestep in enumerate((10, 900)):
         handles = []
         for name in names:

@@ -130,7 +130,8 @@ def test_a_layer_without_a_bias_is_fitted_through_the_origin_and_grouped_convolu
 def test_a_layer_is_the_ridge_regression_of_its_teachers_outputs(count, ridge):
     """Towards what it was, in closed form; ten times the ridge below four rows an input."""
     torch.manual_seed(0)
-    teacher, student = nn.Sequential(nn.Linear(3, 4)), nn.Sequential(nn.Linear(3, 2))
+    theirs, ours = nn.Linear(3, 4), nn.Linear(3, 2)
+    teacher, student = nn.Sequential(theirs), nn.Sequential(ours)
     rules = TensorRules(
         {"width": IndexSet("width", 4, 2)},
         (
@@ -145,12 +146,12 @@ def test_a_layer_is_the_ridge_regression_of_its_teachers_outputs(count, ridge):
     centred = x - x.mean(0)
     scatter = centred.T @ centred / count
     penalty = ridge * scatter.diagonal().mean() * torch.eye(3, dtype=torch.float64)
-    before = student[0].weight.detach().double()
+    before = ours.weight.detach().double()
     right = centred.T @ (y - y.mean(0)) / count + penalty @ before.T
     weight = torch.linalg.solve(scatter + penalty, right).T
     assert refit(student, teacher, rules, {"width": torch.tensor([0, 3])}, lambda model: model(given)) == 1
-    assert (weight - 3.0 * teacher[0].weight[[0, 3]]).abs().max() > 1e-2  # the ridge did have a say
-    torch.testing.assert_close(student[0].weight.double(), weight, rtol=1e-4, atol=1e-5)
+    assert (weight - 3.0 * theirs.weight[[0, 3]]).abs().max() > 1e-2  # the ridge did have a say
+    torch.testing.assert_close(ours.weight.double(), weight, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(student[0].bias.double(), y.mean(0) - weight @ x.mean(0), rtol=1e-4, atol=1e-4)
 
 
@@ -178,9 +179,10 @@ class _InOtherTerms(nn.Conv2d):
 def test_a_student_that_predicts_another_quantity_is_fitted_to_what_that_means():
     """Scales from one to a hundredth, as of v in terms of noise; channels behind the prediction mean the same."""
     torch.manual_seed(0)
-    teacher, student = nn.ModuleDict({"last": _InOtherTerms(3, 3, 3)}), nn.ModuleDict({"last": nn.Conv2d(3, 3, 3)})
+    last = _InOtherTerms(3, 3, 3)
+    teacher, student = nn.ModuleDict({"last": last}), nn.ModuleDict({"last": nn.Conv2d(3, 3, 3)})
     scale, offset = torch.logspace(0, -2, 16).view(-1, 1, 1, 1).expand(-1, 1, 6, 6), torch.randn(16, 1, 6, 6)
-    teacher.last.scale, teacher.last.offset = scale, offset
+    last.scale, last.offset = scale, offset
     rules = TensorRules(
         {},
         (
@@ -190,7 +192,7 @@ def test_a_student_that_predicts_another_quantity_is_fitted_to_what_that_means()
     )
     given = torch.randn(16, 3, 8, 8)
     conversion = Conversion("last", scale, offset)
-    assert refit(student, teacher, rules, {}, lambda model: model["last"](given), conversion) == 1
+    assert refit(student, teacher, rules, {}, lambda model: model.get_submodule("last")(given), conversion) == 1
     for name in ("weight", "bias"):
         found, meant = getattr(student.last, name), getattr(teacher.last, name)
         torch.testing.assert_close(found, meant, atol=2e-3, rtol=2e-3)

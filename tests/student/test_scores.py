@@ -9,6 +9,7 @@ from functools import partial
 import psutil
 import pytest
 import torch
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,7 +34,7 @@ def predict(family: Family, model: nn.Module, noisy: Tensor, timestep: Tensor, g
 
 def batches_of(family: Family, config: dict, number: int = 2, size: int = 2) -> list[Batch]:
     generator = torch.Generator().manual_seed(0)
-    batches = []
+    batches: list[Batch] = []
     for _ in range(number):
         inputs = inputs_of(family, config, size)
         for name, value in inputs.items():
@@ -84,7 +85,8 @@ def test_sums_are_those_of_all_elements(family: Family) -> None:
 
 def test_a_shared_weight_counts_once_and_an_unused_one_nothing() -> None:
     teacher = tiny.unet()
-    first, second = teacher.mid_block.resnets
+    first, second = (teacher.get_submodule(f"mid_block.resnets.{number}") for number in (0, 1))
+    assert isinstance(first, ResnetBlock2D) and isinstance(second, ResnetBlock2D)
     second.conv1.weight = first.conv1.weight
     teacher.register_parameter("spare", nn.Parameter(torch.ones(3), requires_grad=False))
     batches = batches_of(FAMILY, tiny.UNET)
@@ -138,7 +140,7 @@ def test_one_gradient_is_alive_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
     config = family.tiny_config()
     teacher = lively(build(family, config, "cpu")).requires_grad_(False)
     alive = []
-    of = AxisScores.of.__func__
+    of = AxisScores.__dict__["of"].__func__
 
     def counted(cls: type[AxisScores], elements: Tensor) -> AxisScores:
         alive.append(sum(weight.grad is not None for weight in teacher.parameters()))
@@ -159,7 +161,8 @@ def test_a_batch_is_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -
         return rows_held(teacher, call, batch)
 
     def backward(rows: int) -> None:
-        noisy, timestep, given, target = (part if isinstance(part, dict) else part[:rows] for part in batch)
+        noisy, timestep, given, target = batch
+        noisy, timestep, target = (part[:rows] for part in (noisy, timestep, target))
         functional.mse_loss(call(noisy, timestep, given), target).backward()
 
     none, some, more = held(0), held(10**7), held(2 * 10**7)
@@ -182,9 +185,11 @@ def test_half_precision_ranks_as_full_precision_does(dtype: torch.dtype) -> None
     family = registry.find("SD3Transformer2DModel")
     config = family.tiny_config()
     teacher = lively(build(family, config, "cpu")).requires_grad_(False)
-    batches = [(n, t, {k: v[:, :16] for k, v in c.items()}, g) for n, t, c, g in batches_of(family, config, 1, 16)]
+    batches: list[Batch] = [
+        (n, t, {k: v[:, :16] for k, v in c.items()}, g) for n, t, c, g in batches_of(family, config, 1, 16)
+    ]
     full = taylor_scores(teacher, partial(predict, family, teacher), batches, faint)
-    half = taylor_scores(teacher.to(dtype=dtype), partial(predict, family, teacher), batches, faint)
+    half = taylor_scores(nn.Module.to(teacher, dtype=dtype), partial(predict, family, teacher), batches, faint)
     assert all(along.dtype == torch.float32 for score in half.values() for along in score.along)
     pairs = [(one, two) for name, score in full.items() for one, two in zip(score.along, half[name].along, strict=True)]
     off = torch.stack([(one - two).norm() / one.norm() for one, two in pairs if one.any()])
@@ -193,13 +198,14 @@ def test_half_precision_ranks_as_full_precision_does(dtype: torch.dtype) -> None
 
 def test_taylor_drops_a_channel_that_is_large_but_does_nothing() -> None:
     teacher = tiny.unet()
-    hidden = teacher.mid_block.resnets[0]
+    hidden = teacher.get_submodule("mid_block.resnets.0")
+    assert isinstance(hidden, ResnetBlock2D)
     with torch.no_grad():
         hidden.norm2.weight[5] = 20  # loud
         hidden.conv2.weight[:, 5] = 0  # but unheard
     rules = FAMILY.tensor_rules(tiny.UNET, {**tiny.UNET, "block_out_channels": (8, 24)})
     noisy = torch.randn(4, 1, 8, 8)
-    batches = [(noisy, torch.tensor([1, 200, 500, 900]), {}, torch.randn(4, 1, 8, 8))] * 2
+    batches: list[Batch] = [(noisy, torch.tensor([1, 200, 500, 900]), {}, torch.randn(4, 1, 8, 8))] * 2
     scores = taylor_scores(teacher, partial(predict, FAMILY, teacher), batches)
     name = "mid_block.resnets.0.hidden"
     assert 5 in pick(rules, magnitude_scores(teacher.state_dict()))[name]

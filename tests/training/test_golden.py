@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,11 +19,11 @@ from tests.training.tiny_job import job, rows
 FILE = Path(__file__).with_name("golden.json")
 SHOWN = ("loss", "coarse", "fine", "fine_weight", "slope", "intercept", "grad_norm", "learning_rate")
 # Spelled out, so that other defaults move nothing here.
-STAGES = {
+STAGES: dict[str, dict[str, Any]] = {
     "lift": {"norm": "relative", "fine": "l1", "gate": "soft"},
     "place": {"norm": "explained", "fine": "squared", "gate": "soft", "power": 0.5, "group_size": 16},
 }
-TRAINING = {
+TRAINING: dict[str, Any] = {
     "optimizer": "muon",
     "learning_rate": 1e-4,
     "schedule": "cosine",

@@ -77,7 +77,8 @@ def test_optimizer_and_average_start_few_operations(layout):
     """Of a U-Net with levels, layers and widths as Stable Diffusion's students have them: 686 tensors in 40 shapes."""
     family = next(one for one in registry.FAMILIES if one.class_name == "UNet2DConditionModel")
     model = build(family, SD_LIKE, "cpu")
-    model.to(memory_format=torch.channels_last if layout == "channels last" else torch.contiguous_format)
+    kept = torch.channels_last if layout == "channels last" else torch.contiguous_format
+    torch.nn.Module.to(model, memory_format=kept)  # type: ignore[call-overload]  # torch's hints leave it out
     optimizer, average = Optimizer(model, TrainingSection()), Ema(model, 5)
     assert len(optimizer.parameters) > 600
     for step in range(2):  # the first also makes moments

@@ -40,6 +40,12 @@ class World:
     ratio: float
 
 
+@dataclass
+class TinyJob(Job):
+    trainee: Trainee
+    targets: Poisoned
+
+
 class Poisoned(Targets):
     """Targets whose predictions are not finite the first `times` times that one of `steps` is asked for."""
 
@@ -66,7 +72,7 @@ def job(
     weights: Mapping[str, float] | None = None,
     stages: tuple[StageSection, ...] | None = None,
     **training: Any,
-) -> Job:
+) -> TinyJob:
     """One stage of `weights` (PLACE by default), or the `stages` given."""
     values = {"batch_size": 8, "warmup_steps": 2, "log_every_steps": 1, "preview_every_steps": 10**6} | training
     one = StageSection(name="only", num_steps=steps, weights=LossWeights(**(weights or {"place": 1.0})))
@@ -92,7 +98,7 @@ def job(
         runtime=world.runtime,
         progress=Progress(),
     )
-    return Job(recipe, teacher, trainee, state, targets, world.runtime, Progress(), lambda step: None)
+    return TinyJob(recipe, teacher, trainee, state, targets, world.runtime, Progress(), lambda step: None)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ def tells_of_memory(text: str) -> bool:
 
 
 def tells_of_full_disk(text: str) -> bool:
-    """The same of a disk that takes no more."""
+    """Whether what a library or another process says means that a disk takes no more."""
     return any(words in text.lower() for words in _FULL_DISK)
 
 
@@ -49,7 +49,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """The same of a disk; safetensors and torch report one in exceptions of their own, as text."""
+    """Whether an error means that a disk takes no more; safetensors and torch have exceptions of their own for it."""
     return any((isinstance(e, OSError) and e.errno in FULL) or tells_of_full_disk(str(e)) for e in _chain(error))
 
 

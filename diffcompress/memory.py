@@ -51,7 +51,7 @@ class Need:
         return max(1, (int(SHARE * free) - self.fixed) // self.row)
 
     def rows(self, free: int, most: int) -> int:
-        """The same in round numbers, 2^n or 3 * 2^n, up to `most`."""
+        """Rows that `SHARE` of `free` bytes hold, in round numbers, 2^n or 3 * 2^n, up to `most`; 1 at least."""
         fitting = min(self.rows_in(free), most)
         sizes = [base << shift for base in (1, 3) for shift in range(most.bit_length())]
         return max(size for size in sizes if size <= fitting)

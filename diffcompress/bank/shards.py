@@ -75,7 +75,7 @@ def _ranges(total: int, shard_size: int) -> list[range]:
 
 
 def _of(key: str, items: range) -> str:
-    """What a shard says that it holds."""
+    """What the header of a shard says that it holds: `key` and its first and last item."""
     return f"{key} {items.start}-{items.stop}"
 
 

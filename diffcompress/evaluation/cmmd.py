@@ -20,7 +20,7 @@ SIGMA, SCALE = 10.0, 1000.0
 
 
 def add_metrics(material: Material, wanted: Sequence[Metric], metrics: Metrics) -> None:
-    """To real images."""
+    """CMMD of every role's samples to real images."""
     real, seed = material.in_space.real, material.protocol.seed
     assert real is not None
     sets = material.others() | material.floor(real)

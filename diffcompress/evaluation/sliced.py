@@ -27,7 +27,7 @@ FEWEST_FOR_MIND = 1000
 
 
 def add_metrics(material: Material, wanted: Sequence[Metric], metrics: Metrics) -> None:
-    """To real images, and to the teacher's samples of the same noise."""
+    """Sliced distances of samples to real images, and to the teacher's samples of the same noise."""
     for metric in wanted:
         seed, real = material.protocol.seed, material.in_space.real
         if metric.kind.to == "teacher":

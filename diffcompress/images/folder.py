@@ -127,7 +127,7 @@ def _required(folder: Path) -> Path:
 
 
 def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """All files below, through links to folders too, but for hidden ones."""
+    """All files below `folder`, through links to folders too, but for hidden ones."""
     here = folder.resolve()
     if here in above:  # a link back to where it lies
         return

@@ -48,7 +48,7 @@ class Rows:
     place: str
 
     def __iter__(self) -> Iterator[Row]:
-        """In an order that follows from SEED alone."""
+        """All rows, in an order that follows from SEED alone."""
         image, label, text = self.columns.image, self.columns.label, self.columns.text
         rows = iter(self.stream)
         with ThreadPoolExecutor(_TOGETHER) as pool:

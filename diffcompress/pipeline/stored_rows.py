@@ -48,7 +48,7 @@ class StoredRows:
         return self.take(index, torch.empty(len(index), *self.shape[1:], dtype=self.dtype))
 
     def take(self, index: Tensor, found: Tensor) -> Tensor:
-        """The same in `found`, which it returns. Several threads may ask."""
+        """Copies the rows `index` `[B]` into `found` `[B, ...]`, which it returns. Several threads may ask."""
         rows = index.tolist()
         with self._lock:
             for row in dict.fromkeys(rows):

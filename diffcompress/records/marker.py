@@ -65,4 +65,4 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def unheard(_text: str) -> None:
-    """Tells nobody."""
+    """The `warn` of whoever has nobody to tell."""

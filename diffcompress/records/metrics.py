@@ -178,7 +178,7 @@ class Metric:
 
     @property
     def name(self) -> str:
-        """In JSON and in gates."""
+        """What it is called in JSON and in gates: `fd_demo_held_out`."""
         space = f"_{self.space}" if self.space is not None else ""
         return f"{self.kind.name}{space}{_HELD_OUT * self.held_out}{_CORRECTED * self.corrected}"
 
@@ -191,12 +191,12 @@ class Metric:
 
     @property
     def mended(self) -> Metric:
-        """The same of the student behind the probe's lines, which is not what is shipped."""
+        """This metric of the student as the probe's lines correct it, which is not what is shipped."""
         return Metric(self.kind, self.space, corrected=True)
 
     @property
     def is_headline(self) -> bool:
-        """Of the student that ships, on what is looked at first."""
+        """Whether it is of the student that ships, on what is looked at first."""
         return not (self.held_out or self.corrected)
 
     @property

@@ -53,7 +53,7 @@ class Protocol(Record):
 
 
 def versions() -> dict[str, str]:
-    """Of what computes here."""
+    """Versions of diffcompress, Python and the libraries that compute, by name."""
     libraries = {name: version(name) for name in ("torch", "diffusers", "numpy")}
     return {"diffcompress": diffcompress.__version__, "python": platform.python_version(), **libraries}
 

@@ -42,7 +42,7 @@ class Record(BaseModel):
 
 
 class Empty(Record):
-    """Nothing is known."""
+    """A record of which nothing is known: `{}` in JSON."""
 
     model_config = ConfigDict(extra="forbid")
     closed = True

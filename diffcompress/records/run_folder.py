@@ -88,7 +88,7 @@ class RunFolder:
         return self.samples / layout.preview(step)
 
     def previews(self) -> list[Path]:
-        """All of them, in order."""
+        """Sheets of samples that were drawn while the student trained, by step."""
         return layout.previews(self.samples)
 
     def samples_of(self, role: str) -> Path:

@@ -41,5 +41,5 @@ def headline(metrics: Mapping[str, Measured]) -> tuple[Metric, Measured] | None:
 
 
 def named(metrics: Mapping[str, Measured]) -> list[tuple[Metric, Measured]]:
-    """All, as what they are."""
+    """Every value beside the metric that its name stands for."""
     return [(Metric.named(name), one) for name, one in metrics.items()]

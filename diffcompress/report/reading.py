@@ -242,7 +242,7 @@ def _state(reader: _Reader, folder: Path) -> dict[str, Any]:
 
 
 def _weights_bytes(folder: Path) -> int | None:
-    """Of the denoiser alone."""
+    """Bytes of the denoiser's weights in an exported pipeline, None where there are none."""
     denoisers = (folder / name for name in DENOISERS)
     return sum(file.stat().st_size for part in denoisers for file in part.glob("*.safetensors")) or None
 

@@ -206,7 +206,7 @@ def dot(role: str, x: float, y: float, radius: float, words: str) -> str:
 
 
 def label(x: float, y: float, words: str, role: str, anchor: str = "start") -> str:
-    """A line of text at its foot."""
+    """One line of text that stands on (x, y)."""
     return f'<text class="{role}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
 
 

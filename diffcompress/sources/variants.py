@@ -118,7 +118,7 @@ def variant_of(names: Iterable[str], where: str) -> str | None:
 
 
 def _stem(stem: str) -> str:
-    """transformers has another one for its pickles."""
+    """The name of a weight file without its ending, as safetensors has it: transformers calls its pickles otherwise."""
     return "model" if stem == "pytorch_model" else stem
 
 

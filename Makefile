@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all mutants fuzz hostile lint types schemas docs demo-teacher demo-teachers bench
+.PHONY: help demo test test-all mutants fuzz hostile lint types schemas docs demo-teacher demo-teachers bench gpu
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 15
@@ -58,6 +58,9 @@ demo-teachers: $(STAMP) ## train demo:dit and demo:mmdit again; resumable, an ho
 
 bench: $(STAMP) ## compare the methods over seeds; resumable, one JSON line for each finished run
 	$(BIN)/python benchmarks/compare.py
+
+gpu: $(STAMP) ## what it makes of one GPU: speed, memory, resuming, in ten minutes (build/gpu.json)
+	$(BIN)/python benchmarks/gpu.py
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python3"; exit 1; }

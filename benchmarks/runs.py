@@ -18,18 +18,20 @@ from diffcompress.student import costs
 from diffcompress.student.plan import StudentPlan, plan
 
 
-def run_for(teacher: LoadedPipeline, student_plan: StudentPlan, recipe: Recipe, folder: RunFolder) -> Run:
-    """A run in `folder` that trains `student_plan` by `recipe` on the CPU, unclaimed; what several share lies where
+def run_for(
+    teacher: LoadedPipeline, student_plan: StudentPlan, recipe: Recipe, folder: RunFolder, *, device: str = "cpu"
+) -> Run:
+    """A run in `folder` that trains `student_plan` by `recipe` on `device`, unclaimed; what several share lies where
     `folder` says."""
     asked = ShrinkOptions(
         teacher.reference.id,
         ratio=student_plan.requested_ratio,
         output=folder.path,
         shared=folder.shared,
-        device="cpu",
+        device=device,
     )
     request = Request(asked=asked, reference=teacher.reference, recipe_name="", recipe=recipe)
-    return Run(request, folder, teacher, student_plan, None, runtimes.start("cpu"), Progress())
+    return Run(request, folder, teacher, student_plan, None, runtimes.start(device), Progress())
 
 
 def shaped(teacher: LoadedPipeline, ratio: float, recipe: Recipe, changes: Mapping[str, Any]) -> StudentPlan:

@@ -25,3 +25,29 @@ def test_runs_end_well_under_kills_full_disks_damage_and_little_memory() -> None
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("| all kept |") == 2 * 4
+
+
+def test_the_script_for_a_gpu_runs_on_a_cpu_with_tiny_models(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    command = [sys.executable, "benchmarks/gpu.py", "--tiny", "--output", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(file.read_text())
+    assert told["tiny"] and told["environment"]["device"] == "cpu"
+    rows = {(row["part"], row["what"]): row for row in told["rows"]}
+    assert len(rows) == len(told["rows"]) == done.stdout.count("\n") - 2
+    assert all({"part", "what", "value", "unit"} <= row.keys() and row["value"] is not None for row in told["rows"])
+    assert {part for part, _ in rows} == {
+        "ceiling", "demo", "training", "sd15", "sdxl-base", "sd3-medium", "dit-xl-2-256",
+    }  # fmt: skip
+    for again in ("repeated", "stopped and resumed"):
+        assert rows["training", f"{again}: largest change of a weight"]["bit_equal"] is True
+    assert rows["training", "first loss, beside that on the CPU"]["relative"] == 0
+    assert rows["demo", "agreement"]["samples"] == 4 and rows["demo", "bank"]
+    for name in ("sd15", "sdxl-base", "sd3-medium", "dit-xl-2-256"):
+        assert rows[name, "waits of the host in a step"]["value"] == 0
+        assert rows[name, "operations of a step"]["value"] > 100
+        for what in ("teacher's call, eager", "teacher's call, compiled", "step, fed", "step, compiled"):
+            assert rows[name, what]["of_ceiling"] > 0
+        memory = rows[name, "memory of training, a sample at a time"]
+        assert 0.3 < memory["value"] / memory["plan"] < 3

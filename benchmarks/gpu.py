@@ -21,12 +21,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import runs
 import torch
-from gpu_students import STUDENTS, Subject, compiled, planned_memory, student_step, teacher_call
-from measuring import Session
 from torch import Tensor
 
+from benchmarks import runs
+from benchmarks.gpu_students import STUDENTS, Subject, compiled, planned_memory, student_step, teacher_call
+from benchmarks.measuring import Session
 from diffcompress import recipe as recipes
 from diffcompress.bank import bank as banks
 from diffcompress.bank.bank import Bank
@@ -43,11 +43,16 @@ from diffcompress.student.plan import plan
 
 MINUTES = 9.0
 # The shortest run that passes through every step.
-SHORT = ("bank.num_samples=4", "bank.sampler_steps=2", "training.batch_size=2", "stages.0.num_steps=1")
+SHORT: tuple[str, ...] = ("bank.num_samples=4", "bank.sampler_steps=2", "training.batch_size=2", "stages.0.num_steps=1")
 SHORT += ("stages.1.num_steps=2", "evaluation.num_samples=4", "evaluation.sampler_steps=2", "targets.pool_size=8")
 SHORT += ("student.importance=magnitude", "student.refit=false")
 # Enough steps for rounding to show, and a place to stop at.
-REPEATED = ("bank.num_samples=16", "bank.sampler_steps=8", "training.batch_size=16", "training.log_every_steps=1")
+REPEATED: tuple[str, ...] = (
+    "bank.num_samples=16",
+    "bank.sampler_steps=8",
+    "training.batch_size=16",
+    "training.log_every_steps=1",
+)
 REPEATED += ("stages.0.num_steps=4", "stages.1.num_steps=16", "student.importance=magnitude", "student.refit=false")
 STOPS_AT = 9
 

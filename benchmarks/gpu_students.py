@@ -12,13 +12,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import runs
 import torch
-from launches import Launches
-from measuring import Session
 from torch import Tensor, nn
 
 import diffcompress
+from benchmarks import runs
+from benchmarks.launches import Launches
+from benchmarks.measuring import Session
 from diffcompress import memory
 from diffcompress import recipe as recipes
 from diffcompress.bank.bank import Bank

@@ -95,7 +95,8 @@ def report(
     from diffcompress.jobs.report import report as redraw
 
     result = redraw(run)
-    console.result(result, f"report: {result.get('report', run)}")
+    causes = (f"diagnosis: {one['cause']}: {one['evidence']}; {one['advice']}" for one in result.get("diagnosis", ()))
+    console.result(result, f"report: {result.get('report', run)}", *causes)
 
 
 def list_recipes(console: Output) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from diffcompress.evaluation import vision
 from diffcompress.evaluation.embedded import Extractor
 from diffcompress.evaluation.inception import Inception
 from diffcompress.records.fingerprints import sha256
+from diffcompress.sources.model_index import read_config
 from diffcompress.sources.state import StoredState
 
 ADVICE = (
@@ -78,10 +78,10 @@ def _filled(extractor: nn.Module, state: Mapping[str, Tensor], path: Path) -> nn
 def _from_folder(folder: Path) -> Read:
     config = folder / "config.json"
     try:
-        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(f"{folder} is not a model folder: it has no readable config.json", ADVICE) from error
-    if model_type not in vision.MODEL_TYPES:
+        model_type = read_config(config).get("model_type")
+    except UsageError as error:
+        raise UsageError(f"{folder} is not a model folder: {error.message}", ADVICE) from error
+    if not isinstance(model_type, str) or model_type not in vision.MODEL_TYPES:
         raise UsageError(f"{folder} holds no known feature extractor: its model_type is {model_type!r}", ADVICE)
     kind = vision.MODEL_TYPES[model_type]
     extractor = vision.read_folder(folder, kind)

@@ -126,18 +126,25 @@ def _required(folder: Path) -> Path:
     return folder
 
 
-def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """All files below `folder`, through links to folders too, but for hidden ones."""
-    here = folder.resolve()
-    if here in above:  # a link back to where it lies
-        return
-    for path in folder.iterdir():
-        if path.name.startswith(".") or path.name in _OTHERS:
-            continue
-        if path.is_dir():
-            yield from _walk(path, (*above, here))
-        else:
-            yield path
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files below `folder`, through links to folders too, but for hidden ones.
+
+    Below one subfolder, such as a class, a folder counts once, however many links lead to it: in circles, or in mazes
+    of more paths than one could walk.
+    """
+    for path in _entries(folder):
+        waiting, seen = [path], {folder.resolve()}
+        while waiting:
+            next_ = waiting.pop()
+            if not next_.is_dir():
+                yield next_
+            elif (here := next_.resolve()) not in seen:
+                seen.add(here)
+                waiting += reversed(_entries(next_))
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.name not in _OTHERS)
 
 
 def _kinds(files: Sequence[Path]) -> str:

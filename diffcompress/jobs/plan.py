@@ -16,7 +16,6 @@ from diffcompress.jobs.cards import CARDS, Card
 from diffcompress.jobs.footprint import Footprint, Models, smallest
 from diffcompress.jobs.signature import as_function
 from diffcompress.noise import NoiseProcess
-from diffcompress.pipeline.checks import check_config
 from diffcompress.pipeline.load import check_teacher, describe, hollow
 from diffcompress.recipe import Recipe
 from diffcompress.records.planned import Planned
@@ -25,7 +24,7 @@ from diffcompress.records.request import PlanOptions
 from diffcompress.report import evidence
 from diffcompress.runtime import Progress
 from diffcompress.sources.licence import licence_of
-from diffcompress.sources.model_index import DENOISERS
+from diffcompress.sources.model_index import DENOISERS, check_config
 from diffcompress.sources.resolve import denoiser_config, resolve
 from diffcompress.student import costs
 from diffcompress.student import plan as planning

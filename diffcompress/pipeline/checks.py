@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import diffusers
@@ -20,13 +19,6 @@ _FROM_IMAGES = re.compile(
 )
 # Parts without which a pipeline is another one, by how their names begin.
 _HALVES = ("vae", "vqvae", "text_encoder", "tokenizer")
-# The most of what the values of a config count, by their key.
-_MOST = {"layer|heads": 1_000, "sample_size|frames": 10_000, "": 10**9}
-# Keys whose numbers count something.
-_COUNTED = re.compile("channels|heads|layers|groups|(^|_)(num|dim|dims|size)(_|$)")
-
-
-_COMPARE = "compare it with the config.json that save_pretrained made"
 
 
 def check_pipeline(reference: Reference, family: Family) -> None:
@@ -56,28 +48,6 @@ def _check_variance(reference: Reference, family: Family) -> None:
         f"its {reference.scheduler['_class_name']} with variance_type {kind!r} does not take",
         "name DDPMScheduler with variance_type learned_range in the scheduler's config",
     )
-
-
-def check_config(config: Mapping[str, Any], where: object) -> None:
-    """Raise UsageError for numbers that no denoiser has, with which building one would not end."""
-    for key, value in config.items():
-        largest = next(most for part, most in _MOST.items() if re.search(part, key))
-        for number in _numbers(value):
-            if not abs(number) <= largest:
-                raise UsageError(
-                    f"the config of '{where}' has {number!r} in {key}, where no denoiser has more than {largest:,}",
-                    _COMPARE,
-                )
-            if _COUNTED.search(key) and (number < 0 or number != int(number)):
-                raise UsageError(f"the config of '{where}' has {number!r} in {key}, which counts something", _COMPARE)
-
-
-def _numbers(value: object) -> Iterator[float]:
-    """All numbers in a config's value, those in its lists too."""
-    if isinstance(value, (int, float)):
-        yield value
-    for inner in value if isinstance(value, list) else ():
-        yield from _numbers(inner)
 
 
 def check_text(reference: Reference, family: Family) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffcompress.errors import UsageError
+from diffcompress.sources.model_index import read_config
 from diffcompress.sources.reference import Reference
 from diffcompress.sources.variants import variant_of
 
@@ -82,10 +82,10 @@ def load_codec(reference: Reference, device: torch.device) -> Codec | None:
     reference.fetch(part)
     folder = reference.pipeline / part
     try:
-        name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
+        name = str(read_config(folder / "config.json")["_class_name"])
         variant = variant_of((file.name for file in folder.iterdir()), str(folder))
         autoencoder = getattr(diffusers, name).from_pretrained(folder, variant=variant, torch_dtype=torch.float32)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise UsageError(
             f"the autoencoder in {folder} cannot be loaded: {error}", "check that the teacher's pipeline is complete"
         ) from error

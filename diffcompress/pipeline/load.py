@@ -24,6 +24,7 @@ from diffcompress.pipeline.conditions import Conditions, as_dtype, without_text
 from diffcompress.records import fingerprints
 from diffcompress.runtime import Progress, dtype_name, exact_float32, free_memory
 from diffcompress.sources.assembly import assembled
+from diffcompress.sources.model_index import check_config
 from diffcompress.sources.reference import Reference
 from diffcompress.sources.weights import (
     TeacherState,
@@ -111,7 +112,7 @@ class LoadedPipeline:
 def describe(reference: Reference) -> tuple[Family, NoiseProcess]:
     """Family and noise process from configs alone; raises UsageError for what cannot be distilled."""
     family = registry.find(reference.class_name)
-    checks.check_config(reference.config, reference.id)
+    check_config(reference.config, reference.id)
     checks.check_pipeline(reference, family)
     config = reference.complete_config
     try:

@@ -35,7 +35,7 @@ def write_overview(folder: Path, runs: Sequence[RunFolder]) -> Path:
         teacher=reports[0].teacher,
         macs=known["macs"].teacher if "macs" in known else None,
         protocol=reports[0].protocol,
-        frontier=Markup(frontier.read_text(encoding="utf-8")) if frontier.is_file() else None,
+        frontier=Markup(frontier.read_text(encoding="utf-8", errors="replace")) if frontier.is_file() else None,
     )
     write_text(folder / OVERVIEW, drawn)
     return folder / OVERVIEW

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from diffcompress.errors import UsageError
 
 _LARGEST_CONFIG = 1 << 24
 DENOISERS = ("unet", "transformer")
+# The most of what the values of a config count, by their key.
+_MOST = {"layer|heads": 1_000, "sample_size|frames": 10_000, "": 10**9}
+# Keys whose numbers count something.
+_COUNTED = re.compile("channels|heads|layers|groups|(^|_)(num|dim|dims|size)(_|$)")
+_COMPARE = "compare it with the config.json that save_pretrained made"
 
 
 def parts_of(index: Mapping[str, Any]) -> list[str]:
@@ -44,3 +50,28 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"{path} holds no JSON object", advice)
     return value
+
+
+def check_config(config: Mapping[str, Any], where: object, *, counts: bool = True) -> None:
+    """Raise UsageError for numbers that no model has, with which building one would not end.
+
+    counts: where keys are known, numbers that count something are whole, too.
+    """
+    for key, value in config.items():
+        largest = next(most for part, most in _MOST.items() if re.search(part, key))
+        for number in _numbers(value):
+            if not abs(number) <= largest:
+                raise UsageError(
+                    f"the config of '{where}' has {number!r} in {key}, where no model has more than {largest:,}",
+                    _COMPARE,
+                )
+            if counts and _COUNTED.search(key) and (number < 0 or number != int(number)):
+                raise UsageError(f"the config of '{where}' has {number!r} in {key}, which counts something", _COMPARE)
+
+
+def _numbers(value: object) -> Iterator[float]:
+    """All numbers in a config's value, those in its lists too."""
+    if isinstance(value, (int, float)):
+        yield value
+    for inner in value if isinstance(value, list) else ():
+        yield from _numbers(inner)

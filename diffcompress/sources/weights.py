@@ -12,6 +12,7 @@ from diffcompress.errors import UsageError
 from diffcompress.records.fingerprints import of_model
 from diffcompress.sources import single_file
 from diffcompress.sources.linking import links_away, part_files
+from diffcompress.sources.model_index import check_config, read_config
 from diffcompress.sources.names import check_plain, plain_names
 from diffcompress.sources.reference import Reference
 from diffcompress.sources.state import StoredState
@@ -154,6 +155,9 @@ def require_parts(reference: Reference, names: Iterable[str]) -> None:
             f"the pipeline of '{reference.id}' is incomplete: {_listed(lacking)}",
             "bring the missing files into it; of a part left out on purpose model_index.json says [null, null]",
         )
+    for file in (reference.pipeline / name / "config.json" for name in names):
+        if file.is_file():
+            check_config(read_config(file), file, counts=False)
 
 
 def _lack(folder: Path) -> str | None:

@@ -269,6 +269,26 @@ def test_hidden_folders_are_none_and_linked_ones_are_entered(tmp_path):
     assert found.notes == ("labels by class subfolder: cat = 0, dog = 1",) and not found.warnings
 
 
+def test_mazes_of_links_and_deep_folders_are_walked_through(tmp_path):
+    """More paths than anybody could walk lead to each image; another folder lies deeper than functions may nest."""
+    for number in range(14):
+        (tmp_path / f"{number}").mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / f"{number}" / "a.png")
+        for other in range(14):
+            (tmp_path / f"{number}" / f"to-{other}").symlink_to(f"../{other}")
+    assert len(folder.image_files(tmp_path)) == 14 * 14
+    deep = [tmp_path / "deep"]
+    for _ in range(1100):
+        deep.append(deep[-1] / "d")
+    for place in deep:
+        place.mkdir()
+    Image.new("L", (8, 8)).save(deep[-1] / "a.png")
+    assert len(folder.image_files(tmp_path / "deep")) == 1
+    (deep[-1] / "a.png").unlink()
+    for place in reversed(deep):  # pytest's own removal would nest as deeply
+        place.rmdir()
+
+
 def test_files_that_are_passed_over_are_told(tmp_path):
     for name in ("a.png", "b.JPE", "c.jfif", "d.ppm"):
         Image.new("L", (8, 8)).save(tmp_path / name, {"ppm": "PPM", "png": "PNG"}.get(name[2:], "JPEG"))
@@ -277,7 +297,7 @@ def test_files_that_are_passed_over_are_told(tmp_path):
     found = images.read(tmp_path, (1, 8, 8), None)
     assert len(found) == 4
     assert [text.partition(" in '")[0] for text in found.warnings] == ["3 files (2 .heic, 1 .svg)"]
-    assert [text.partition(" in '")[0] for text in found.notes] == ["2 files (1 .txt, 1 LICENSE)"]
+    assert [text.partition(" in '")[0] for text in found.notes] == ["2 files (1 LICENSE, 1 .txt)"]
 
 
 @pytest.mark.parametrize(

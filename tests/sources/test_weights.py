@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 from diffcompress.errors import UsageError
+from diffcompress.pipeline.load import check_teacher
 from diffcompress.sources.resolve import resolve
 from diffcompress.sources.state import StoredState
 from diffcompress.sources.variants import choose, choose_files
 from diffcompress.sources.weights import open_state, require_parts
 from tests import tiny
+from tests.families import pipe_stable_diffusion
 
 MODEL = "diffusion_pytorch_model"
 
@@ -121,6 +123,25 @@ def test_pickled_weights_are_told(tmp_path):
     assert resolve(str(pipeline)).notes == ()
     (pipeline / "unet" / f"{MODEL}.safetensors").unlink()
     assert any("weights_only=True" in note for note in resolve(str(pipeline)).notes)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "said"),
+    [
+        ("vae", {"layers_per_block": 10**6}, "1000000 in layers_per_block, where no model has more than 1,000"),
+        ("text_encoder", {"num_hidden_layers": 10**6}, "1000000 in num_hidden_layers"),
+        ("text_encoder", {"hidden_size": 10**30}, "in hidden_size"),
+    ],
+)
+def test_configs_of_other_parts_are_bounded_too(tmp_path, part, changes, said):
+    pipe_stable_diffusion.pipeline().save_pretrained(tmp_path)
+    file = tmp_path / part / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(UsageError, match=said):
+        check_teacher(resolve(str(tmp_path)))
+    file.write_text("[" * 10**5)
+    with pytest.raises(UsageError, match="too deeply nested"):
+        check_teacher(resolve(str(tmp_path)))
 
 
 def test_every_part_that_a_text_pipeline_lacks_is_named(tmp_path):

@@ -9,20 +9,23 @@ from diffcompress.errors import UsageError
 
 _ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _FORMER_ATTENTION = re.compile(r"(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
-# Of DistributedDataParallel around all of a model; torch.compile also wraps its blocks.
-_WRAPPER, _COMPILED = "module.", "_orig_mod."
+# Of torch.compile, FSDP and checkpointing, around blocks, too.
+_WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
 _BASE = ".base_layer."
-_LORA = re.compile(r"(^|[._])lora_(A|B|up|down|embedding|magnitude)")
+_LORA = re.compile(r"(^|[._])lora(_|\.)(A|B|up|down|embedding|magnitude)")
 _BITSANDBYTES = re.compile(r"\.(absmax|quant_map|SCB|quant_state\.bitsandbytes\w*)$")
-_QUANTISED = re.compile(r"\.(qweight|qzeros|scales|_data|_scale|scale_weight|weight_scale)$")
+_QUANTISED = re.compile(
+    r"\.(qweight|qzeros|scales|_data|_scale|scale_weight|weight_scale|weight_format|wscales|smooth_factor)$"
+)
 
 
 def plain_names(stored: Iterable[str]) -> dict[str, str]:
     """The stored name of each tensor by the one that diffusers knows it by."""
     names = list(stored)
-    found = {name.replace(_COMPILED, ""): name for name in names}
-    while found and all(name.startswith(_WRAPPER) for name in found):
-        found = {name.removeprefix(_WRAPPER): own for name, own in found.items()}
+    found = {_WRAPPERS.sub("", name): name for name in names}
+    # No denoiser is one module alone: what all names begin with is what held it (DistributedDataParallel, a trainer).
+    while len(found) > 1 and len({name.partition(".")[0] if "." in name else name for name in found}) == 1:
+        found = {name.partition(".")[2]: own for name, own in found.items()}
     if not any(_LORA.search(name) for name in names):  # else the base is not the whole of a layer
         found = {name.replace(_BASE, "."): own for name, own in found.items()}
     return {_now(name): own for name, own in found.items()}

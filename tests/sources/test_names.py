@@ -24,10 +24,12 @@ def _base(name):
         lambda name: f"module.{name}",
         lambda name: f"_orig_mod.{name}",
         lambda name: f"module._orig_mod.module.{name}",
+        lambda name: f"_forward_module.model.{name}",
+        lambda name: f"unet._fsdp_wrapped_module.{name}",
         lambda name: name.replace("mid_block.", "mid_block._orig_mod."),
         _base,
     ],
-    ids=["parallel", "compiled", "both", "a compiled block", "an unloaded LoRA"],
+    ids=["parallel", "compiled", "both", "DeepSpeed", "FSDP", "a compiled block", "an unloaded LoRA"],
 )
 def test_what_wraps_a_model_is_taken_off(pipeline, wrapped):
     state = load_file(pipeline / WEIGHTS)
@@ -43,6 +45,11 @@ def test_what_wraps_a_model_is_taken_off(pipeline, wrapped):
     [
         (lambda s: {_base(name): value for name, value in s.items()} | LORA, "LoRA layers beside the weights"),
         (lambda s: LORA, r"is a LoRA \(mid_block"),
+        (
+            lambda s: s | {"mid_block.attentions.0.processor.to_q_lora.up.weight": torch.zeros(2, 2)},
+            "LoRA layers beside",
+        ),
+        (lambda s: s | {"mid_block.attentions.0.to_q.smooth_factor": torch.zeros(4)}, r"is quantised \(mid_block"),
         (lambda s: s | {"mid_block.attentions.0.to_q.weight.absmax": torch.zeros(4)}, "by bitsandbytes"),
         (lambda s: s | {"mid_block.attentions.0.to_q.qweight": torch.zeros(4)}, r"is quantised \(mid_block"),
         (
@@ -52,7 +59,7 @@ def test_what_wraps_a_model_is_taken_off(pipeline, wrapped):
         (lambda s: {name: value for name, value in s.items() if "mid" not in name}, "missing tensor"),
         (lambda s: s | {"conv_in.bias": torch.zeros(3)}, r"conv_in.bias has shape \[3\]"),
     ],
-    ids=["fused", "lora", "nf4", "gptq", "fp8", "pruned", "shape"],
+    ids=["fused", "lora", "processor", "svd", "nf4", "gptq", "fp8", "pruned", "shape"],
 )
 def test_what_is_no_plain_model_is_named_from_its_header(pipeline, change, said):
     state = change(load_file(pipeline / WEIGHTS))

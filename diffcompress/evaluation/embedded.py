@@ -32,7 +32,7 @@ class Extractor(nn.Module):
     @classmethod
     def for_state(cls, state: Mapping[str, Tensor]) -> Extractor:
         """An extractor with as many classes as the weights of `state` have."""
-        return cls(len(state["head.4.bias"]) if "head.4.bias" in state else 10)
+        return cls(state["head.4.bias"].numel() if "head.4.bias" in state else 10)
 
     def features(self, images: Tensor) -> Tensor:
         """`[N, DIMENSION]` of images `[N, 1, 28, 28]` in [-1, 1] (clamped to it)."""

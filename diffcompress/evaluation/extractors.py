@@ -80,7 +80,9 @@ def _from_folder(folder: Path) -> Read:
     try:
         model_type = read_config(config).get("model_type")
     except UsageError as error:
-        raise UsageError(f"{folder} is not a model folder: {error.message}", ADVICE) from error
+        raise UsageError(
+            f"{folder} is not a model folder: it has no readable config.json ({error.message})", ADVICE
+        ) from error
     if not isinstance(model_type, str) or model_type not in vision.MODEL_TYPES:
         raise UsageError(f"{folder} holds no known feature extractor: its model_type is {model_type!r}", ADVICE)
     kind = vision.MODEL_TYPES[model_type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
@@ -160,6 +161,13 @@ def test_what_is_no_extractor(tmp_path, dino):
     save_file({"a": torch.zeros(3)}, tmp_path / "other.safetensors")
     (tmp_path / "broken.safetensors").write_text("no")
     (tmp_path / "empty").mkdir()
+    save_file({}, tmp_path / "nothing.safetensors")
+    save_file({"body.0.weight": torch.zeros(3), "head.4.bias": torch.zeros(())}, tmp_path / "odd.safetensors")
+    for name, text in (("deep", "[" * 10**5), ("list", "[1]"), ("words", '{"model_type": ["clip"]}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "config.json")
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "half").mkdir()
@@ -169,6 +177,12 @@ def test_what_is_no_extractor(tmp_path, dino):
         ("broken.safetensors", "cannot be read"),
         ("missing.safetensors", "no feature extractor at"),
         ("empty", "no readable config.json"),
+        ("nothing.safetensors", "no floating-point tensors"),
+        ("odd.safetensors", "does not hold all weights of its extractor"),
+        ("deep", "too deeply nested"),
+        ("list", "holds no JSON object"),
+        ("words", r"model_type is \['clip'\]"),
+        ("pipe", "is no regular file"),
         ("bert", "model_type is 'bert'"),
         ("half", "cannot read the dinov2 model"),
     ):

@@ -4,6 +4,7 @@ or limited. For benchmarks/hostile.py and benchmarks/fuzz.py."""
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import re
@@ -64,6 +65,9 @@ def preload() -> None:
     for name in ("deliver", "estimate", "several", "train"):
         importlib.import_module(f"diffcompress.jobs.{name}")
     _ = diffusers.DDPMPipeline, diffusers.UNet2DModel, diffusers.StableDiffusionPipeline  # which are lazy
+    # Else every fork's garbage collector walks, and so copies, all that is loaded here.
+    gc.collect()
+    gc.freeze()
 
 
 def run(

@@ -18,6 +18,7 @@ _OUT_OF_MEMORY = (
     "could not create a primitive",  # oneDNN, which says no more
     "cannot allocate memory",
     "out of memory",
+    "bad_alloc",  # C++ without a word of its own, such as onnxruntime's
     "failed to map segment",
     "memoryerror",
 )
@@ -43,7 +44,7 @@ def is_out_of_memory(error: BaseException) -> bool:
             return True
         if isinstance(one, OSError) and one.errno == errno.ENOMEM:
             return True
-        if isinstance(one, (RuntimeError, ImportError)) and tells_of_memory(str(one)):
+        if isinstance(one, (RuntimeError, ImportError, OSError)) and tells_of_memory(str(one)):
             return True
     return False
 

@@ -37,6 +37,14 @@ class OutOfMemoryError(RuntimeError):
         (OSError(errno.ENAMETOOLONG, "File name too long", "/x"), 2),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 5),
         (ImportError("libgomp.so: cannot allocate memory in static TLS block"), 5),
+        (OSError("libx.so: failed to map segment from shared object"), 5),
+        (
+            RuntimeError(
+                "Failed to import onnx_utils because of the following error:\nException caught: std::bad_alloc"
+            ),
+            5,
+        ),
+        (RuntimeError("could not create a primitive"), 5),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 5),
         (ImportError("No module named 'x'"), 1),
         (ValueError("surprise"), 1),

@@ -158,7 +158,7 @@ def read_record(path: Path, kind: type[SomeRecord]) -> SomeRecord:
 
 def _invalid(path: Path, error: ValidationError) -> DamagedError:
     first = error.errors()[0]
-    return damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+    return damaged(path, ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"]))))
 
 
 @functools.cache

@@ -130,9 +130,11 @@ class RunFolder:
 
     @property
     def is_reported(self) -> bool:
-        """Whether the report is there and whole."""
+        """Whether the report is there and whole, and the model card begins as one."""
         try:
             read_json(self.report_json, kind=dict)
+            if not read_text(self.card).startswith("---\n"):
+                return False
             return read_text(self.report_html).rstrip().endswith("</html>")
         except (FileNotFoundError, DamagedError):
             return False

@@ -170,7 +170,7 @@ def test_the_answer_needs_neither_bank_nor_diffusers(teacher, uninterrupted, tmp
     assert not (moved / "bank").exists()
 
 
-@pytest.mark.parametrize("lost", ["pipeline", "metrics.json"])
+@pytest.mark.parametrize("lost", ["pipeline", "metrics.json", "pipeline/README.md", "report.html"])
 def test_what_a_finished_run_has_lost_is_made_again(teacher, uninterrupted, tmp_path, lost):
     output = shutil.copytree(uninterrupted, tmp_path / "run")
     discard(output / lost)

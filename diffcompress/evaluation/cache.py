@@ -107,6 +107,11 @@ class SampleCache:
         return tensors
 
 
+def is_shipped(weights: str, protocol: Protocol) -> bool:
+    """Whether the package brings samples of these weights: those of the demo teacher."""
+    return (SHIPPED_FOLDER / f"{entry_key(weights, protocol)}.safetensors").is_file()
+
+
 def entry_key(weights: str, protocol: Protocol) -> str:
     """What samples and their features follow from: weights, sampler, seed, extractor, size."""
     parts: list[object] = [

@@ -22,7 +22,7 @@ def add_metrics(material: Material, wanted: Sequence[Metric], metrics: Metrics) 
         features = {role: clip for role in features if (clip := material.drawn[role].clip) is not None}
 
     def score(images: Tensor) -> Estimate:
-        return mean_estimate(100 * (images * texts).sum(1).clamp(min=0), seed=material.protocol.seed)
+        return mean_estimate(100 * (images * texts[: len(images)]).sum(1).clamp(min=0), seed=material.protocol.seed)
 
     for metric in wanted:
         metrics.add(metric, {role: score(value) for role, value in features.items()}, **material.counted)

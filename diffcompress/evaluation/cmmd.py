@@ -7,6 +7,7 @@ compares with published figures of the same CLIP (openai/clip-vit-large-patch14-
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,8 +26,10 @@ def add_metrics(material: Material, wanted: Sequence[Metric], metrics: Metrics) 
     assert real is not None
     sets = material.others() | material.floor(real)
     more = material.counted | {"reference": real.name, "real_samples": len(real.features)}
+    distance = partial(cmmd, reference=real.features, seed=seed)
+    found = {role: distance(value) for role, value in sets.items()}
     for metric in wanted:
-        metrics.add(metric, {role: cmmd(value, real.features, seed=seed) for role, value in sets.items()}, **more)
+        metrics.add(metric, found, as_many=material.as_many(sets, distance), **more)
 
 
 def cmmd(features: Tensor, reference: Tensor, *, seed: int = 0) -> Estimate:

@@ -23,7 +23,7 @@ from diffcompress.records import fingerprints
 from diffcompress.records.evaluation import Metrics, Probe
 from diffcompress.records.metrics import Metric, full_name
 
-NUM_IMAGES = 64
+NUM_IMAGES = 16
 MOST, LEAST = 0.5, 0.2
 # The first that was computed with correction is read.
 PROBED = ("fid", "fd", "kd", "fd_teacher", "kd_teacher", "paired_distance")
@@ -117,20 +117,22 @@ def verdict(metrics: Metrics, space: str | None) -> Probe | None:
     metric = next((one for one in candidates if one.mended.name in metrics), None)
     if metric is None:
         return None
-    name, student, mended = metric.name, metrics[metric.name], metrics[metric.mended.name]
-    assert student.value is not None and mended.value is not None
-    before, after = student.value, mended.value
-    floor = 0.0 if student.teacher is None or student.teacher.value is None else student.teacher.value
+    name, whole, mended = metric.name, metrics[metric.name], metrics[metric.mended.name]
+    student, teacher = mended.uncorrected or whole, mended.teacher or whole.teacher  # of as many samples, where known
+    before, after = student.known, mended.known
+    floor = 0.0 if teacher is None or teacher.value is None else teacher.value
     told: dict[str, Any] = {"metric": name, "before": before, "after": after, "floor": floor}
     gap = before - floor
     if gap <= 0 or (student.low is not None and student.low <= floor):
         sentence = f"{name}: the student is as near as its teacher, so there is no distance to explain."
         return Probe(**told, explained=None, reading="at the teacher", sentence=sentence)
     explained = (before - after) / gap
+    fewer = f" ({mended.samples:,} samples)" if mended.samples != whole.samples else ""
     reading = "train longer" if explained >= MOST else "too small" if explained < LEAST else "both"
     sentence = (
-        f"{name} {before:.4g} becomes {after:.4g} when a slope and an intercept per noise level and channel correct "
-        f"the student (teacher {floor:.4g}): they explain {_percent(explained)} of its distance, {_MEANING[reading]}."
+        f"{name} {before:.4g}{fewer} becomes {after:.4g} when a slope and an intercept per noise level and channel "
+        f"correct the student (teacher {floor:.4g}): they explain {_percent(explained)} of its distance, "
+        f"{_MEANING[reading]}."
     )
     return Probe(**told, explained=explained, reading=reading, sentence=sentence)
 

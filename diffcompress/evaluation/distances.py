@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import Tensor
 
 from diffcompress.evaluation.features import RealImages
 from diffcompress.evaluation.frechet import Moments, frechet_distance, kernel_distance
 from diffcompress.evaluation.material import Material
 from diffcompress.records.evaluation import Metrics
-from diffcompress.records.metrics import KINDS, Metric
+from diffcompress.records.metrics import KINDS, Estimate, Metric
 
 FEWEST_FOR_FID = 10_000
 FRECHET, FRECHET_TO_TEACHER = KINDS["fd"], KINDS["fd_teacher"]
@@ -46,20 +49,26 @@ def _add_frechet(material: Material, metric: Metric, metrics: Metrics) -> None:
     if why is not None:
         metrics.skip((metric.name,), why)
         return
-    metrics.add(metric, {r: frechet_distance(x, moments, seed=protocol.seed) for r, x in sets.items()}, **more)
+    distance = partial(frechet_distance, reference=moments, seed=protocol.seed)
+    found = {role: distance(value) for role, value in sets.items()}
+    metrics.add(metric, found, as_many=material.as_many(sets, distance), **more)
 
 
 def _add_kernel(material: Material, metric: Metric, metrics: Metrics) -> None:
     real, seed = _real(material, metric), material.protocol.seed
+    distance: Callable[[Tensor], Estimate]
     if real is None:
         theirs, more = material.features["teacher"], material.counted | {"reference": "teacher samples"}
         sets = material.others("teacher")
-        found = {role: kernel_distance(value, theirs, seed=seed, paired=True) for role, value in sets.items()}
+
+        def distance(value: Tensor) -> Estimate:
+            return kernel_distance(value, theirs[: len(value)], seed=seed, paired=True)
     else:
         more = material.counted | {"reference": real.name, "real_samples": len(real.features)}
         sets = material.others() | material.floor(real)
-        found = {role: kernel_distance(value, real.features, seed=seed) for role, value in sets.items()}
-    metrics.add(metric, found, **more)
+        distance = partial(kernel_distance, reference=real.features, seed=seed)
+    found = {role: distance(value) for role, value in sets.items()}
+    metrics.add(metric, found, as_many=material.as_many(sets, distance), **more)
 
 
 def _real(material: Material, metric: Metric) -> RealImages | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,9 +20,11 @@ def add_metrics(material: Material, wanted: Sequence[Metric], metrics: Metrics) 
     """The share of each model's samples; about one in a thousand of the teacher's own."""
     drawn = material.drawn
     teacher = drawn["teacher"].variation
-    found = {role: failed_share(one.variation, teacher) for role, one in drawn.items()}
+    variation = {role: one.variation for role, one in drawn.items()}
+    share = partial(failed_share, teacher_variation=teacher)
+    found = {role: share(value) for role, value in variation.items()}
     for metric in wanted:
-        metrics.add(metric, found, samples=len(teacher))
+        metrics.add(metric, found, as_many=material.as_many(variation, share), **material.counted)
 
 
 def failed_share(variation: Tensor, teacher_variation: Tensor) -> Estimate:

@@ -29,6 +29,7 @@ __all__ = ["DIMENSION", "Extractor", "FeatureSpace", "RealImages", "choose_space
 EXTRACTOR_FILE = DEMO_FOLDER / "extractor.safetensors"
 REFERENCE_FILE = DEMO_FOLDER / "reference.safetensors"
 MOST_FEATURES = 10_000
+FEWEST_ASIDE = 128
 _NUM_REAL = {"train": 60_000, "test": 10_000}
 _CACHED_FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
 _CACHED_IDS = ("facebook/dinov2-large", "facebook/dinov2-base", "facebook/dinov2-small", "facebook/dinov2-giant")
@@ -188,6 +189,18 @@ def _real(tensors: Mapping[str, Tensor], split: str, digest: str) -> RealImages:
     return RealImages(f"fashion-mnist {split}", digest, moments, tensors[f"{split}_features"].float(), _NUM_REAL[split])
 
 
+def aside(num_samples: int, space: FeatureSpace | None) -> int | None:
+    """Samples of what only stands beside the student, untrained or corrected; None: as many as of itself.
+
+    A quarter of `num_samples`, but as many as distances take.
+    """
+    least = FEWEST_ASIDE
+    if space is not None and num_samples >= 2 * space.dimension:
+        least = max(least, 2 * space.dimension)
+    fewer = max(num_samples // 4, least)
+    return fewer if fewer < num_samples else None
+
+
 def protocol_for(
     space: FeatureSpace | None,
     model: LoadedPipeline,
@@ -208,9 +221,12 @@ def protocol_for(
         "seed": 0,
         "agreement_clean": "teacher samples",
         **values,
+    }
+    values |= {
         "sampler": model.noise.sampler,
         "sample_shape": list(model.sample_shape),
         "precision": dtype_name(model.precision),
+        "aside_samples": aside(values["num_samples"], space),
         "guidance": 1.0 if conditions.null is None else guidance,
         "conditions": conditions.digest,
         "versions": versions(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ from diffcompress.evaluation.cache import Drawn
 from diffcompress.evaluation.extractors import ADVICE
 from diffcompress.evaluation.features import FeatureSpace, RealImages
 from diffcompress.pipeline.load import LoadedPipeline
-from diffcompress.records.metrics import NO_TEACHER, Kind, Metric
+from diffcompress.records.metrics import NO_TEACHER, Estimate, Kind, Metric
 from diffcompress.records.protocol import Protocol
 
 NO_CLIP = "it takes CLIP's features: `evaluate --feature-weights` with a CLIP folder (openai/clip-vit-base-patch32)"
@@ -88,6 +88,18 @@ class Material:
         return {role: value for role, value in self.features.items() if role not in left_out}
 
     @property
+    def aside(self) -> int | None:
+        """Samples of the untrained and of the corrected student, where they are fewer than of the others."""
+        fewest = min(len(one.variation) for one in self.drawn.values())
+        return fewest if fewest < self.protocol.num_samples else None
+
+    @property
     def counted(self) -> dict[str, Any]:
         """What a metric of all samples tells beside its values."""
-        return {"samples": self.protocol.num_samples}
+        return {"samples": self.protocol.num_samples, "aside": self.aside}
+
+    def as_many(self, sets: Mapping[str, Tensor], measure: Callable[[Tensor], Estimate]) -> dict[str, Estimate]:
+        """What student and teacher have of as few samples as the corrected student: a distance depends on how many."""
+        if self.aside is None or "corrected" not in sets:
+            return {}
+        return {role: measure(sets[role][: self.aside]) for role in ("student", "teacher") if role in sets}

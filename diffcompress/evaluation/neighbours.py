@@ -7,6 +7,7 @@ precision, recall: Kynkaanniemi et al. 2019, arXiv 1904.06991, with their 3 neig
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def add_metrics(material: Material, wanted: Sequence[Metric], metrics: Metrics) 
         for role, value in (material.others("corrected") | material.floor(real)).items()
         if len(value) >= count
     }
-    more = {"samples": count, "reference": real.name, "real_samples": count}
+    more: dict[str, Any] = {"samples": count, "reference": real.name, "real_samples": count}
     for metric in wanted:
         name = metric.kind.name
         neighbours = PRECISION_NEIGHBOURS if name in ("precision", "recall") else DENSITY_NEIGHBOURS

@@ -65,7 +65,11 @@ def evaluate_pipeline(
     drawn: dict[str, Drawn] = {}
     if teacher is not None or space is not None:
         cache = SampleCache(cache_folder, stop or StopRequest(), progress or Progress())
-        drawn = {role: cache.draw(model, protocol, space, f"sampling the {role}") for role, model in models.items()}
+        beside = _aside(protocol)
+        drawn = {
+            role: cache.draw(model, beside if role == "untrained" else protocol, space, f"sampling the {role}")
+            for role, model in models.items()
+        }
         if teacher is not None and not quality_alone:
             _draw_corrected(drawn, metrics, student, teacher, protocol, space, cache)
     inputs = None if teacher is None else _inputs(teacher, drawn["teacher"], protocol, clean, conditioning)
@@ -143,11 +147,16 @@ def _draw_corrected(
     why = agreement.why_incomparable(student, teacher)
     if why is None:
         probed = _corrected(student, teacher, protocol, cache)
-        drawn["corrected"] = cache.draw(probed, protocol, space, "sampling the corrected student")
+        drawn["corrected"] = cache.draw(probed, _aside(protocol), space, "sampling the corrected student")
         if drawn["corrected"].num_broken:
             why = "samples of the corrected student are not finite"
     if why is not None:
         metrics.skip((PROBE,), why)
+
+
+def _aside(protocol: Protocol) -> Protocol:
+    """Of what only stands beside the student."""
+    return protocol.model_copy(update={"num_samples": protocol.aside_samples or protocol.num_samples})
 
 
 def _corrected(

@@ -8,6 +8,7 @@ covariance, so it needs no more samples in more dimensions, and sees what two mo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,9 +39,14 @@ def add_metrics(material: Material, wanted: Sequence[Metric], metrics: Metrics) 
             theirs, sets = real.features, material.others() | material.floor(real)
             named = called(metric, min(material.protocol.num_samples, len(theirs)))
             more = {"reference": real.name, "real_samples": len(theirs)}
-        paired = metric.kind.to == "teacher"
-        found = {role: sliced_distance(value, theirs, seed=seed, paired=paired) for role, value in sets.items()}
-        metrics.add(named, found, **material.counted, **more)
+        distance = partial(_distance, reference=theirs, seed=seed, paired=metric.kind.to == "teacher")
+        found = {role: distance(value) for role, value in sets.items()}
+        metrics.add(named, found, as_many=material.as_many(sets, distance), **material.counted, **more)
+
+
+def _distance(features: Tensor, reference: Tensor, seed: int, paired: bool) -> Estimate:
+    """With pairs the first of the reference, where features are fewer."""
+    return sliced_distance(features, reference[: len(features)] if paired else reference, seed=seed, paired=paired)
 
 
 def called(metric: Metric, num_samples: int) -> Metric:

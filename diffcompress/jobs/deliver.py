@@ -10,8 +10,10 @@ from diffusers import ModelMixin
 
 from diffcompress.bank.bank import Bank
 from diffcompress.errors import DiffCompressError
+from diffcompress.evaluation.cache import is_shipped
 from diffcompress.evaluation.doubts import doubts
 from diffcompress.evaluation.features import FeatureSpace, choose_space, protocol_for
+from diffcompress.evaluation.proportion import Calls, in_proportion
 from diffcompress.evaluation.score import evaluate_pipeline
 from diffcompress.export import hub
 from diffcompress.export.formats import write_formats
@@ -31,6 +33,7 @@ from diffcompress.records.protocol import Protocol
 from diffcompress.records.run_files import kept, read_json, read_record, read_tensors, write_checked, write_json
 from diffcompress.report.page import write_report
 from diffcompress.runtime import Progress
+from diffcompress.student import costs
 from diffcompress.training.state import counters
 
 # Without a feature space no distance is estimated, and fewer samples tell the rest.
@@ -103,7 +106,8 @@ def shipped(run: Run, trained: ModelMixin) -> LoadedPipeline:
 def _evaluated(run: Run, recipe: Recipe, start: ModelMixin, trained: ModelMixin) -> Evaluation:
     """The content of metrics.json."""
     teacher, student = run.teacher, shipped(run, trained)
-    space, protocol = judged(teacher, recipe, run.progress)
+    space, asked = judged(teacher, recipe, run.progress)
+    protocol = _in_proportion(run, recipe, space, asked)
     scored = evaluate_pipeline(
         student,
         teacher,
@@ -121,6 +125,25 @@ def _evaluated(run: Run, recipe: Recipe, start: ModelMixin, trained: ModelMixin)
         **dict(scored),
         weight_change=_change(start, trained),
     )
+
+
+def _in_proportion(run: Run, recipe: Recipe, space: FeatureSpace | None, asked: Protocol) -> Protocol:
+    """`asked` with as many samples as the training is worth, which is told where they are fewer.
+
+    Students that are made together are compared: all as asked.
+    """
+    teacher = run.teacher
+    if run.folder.shared is not None:
+        return asked
+    student, whole = (costs.count(teacher.family, config).macs for config in (run.plan.config, teacher.config))
+    calls = Calls(student, whole, drawn=is_shipped(teacher.fingerprint, asked))
+    protocol = in_proportion(asked, recipe, space, calls)
+    if protocol.num_samples < asked.num_samples:
+        run.progress.note(
+            f"{protocol.num_samples:,} of {asked.num_samples:,} samples are drawn for the evaluation: it takes no more "
+            "than a quarter of the training's computations; `diffcompress evaluate` draws as many as it is told"
+        )
+    return protocol
 
 
 @torch.no_grad()

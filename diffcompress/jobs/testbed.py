@@ -109,7 +109,8 @@ def fetched(
 
 
 def _recipe(reference: Reference) -> Recipe:
-    """The recipe that `shrink` takes for a teacher: evaluated alone or after a run, the protocol is the same."""
+    """The recipe that `shrink` takes for a teacher: evaluated alone or after a run, the protocol is the same
+    but for the number of samples, which a run keeps in proportion."""
     return recipes.load(recipes.default_for(reference.id, describe(reference)[0].recipe))
 
 

@@ -22,6 +22,7 @@ class Value(Record):
     value: Number | None
     low: Number | None = None
     high: Number | None = None
+    samples: int | None = Field(None, description="that it is of, where they are fewer than the student's")
     always = ("low", "high")
 
     @property
@@ -53,6 +54,7 @@ class Measured(Record):
     teacher: Value | None = None
     untrained: Value | None = None
     real: Value | None = None
+    uncorrected: Value | None = Field(None, description="of the student, with as few samples as corrected")
     samples: int = 0
     reference: str | None = Field(None, description="the images that the student is compared with")
     real_samples: int = 0
@@ -105,22 +107,36 @@ class Metrics(Record):
     def get(self, name: str) -> Measured | None:
         return self.measured.get(name)
 
-    def add(self, metric: Metric, found: Mapping[str, Estimate | float], **more: Any) -> None:
+    def add(
+        self,
+        metric: Metric,
+        found: Mapping[str, Estimate | float],
+        *,
+        aside: int | None = None,
+        as_many: Mapping[str, Estimate | float] | None = None,
+        **more: Any,
+    ) -> None:
         """`found`: `metric` by role (student, teacher, untrained, real). Values that are not finite are not kept.
 
-        The role "corrected" (the student behind its two coefficients) becomes a metric of its own.
+        The role "corrected" (the student behind its two coefficients) becomes a metric of its own. aside: samples of it
+        and of the untrained student, where they are fewer than of the others; as_many: what student and teacher have
+        with as few, which stands beside the corrected one's.
         """
         parts = {role: _value(value) for role, value in found.items() if isfinite(_as_number(value))}
         if "student" not in parts:
             self.skip((metric.name,), "the student's outputs are not finite")
             return
         others: dict[str, Any] = {role: parts.get(role) for role in OTHERS}
+        if aside is not None and "untrained" in parts:
+            others["untrained"] = parts["untrained"].model_copy(update={"samples": aside})
         about = {"unit": metric.kind.unit, "better": metric.kind.better}
         self.measured[metric.name] = Measured(**parts["student"].to_json(), **about, **others, **more)
         if "corrected" in parts:
-            name = metric.mended.name
-            others["untrained"] = None
-            self.measured[name] = Measured(**parts["corrected"].to_json(), **about, **others, **more)
+            like = parts | {role: _value(value) for role, value in (as_many or {}).items()}
+            others |= {"teacher": like.get("teacher"), "untrained": None, "uncorrected": like["student"]}
+            if aside is not None:
+                more["samples"] = aside
+            self.measured[metric.mended.name] = Measured(**parts["corrected"].to_json(), **about, **others, **more)
 
     def skip(self, names: Iterable[str], why: str) -> None:
         self.not_computed.extend(Missing(metric=name, why=why) for name in names)

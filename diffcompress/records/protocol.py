@@ -13,7 +13,7 @@ from diffcompress.errors import UsageError
 from diffcompress.records.record import Record
 
 AGREEMENT_IMAGES = 128
-_NOT_COMPARED = ("versions",)
+_NOT_COMPARED = ("versions", "aside_samples")
 # What earlier results do not say of themselves.
 _FORMER = {"precision": "float32"}
 
@@ -36,6 +36,9 @@ class Protocol(Record):
     agreement_images: int = AGREEMENT_IMAGES
     agreement_levels: int = 10
     clip: str | None = Field(None, description="SHA-256 of CLIP, where it stands beside another feature space")
+    aside_samples: int | None = Field(
+        None, description="samples of the untrained and of the corrected student, where they are fewer"
+    )
     precision: str = Field("float32", description="what teacher and students compute in")
     revision: int = 1
     versions: dict[str, str] = Field(default_factory=dict, description="recorded, but may differ")

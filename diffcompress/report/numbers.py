@@ -49,7 +49,10 @@ def protocol(record: Protocol | Empty, samples: int | None = None) -> str:
     """One line that belongs beside every quality figure; samples: of the figure, where it has fewer than the rest."""
     if not record:
         return "protocol not recorded"
-    return ", ".join([f"{samples or record.num_samples:,} samples", drawn(record), "95 % intervals"])
+    told = f"{samples or record.num_samples:,} samples"
+    if record.aside_samples is not None and samples is None:
+        told += f" ({record.aside_samples:,} of the student before training, and corrected)"
+    return ", ".join([told, drawn(record), "95 % intervals"])
 
 
 def drawn(record: Protocol) -> str:

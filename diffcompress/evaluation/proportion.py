@@ -1,0 +1,62 @@
+"""How many samples an evaluation draws, so that it stays in proportion to the training before it.
+
+Counted in multiply-accumulates of denoiser calls, never in seconds: the same run draws as many on every machine, and
+after every stop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffcompress.evaluation import correction
+from diffcompress.evaluation.features import FeatureSpace, aside
+from diffcompress.recipe import Recipe
+from diffcompress.records.protocol import Protocol
+
+# Of the training, at most; its forward and backward pass are three calls.
+SHARE, PASSES = 0.25, 3
+# With fewer, intervals say little, and a Frechet distance is mostly its bias, whatever the training cost.
+FEWEST, FEWEST_PER_FEATURE = 256, 8
+STEP = 64
+FEWER_IMAGES = 64  # that predictions are compared on
+
+
+@dataclass(frozen=True)
+class Calls:
+    """student, teacher: multiply-accumulates of one call; drawn: whether the teacher's samples are there already."""
+
+    student: int
+    teacher: int
+    drawn: bool
+
+    def evaluation(self, protocol: Protocol) -> int:
+        """Multiply-accumulates of all calls that `protocol` asks for."""
+        count, levels = protocol.num_samples, protocol.agreement_images * protocol.agreement_levels
+        each = protocol.sampler_steps * (1 if protocol.guidance == 1 else 2)
+        sampled = count * (self.student + (0 if self.drawn else self.teacher))
+        sampled += 2 * (protocol.aside_samples or count) * self.student
+        lines = min(correction.NUM_IMAGES, count)
+        fitted = lines * (each * self.teacher + protocol.sampler_steps * (self.teacher + self.student))
+        return each * sampled + fitted + levels * (self.teacher + 2 * self.student)
+
+    def training(self, recipe: Recipe) -> int:
+        """Of the student's steps alone."""
+        return PASSES * self.student * recipe.training.batch_size * recipe.num_steps
+
+
+def in_proportion(protocol: Protocol, recipe: Recipe, space: FeatureSpace | None, calls: Calls) -> Protocol:
+    """`protocol`, or one of fewer samples that costs a quarter of the training: FEWEST at least, and FEWEST_PER_FEATURE
+    of `space` where there were as many. Where samples are fewer, predictions are compared on fewer images too."""
+    most, least = protocol.num_samples, FEWEST
+    if space is not None and most >= FEWEST_PER_FEATURE * space.dimension:
+        least = max(least, FEWEST_PER_FEATURE * space.dimension)
+    room = SHARE * calls.training(recipe)
+    if most <= least or calls.evaluation(protocol) <= room:
+        return protocol
+    images = min(FEWER_IMAGES, protocol.agreement_images)
+    for count in [*range((most - 1) // STEP * STEP, least, -STEP), least]:
+        values = {"num_samples": count, "aside_samples": aside(count, space), "agreement_images": images}
+        fewer = protocol.model_copy(update=values)
+        if calls.evaluation(fewer) <= room:
+            break
+    return fewer

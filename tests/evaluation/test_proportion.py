@@ -1,0 +1,56 @@
+"""How many samples an evaluation takes, beside the training that it judges."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import pytest
+
+from diffcompress import recipe as recipes
+from diffcompress.evaluation.features import aside
+from diffcompress.evaluation.proportion import SHARE, Calls, in_proportion
+from diffcompress.records.protocol import Protocol
+
+SPACE: Any = types.SimpleNamespace(dimension=64)
+PROTOCOL = Protocol(feature_space="demo", sampler="ddim", sampler_steps=25, num_samples=1024, seed=0, aside_samples=256)
+
+
+def recipe(steps: int) -> recipes.Recipe:
+    return recipes.load("demo", ("stages.0.num_steps=0", f"stages.1.num_steps={steps}"))
+
+
+def test_calls_are_counted_by_hand():
+    assert Calls(1, 10, drawn=True).training(recipe(100)) == 3 * 32 * 100
+    sampled, lines, agreement = 25 * (1024 + 2 * 256), 16 * 25 * (10 + 11), 128 * 10 * 12
+    assert Calls(1, 10, drawn=True).evaluation(PROTOCOL) == sampled + lines + agreement
+    assert Calls(1, 10, drawn=False).evaluation(PROTOCOL) == sampled + 25 * 1024 * 10 + lines + agreement
+    guided = PROTOCOL.model_copy(update={"guidance": 2.0})
+    assert Calls(1, 10, drawn=True).evaluation(guided) == 2 * sampled + lines + 16 * 25 * 10 + agreement
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(10**5, 1024), (1400, 576), (10, 512)])
+def test_a_quarter_of_the_training_is_spent_where_that_is_enough(steps, expected):
+    calls = Calls(1, 7, drawn=True)
+    found = in_proportion(PROTOCOL, recipe(steps), SPACE, calls)
+    assert found.num_samples == expected
+    assert found.aside_samples == aside(expected, SPACE)
+    assert found.agreement_images == (128 if expected == 1024 else 64)
+    if expected != 512:
+        assert calls.evaluation(found) <= SHARE * calls.training(recipe(steps))
+
+
+def test_few_samples_stay_as_they_are():
+    few = PROTOCOL.model_copy(update={"num_samples": 200, "aside_samples": None})
+    assert in_proportion(few, recipe(1), SPACE, Calls(1, 7, drawn=True)) == few
+    without = PROTOCOL.model_copy(update={"num_samples": 2048})
+    assert in_proportion(without, recipe(1), None, Calls(1, 7, drawn=False)).num_samples == 256
+
+
+@pytest.mark.parametrize(
+    ("count", "dimension", "expected"),
+    [(128, 64, None), (130, 64, 128), (1024, 64, 256), (1024, None, 256), (5000, 2048, 4096), (4096, 2048, None)],
+)
+def test_what_stands_beside_takes_a_quarter_or_what_a_distance_takes(count, dimension, expected):
+    space: Any = None if dimension is None else types.SimpleNamespace(dimension=dimension)
+    assert aside(count, space) == expected

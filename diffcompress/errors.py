@@ -81,18 +81,20 @@ def printable(text: str) -> str:
     return _CONTROLS.sub(lambda letter: letter[0].encode("unicode_escape").decode(), text)
 
 
+def told_shortly(message: str) -> str:
+    """`message` on a line that a terminal can show: values of the user's are quoted in it, and some are endless."""
+    message = _ENDLESS.sub(lambda word: f"{word[0][:_LONGEST_WORD]}...", printable(message))
+    return message if len(message) <= _LONGEST else f"{message[:_LONGEST]}..."
+
+
 class DiffCompressError(Exception):
     """A failure told to the user: `message` says what happened, with the value, and why; `hint` what to do next."""
 
     exit_status = ExitStatus.RUN_FAILED
 
     def __init__(self, message: str, hint: str = "") -> None:
-        # Values of the user's are quoted in it, and some are endless.
-        message = printable(message)
-        message = _ENDLESS.sub(lambda word: f"{word[0][:_LONGEST_WORD]}...", message)
-        message = message if len(message) <= _LONGEST else f"{message[:_LONGEST]}..."
-        super().__init__(message)
-        self.message = message
+        super().__init__(told_shortly(message))
+        self.message = told_shortly(message)
         self.hint = hint
 
 

@@ -19,7 +19,15 @@ import typer
 from diffcompress import __version__
 from diffcompress.cli import commands
 from diffcompress.cli.console import Output
-from diffcompress.errors import DiffCompressError, ExitStatus, RunStopped, UsageError, is_full_disk, is_out_of_memory
+from diffcompress.errors import (
+    DiffCompressError,
+    ExitStatus,
+    RunStopped,
+    UsageError,
+    is_full_disk,
+    is_out_of_memory,
+    told_shortly,
+)
 
 
 def _print_version(asked: bool) -> None:
@@ -119,7 +127,7 @@ def _boundary(console: Output, traceback: bool) -> Iterator[None]:
         message, hint, status = explain(error)
         if traceback:
             tracebacks.print_exception(error, file=console.stderr)
-        console.error(message, hint)
+        console.error(told_shortly(message), hint)
         raise typer.Exit(int(status)) from error
     finally:
         for number, handler in before.items():

@@ -63,6 +63,12 @@ def test_the_unexpected_names_its_type_and_the_way_to_more():
     assert "--traceback" in hint
 
 
+def test_an_endless_path_is_cut_in_what_the_system_says_of_it(tmp_path):
+    result = run("shrink", "demo", "--ratio", "0.1", "--output", str(tmp_path / "run"), "--data", "y" * 5000)
+    assert result.code == 2 and "too long" in result.stderr
+    assert max(map(len, result.stderr.splitlines())) < 1000
+
+
 def test_a_bug_in_a_job_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("diffcompress.recipe.builtin_names", lambda: 1 / 0)
     outcome = run("recipes", "list")

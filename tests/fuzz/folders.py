@@ -23,7 +23,7 @@ def make(random: Random, place: Place) -> Case:
     teacher = place.take(random.choice(("ddpm", "classes", "sd", "dit")))
     more: list[str] = []
     for _ in range(random.choice((1, 1, 2, 3))):
-        part = random.choice([path for path in sorted(teacher.iterdir()) if path.is_dir()])
+        part = random.choice([path for path in sorted(teacher.iterdir()) if path.is_dir() and not path.is_symlink()])
         kind = random.randrange(9)
         if kind == 0:
             target = random.choice((place.outside, place.outside / "secret.txt", teacher, part, "/etc", "/dev/zero"))
@@ -31,8 +31,9 @@ def make(random: Random, place: Place) -> Case:
             (part / name).unlink(missing_ok=True)
             (part / name).symlink_to(target)
         elif kind == 1:
-            shutil.move(part, place.outside / part.name)
-            part.symlink_to(place.outside / part.name)
+            outside = place.outside / f"{part.name}.{random.random()}"
+            shutil.move(part, outside)
+            part.symlink_to(outside)
         elif kind == 2:
             os.mkfifo(
                 part / f"{random.choice(('README.md', 'prompts.txt', 'merges', 'vocab.txt', 'x'))}.{random.random()}"
@@ -54,7 +55,7 @@ def make(random: Random, place: Place) -> Case:
             odd.damage(random, random.choice([file for file in sorted(teacher.rglob("*")) if file.is_file()]))
         else:
             (part / os.fsdecode(random.choice((b"n\xff", b"a\nb", b"-x", b" ")))).write_text("x")
-        if not any(path.is_dir() for path in teacher.iterdir()):
+        if not any(path.is_dir() and not path.is_symlink() for path in teacher.iterdir()):
             break
     if more:
         return place.shrink(teacher, *more)

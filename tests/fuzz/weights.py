@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.fuzz import odd
 from tests.fuzz.place import Case, Place
 
-PREFIXES = ("module.", "_orig_mod.", "model.", "model.diffusion_model.", "unet.", "base_layer.", "\ud83d.", "")
+PREFIXES = ("module.", "_orig_mod.", "model.", "model.diffusion_model.", "unet.", "base_layer.", "\u00fc.", "")
 
 
 def make(random: Random, place: Place) -> Case:

@@ -7,7 +7,7 @@ from enum import IntEnum
 
 _LONGEST_WORD = 300
 _ENDLESS = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}")
-_LONGEST = 4000
+_LONGEST, _LONGEST_LINE = 4000, 900
 # Line ends too, but for those before a line of ours that points into a quote.
 _CONTROLS = re.compile("\\n(?!  )|[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -84,6 +84,8 @@ def printable(text: str) -> str:
 def told_shortly(message: str) -> str:
     """`message` on a line that a terminal can show: values of the user's are quoted in it, and some are endless."""
     message = _ENDLESS.sub(lambda word: f"{word[0][:_LONGEST_WORD]}...", printable(message))
+    lines = (line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..." for line in message.split("\n"))
+    message = "\n".join(lines)
     return message if len(message) <= _LONGEST else f"{message[:_LONGEST]}..."
 
 

@@ -56,6 +56,12 @@ def test_exit_codes(error, code):
     assert message
 
 
+def test_no_line_of_a_message_is_endless():
+    """Many values, none of them long, as a list in a config has."""
+    message = UsageError(f"bad betas {[10**250] * 40}\n  second line").message
+    assert [len(line) < 1000 for line in message.split("\n")] == [True, True] and message.endswith("\n  second line")
+
+
 def test_the_unexpected_names_its_type_and_the_way_to_more():
     message, hint, _ = explain(KeyError("lost"))
     assert "KeyError" in message

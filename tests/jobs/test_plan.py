@@ -186,5 +186,6 @@ def test_on_the_command_line(teacher):
     assert [row["ratio"] is None for row in json.loads(several.stdout)] == [False, True]
     shown = run("plan", teacher, "--ratio", "0.1,0.00001", "--quiet").stdout
     assert "asked" in shown.splitlines()[0]
-    assert len([line for line in shown.splitlines() if not line.startswith("- ")]) == 3
+    sizes, _, parts = shown.partition("\n\n")
+    assert len(sizes.splitlines()) == 3 and parts.startswith("part of the pipeline")
     assert run("plan", teacher, "--ratio", "0.00001").code == 5

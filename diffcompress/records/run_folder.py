@@ -34,9 +34,14 @@ _UNCLAIMED = (layout.LOCK, layout.HOLDER, f"{layout.RUN}.part")  # left by a sto
 def read_recipe(file: Path) -> Recipe:
     """What recipe.yaml of a run says; raises DamagedError."""
     try:
-        return recipes.parse(read_stamped(file), str(file))
+        recipe = recipes.parse(read_stamped(file), str(file))
     except UsageError as error:
         raise damaged(file, error.message) from error
+    # Sections that are not there have defaults, which are another recipe; all are written, this one last. What
+    # follows it is a checksum, which the files of earlier versions lack.
+    if "export" not in recipe.model_fields_set:
+        raise damaged(file, "it ends before its last section")
+    return recipe
 
 
 class RunFolder:

@@ -12,6 +12,7 @@ from diffcompress.errors import DiffCompressError
 from diffcompress.export import probe, proof
 from diffcompress.export.weights import export_pipeline
 from diffcompress.pipeline.load import LoadedPipeline, load
+from diffcompress.records.run_files import read_json
 from diffcompress.sources.resolve import resolve
 from tests import tiny
 from tests.report.synthetic_run import write_run
@@ -23,7 +24,7 @@ def test_a_fresh_process_computes_what_memory_computes(
     run = write_run(tmp_path / "run")
     export_pipeline(student, teacher, run, dtype=torch.float16)
     found = proof.prove(run, student, teacher, dtype=torch.float16, threads=1)
-    assert found == json.loads(run.proof.read_text())
+    assert found == read_json(run.proof)
     assert found["passed"]
     assert found["prediction_difference"] < 1e-4
     assert found["image_difference"] < 1e-4

@@ -81,7 +81,7 @@ def test_a_stop_request_checkpoints_first(teacher, uninterrupted, tmp_path, numb
     arguments = command(teacher, output, training__checkpoint_every_seconds=1e9)
     stopped = stop_when(arguments, lambda: lines(output / "stage-1-lift" / "metrics.jsonl") >= 5, number)
     assert stopped.returncode == status
-    assert "run the same command again" in stopped.stderr.read()
+    assert "run the same command again" in stopped.stderr
     (checkpoint,) = (output / "stage-1-lift" / "checkpoints").glob("step-*")
     assert json.loads((checkpoint / "state.json").read_text())["step"] >= 5
     assert run(arguments).returncode == 0

@@ -69,7 +69,7 @@ def environment(**env: str) -> dict[str, str]:
 
 def stop_when(
     arguments: list[str], condition: Callable[[], bool], number: int = signal.SIGKILL
-) -> subprocess.Popen[str]:
+) -> subprocess.CompletedProcess[str]:
     """Start a process and send it a signal as soon as `condition` holds; fails when it ends before."""
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
     deadline = time.monotonic() + 240
@@ -78,8 +78,8 @@ def stop_when(
         assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.0005)
     process.send_signal(number)
-    process.wait(timeout=120)
-    return process
+    said, told = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(arguments, process.returncode, said, told)
 
 
 def weights(run_folder: Path) -> dict[str, torch.Tensor]:

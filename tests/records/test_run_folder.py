@@ -16,9 +16,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from diffcompress import recipe as recipes
 from diffcompress.errors import DamagedError, RunStopped, UsageError
-from diffcompress.records.run_files import write_atomically, write_json
-from diffcompress.records.run_folder import RunFolder
+from diffcompress.records.run_files import write_atomically, write_json, write_stamped
+from diffcompress.records.run_folder import RunFolder, read_recipe
 
 IDENTITY = {"teacher": "demo", "ratio": 0.05}
 
@@ -268,3 +269,20 @@ def test_a_second_process_is_locked_out_until_the_first_ends(tmp_path):
 def test_what_is_no_run_folder(tmp_path):
     with pytest.raises(UsageError, match="is not a run folder"):
         _ = RunFolder(tmp_path).identity
+
+
+@pytest.mark.parametrize("stamped", [True, False])
+def test_a_recipe_that_was_cut_is_never_one_of_defaults(tmp_path, stamped):
+    folder = RunFolder(tmp_path)
+    recipe = recipes.load("demo")
+    folder.recipe.write_text(recipe.to_yaml())  # as earlier versions did
+    assert read_recipe(folder.recipe) == recipe
+    if stamped:
+        write_stamped(folder.recipe, recipe.to_yaml())
+        assert read_recipe(folder.recipe) == recipe
+    whole = folder.recipe.read_text()
+    lines = whole[: whole.index("export:")].splitlines(keepends=True)
+    for count in range(len(lines) + 1):
+        folder.recipe.write_text("".join(lines[:count]))
+        with pytest.raises(DamagedError, match=r"recipe\.yaml"):
+            read_recipe(folder.recipe)

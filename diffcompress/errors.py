@@ -95,8 +95,8 @@ class DiffCompressError(Exception):
     exit_status = ExitStatus.RUN_FAILED
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(told_shortly(message))
         self.message = told_shortly(message)
+        super().__init__(self.message)
         self.hint = hint
 
 

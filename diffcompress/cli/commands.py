@@ -92,10 +92,12 @@ def report(
     run: Annotated[str, typer.Argument(help="A run folder that shrink made.", show_default=False)],
 ) -> None:
     """Redraw the report of a run folder."""
+    from diffcompress.cli import tables
     from diffcompress.jobs.report import report as redraw
+    from diffcompress.records.report import Finding
 
     result = redraw(run)
-    causes = (f"diagnosis: {one['cause']}: {one['evidence']}; {one['advice']}" for one in result.get("diagnosis", ()))
+    causes = tables.diagnosis(Finding.model_validate(one) for one in result.get("diagnosis", ()))
     console.result(result, f"report: {result.get('report', run)}", *causes)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from diffcompress.records.evaluation import OTHERS, Evaluation, Measured, Value, Verdict
 from diffcompress.records.planned import Planned
-from diffcompress.records.report import PipelineSize, Shrunk
+from diffcompress.records.report import Finding, PipelineSize, Shrunk
 from diffcompress.records.units import count, duration, percent, size
 from diffcompress.report.numbers import in_dtype, lacking
 
@@ -70,8 +70,13 @@ def shrunk(result: Shrunk) -> list[Any]:
         "report": result.report,
         "time": "-" if result.seconds is None else duration(result.seconds),
     }
-    causes = [f"diagnosis: {finding.sentence}" for finding in result.diagnosis]
+    causes = diagnosis(result.diagnosis)
     return [_facts(facts), "", _metrics(result.metrics), *(["", *causes] if causes else [])]
+
+
+def diagnosis(findings: Iterable[Finding]) -> list[str]:
+    """Why a run ended badly, a line for each cause."""
+    return [f"diagnosis: {finding.sentence}" for finding in findings]
 
 
 def _whole(told: PipelineSize) -> str:

@@ -86,10 +86,10 @@ def measure(
         theirs = predictions(teacher, noisy, timestep, conditioning, batch_size)
         for name, student in students.items():
             ours = predictions(student, noisy, timestep, conditioning, batch_size)
-            error = (ours - theirs).square().flatten(1).mean(1)
-            ratios[name].append(error / theirs.var(correction=0))
+            ratios[name].append(error_ratio(ours, theirs))
             levels[name].append(_level(low, high, ours, theirs))
-    return {name: _summary(torch.stack(ratios[name]).mean(0), tuple(levels[name]), seed) for name in students}
+    means = {name: torch.stack(ratios[name]).mean(0) for name in students}
+    return {name: Agreement(agreement_of(mean, seed), tuple(levels[name])) for name, mean in means.items()}
 
 
 def _level(low: int, high: int, ours: Tensor, theirs: Tensor) -> Level:
@@ -107,9 +107,15 @@ def _level(low: int, high: int, ours: Tensor, theirs: Tensor) -> Level:
     )
 
 
-def _summary(ratio: Tensor, levels: tuple[Level, ...], seed: int) -> Agreement:
-    value, low, high = mean_estimate(1 - ratio, seed=seed)
-    return Agreement(Estimate(value, low, min(high, 1.0)), levels)
+def error_ratio(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Of predictions `[N, C, *spatial]`, by sample `[N]`: mean squared error over the variance of all of theirs."""
+    return (ours - theirs).square().flatten(1).mean(1) / theirs.var(correction=0)
+
+
+def agreement_of(ratios: Tensor, seed: int) -> Estimate:
+    """1 - the mean of `error_ratio` `[N]`, at most 1."""
+    value, low, high = mean_estimate(1 - ratios, seed=seed)
+    return Estimate(value, low, min(high, 1.0))
 
 
 def _inputs(teacher: LoadedPipeline, clean: Tensor, level: int, num_levels: int, seed: int) -> tuple[Tensor, Tensor]:

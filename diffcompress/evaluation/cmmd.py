@@ -24,8 +24,7 @@ def add_metrics(material: Material, wanted: Sequence[Metric], metrics: Metrics) 
     """CMMD of every role's samples to real images."""
     real, seed = material.in_space.real, material.protocol.seed
     assert real is not None
-    sets = material.others() | material.floor(real)
-    more = material.counted | {"reference": real.name, "real_samples": len(real.features)}
+    sets, more = material.to_real(real)
     distance = partial(cmmd, reference=real.features, seed=seed)
     found = {role: distance(value) for role, value in sets.items()}
     for metric in wanted:

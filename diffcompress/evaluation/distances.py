@@ -58,14 +58,12 @@ def _add_kernel(material: Material, metric: Metric, metrics: Metrics) -> None:
     real, seed = _real(material, metric), material.protocol.seed
     distance: Callable[[Tensor], Estimate]
     if real is None:
-        theirs, more = material.features["teacher"], material.counted | {"reference": "teacher samples"}
-        sets = material.others("teacher")
+        theirs, (sets, more) = material.features["teacher"], material.to_teacher()
 
         def distance(value: Tensor) -> Estimate:
             return kernel_distance(value, theirs[: len(value)], seed=seed, paired=True)
     else:
-        more = material.counted | {"reference": real.name, "real_samples": len(real.features)}
-        sets = material.others() | material.floor(real)
+        sets, more = material.to_real(real)
         distance = partial(kernel_distance, reference=real.features, seed=seed)
     found = {role: distance(value) for role, value in sets.items()}
     metrics.add(metric, found, as_many=material.as_many(sets, distance), **more)

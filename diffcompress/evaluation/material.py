@@ -98,6 +98,17 @@ class Material:
         """What a metric of all samples tells beside its values."""
         return {"samples": self.protocol.num_samples, "aside": self.aside}
 
+    def to_real(self, real: RealImages) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Features by role that are compared with those of `real`, and what a metric tells of it."""
+        return self.others() | self.floor(real), self._counted(real.name) | {"real_samples": len(real.features)}
+
+    def to_teacher(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The same for the teacher's samples, drawn from the same noise."""
+        return self.others("teacher"), self._counted("teacher samples")
+
+    def _counted(self, reference: str) -> dict[str, Any]:
+        return self.counted | {"reference": reference}
+
     def as_many(self, sets: Mapping[str, Tensor], measure: Callable[[Tensor], Estimate]) -> dict[str, Estimate]:
         """What student and teacher have of as few samples as the corrected student: a distance depends on how many."""
         if self.aside is None or "corrected" not in sets:

@@ -11,14 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffcompress.evaluation.agreement import why_incomparable
-from diffcompress.evaluation.frechet import mean_estimate
+from diffcompress.evaluation.agreement import agreement_of, error_ratio, why_incomparable
 from diffcompress.evaluation.material import Material
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.predicting import in_terms_of
 from diffcompress.pipeline.sampling import automatic_batch_size, sample
 from diffcompress.records.evaluation import Metrics
-from diffcompress.records.metrics import KINDS, Estimate, Metric
+from diffcompress.records.metrics import KINDS, Metric
 from diffcompress.records.protocol import Protocol
 
 NUM_SAMPLES = 16
@@ -34,8 +33,7 @@ def add_metrics(material: Material, wanted: Sequence[Metric], metrics: Metrics) 
     count = min(NUM_SAMPLES, protocol.num_samples)
     for metric in wanted:
         ratios = along_the_way(student, teacher, protocol, count, own=metric.kind is OWN)
-        value, low, high = mean_estimate(1 - ratios, seed=protocol.seed)
-        metrics.add(metric, {"student": Estimate(value, low, min(high, 1.0))}, samples=count)
+        metrics.add(metric, {"student": agreement_of(ratios, protocol.seed)}, samples=count)
 
 
 def along_the_way(
@@ -55,8 +53,8 @@ def along_the_way(
         def judge(noisy: Tensor, timestep: Tensor, whole: Tensor, rows: Tensor, into: list[Tensor] = ratios) -> None:
             given = {name: value.to(teacher.device) for name, value in teacher.conditions.rows(rows).items()}
             said, beside = whole[:, : noisy.shape[1]].double(), other.predict(noisy, timestep, given).double()
-            theirs = beside if own else said
-            into.append(((said - beside).square().flatten(1).mean(1) / theirs.var(correction=0)).cpu())
+            ours, theirs = (said, beside) if own else (beside, said)
+            into.append(error_ratio(ours, theirs).cpu())
 
         sample(
             walker,

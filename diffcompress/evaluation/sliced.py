@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,16 +31,14 @@ def add_metrics(material: Material, wanted: Sequence[Metric], metrics: Metrics) 
     for metric in wanted:
         seed, real = material.protocol.seed, material.in_space.real
         if metric.kind.to == "teacher":
-            theirs, sets, named = material.features["teacher"], material.others("teacher"), metric
-            more: dict[str, Any] = {"reference": "teacher samples"}
+            theirs, named, (sets, more) = material.features["teacher"], metric, material.to_teacher()
         else:
             assert real is not None
-            theirs, sets = real.features, material.others() | material.floor(real)
+            theirs, (sets, more) = real.features, material.to_real(real)
             named = called(metric, min(material.protocol.num_samples, len(theirs)))
-            more = {"reference": real.name, "real_samples": len(theirs)}
         distance = partial(_distance, reference=theirs, seed=seed, paired=metric.kind.to == "teacher")
         found = {role: distance(value) for role, value in sets.items()}
-        metrics.add(named, found, as_many=material.as_many(sets, distance), **material.counted, **more)
+        metrics.add(named, found, as_many=material.as_many(sets, distance), **more)
 
 
 def _distance(features: Tensor, reference: Tensor, seed: int, paired: bool) -> Estimate:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from diffcompress.families.base import Family
 from diffcompress.jobs.cards import CARDS, Card
 from diffcompress.memory import Need
 from diffcompress.recipe import TrainingSection
 from diffcompress.student import costs
-from diffcompress.student.size import build, num_parameters
+from diffcompress.student.plan import StudentPlan
+from diffcompress.student.size import build
 from diffcompress.training import optim
 
 # Of what activations take in float32, what they take under bfloat16 autocast, which keeps norms in float32.
@@ -51,12 +50,13 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Models:
-    """What footprints are of. stored: dtype of the teacher's weights; encoders: bytes of its text encoders."""
+    """What footprints are of. call: what one call of the teacher takes in float32 (`costs.call_memory`); stored: dtype
+    of its weights; encoders: bytes of its text encoders."""
 
     family: Family
-    teacher: Mapping[str, Any]
-    student: Mapping[str, Any]
+    plan: StudentPlan
     section: TrainingSection
+    call: Need
     stored: str
     encoders: int
 
@@ -65,34 +65,25 @@ class Models:
         return card is not None and (card.bfloat16 or self.stored == "float16")
 
     def on(self, card: Card | None) -> Footprint:
-        (teacher, student), (moments, working) = self._params, self._optimizer
+        moments, working = self._optimizer
         mixed = card is not None and card.bfloat16 and self.section.precision == "bfloat16"
         half = self.half(card)
         return Footprint(
             encoders=self.encoders,
-            teacher=(2 if half else 4) * teacher,
-            call=self._call.bytes(1) // (2 if half else 1),
-            student=12 * student + moments,
+            teacher=(2 if half else 4) * self.plan.teacher_params,
+            call=self.call.bytes(1) // (2 if half else 1),
+            student=12 * self.plan.params + moments,
             step=self._step.fixed + int(self._step.row * (MIXED if mixed else 1.0)),
             update=working,
         )
 
     @cached_property
-    def _call(self) -> Need:
-        return costs.call_memory(self.family, self.teacher)
-
-    @cached_property
     def _step(self) -> Need:
-        return costs.training_memory(self.family, self.student)
-
-    @cached_property
-    def _params(self) -> tuple[int, int]:
-        teacher, student = (num_parameters(build(self.family, one, "meta")) for one in (self.teacher, self.student))
-        return teacher, student
+        return costs.training_memory(self.family, self.plan.config)
 
     @cached_property
     def _optimizer(self) -> tuple[int, int]:
-        return optim.memory(build(self.family, self.student, "meta"), self.section)
+        return optim.memory(build(self.family, self.plan.config, "meta"), self.section)
 
 
 def smallest(models: Models) -> Card | None:

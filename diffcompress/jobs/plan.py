@@ -15,6 +15,7 @@ from diffcompress.families.base import Family, complete
 from diffcompress.jobs.cards import CARDS, Card
 from diffcompress.jobs.footprint import Footprint, Models, smallest
 from diffcompress.jobs.signature import as_function
+from diffcompress.memory import Need
 from diffcompress.noise import NoiseProcess
 from diffcompress.pipeline.load import check_teacher, describe, hollow
 from diffcompress.recipe import Recipe
@@ -53,6 +54,11 @@ class _Teacher:
     def macs(self) -> int:
         """Multiply-accumulates of one call at batch 1."""
         return costs.count(self.family, self.config).macs
+
+    @cached_property
+    def call_memory(self) -> Need:
+        """What one call takes in float32, whatever the student."""
+        return costs.call_memory(self.family, self.config)
 
 
 def run(asked: PlanOptions, progress: Progress) -> Planned | list[Planned]:
@@ -94,9 +100,8 @@ plan = as_function("plan", PlanOptions, run, "dict[str, Any] | list[dict[str, An
 def _row(teacher: _Teacher, student: StudentPlan, recipe: Recipe, dtype: str) -> Planned:
     cost = costs.count(teacher.family, student.config)
     size = cost.file_bytes(dtype)
-    models = Models(
-        teacher.family, teacher.config, student.config, recipe.training, teacher.dtype or "float32", teacher.encoders
-    )
+    stored = teacher.dtype or "float32"
+    models = Models(teacher.family, student, recipe.training, teacher.call_memory, stored, teacher.encoders)
     card = smallest(models)
     footprint = models.on(card or CARDS[-1])
     known = evidence.lookup(teacher.family.class_name, student.ratio)

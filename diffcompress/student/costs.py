@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffcompress.families.base import Family
 from diffcompress.memory import FusedAttention, Need, gradients
 from diffcompress.sources.state import SAFETENSORS_DTYPES
-from diffcompress.student.size import build
+from diffcompress.student.size import build, num_parameters
 
 CODES = {name: code for code, name in SAFETENSORS_DTYPES.items()}
 
@@ -49,8 +49,7 @@ def count(family: Family, config: Mapping[str, Any]) -> Costs:
     with torch.no_grad(), counter, attention:
         _predicted(family, config, denoiser, 1)
     shapes = {name: tuple(value.shape) for name, value in denoiser.state_dict().items()}
-    params = sum(p.numel() for p in denoiser.parameters())
-    return Costs(params, counter.get_total_flops() // 2 + attention.macs, shapes)
+    return Costs(num_parameters(denoiser), counter.get_total_flops() // 2 + attention.macs, shapes)
 
 
 def call_memory(family: Family, config: Mapping[str, Any]) -> Need:

@@ -94,7 +94,14 @@ def _check_index(reference: Reference, family: Family) -> None:
             hint = f"set _class_name in its model_index.json to {sibling}, which draws from text with the same parts"
         raise UsageError(f"'{reference.id}' is a {name}, which draws from images, and a run has none to give it", hint)
     _check_entries(reference, family)
-    _check_class(reference, getattr(diffusers, str(name)), usual, takes_text=takes_text)
+    cls = getattr(diffusers, str(name))
+    _check_class(reference, cls, usual, takes_text=takes_text)
+    draws_frames = {"num_frames", "video"} & set(inspect.signature(cls.__call__).parameters)
+    if draws_frames and len(family.sample_shape(reference.complete_config)) == 3:
+        raise UsageError(
+            f"'{reference.id}' is a {name}, which draws videos with a denoiser of single images",
+            f"as a rule it is {usual}",
+        )
 
 
 def _check_entries(reference: Reference, family: Family) -> None:

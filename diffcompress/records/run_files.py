@@ -34,7 +34,7 @@ _CHANGED = "its checksum is not that of what it holds"
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a neighbour of `path` (a file or a folder), then move it into place: all or nothing.
 
-    Raises RunStopped when the disk is full, IsADirectoryError for a file where a folder lies; what was there before is
+    Raises RunStopped when the disk is full, DamagedError where something of another kind lies; what was there before is
     still there.
     """
     part = path.with_name(path.name + ".part")
@@ -73,7 +73,7 @@ def _make_way(path: Path, *, for_folder: bool) -> None:
         try:
             path.rmdir()
         except OSError as error:
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path)) from error
+            raise damaged(path, "it is a folder that holds something, where a file belongs") from error
 
 
 def _let_others_read(made: Path) -> None:

@@ -24,14 +24,15 @@ _CONVERT = (
     "s.save_file(d, sys.argv[2])"
 )
 _POINTER = b"version https://git-lfs"
+_ZIP = b"PK\x03\x04"
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class StoredState(Mapping[str, Tensor]):
     """The tensors of one or more weight files; each is read when it is asked for, and checked to be finite.
 
-    Names, shapes and dtypes come from safetensors headers. Pickles have none: they are read whole, and only as bare
-    state dicts. Raises UsageError for files that are damaged, empty, or pickled beyond a state dict.
+    Names, shapes and dtypes come from safetensors headers, those of pickles from what they hold beside the numbers, and
+    only as bare state dicts. Raises UsageError for files that are damaged, empty, or pickled beyond a state dict.
     """
 
     def __init__(self, files: Sequence[Path], headers: Iterable[Any] | None = None) -> None:
@@ -118,7 +119,10 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
     command = shlex.join(["python", "-c", _CONVERT, str(file), str(file.with_suffix(".safetensors"))])
     advice = f"convert it where you trust it: {command}"
     try:
-        state = torch.load(file, weights_only=True, map_location="cpu")
+        with file.open("rb") as stream:
+            zipped = stream.read(len(_ZIP)) == _ZIP
+        # Numbers stay on the disk until they are asked for, but for what torch wrote before 1.6.
+        state = torch.load(file, weights_only=True, map_location="cpu", mmap=zipped)
     except Exception as error:
         raise UsageError(
             f"{file} is a pickle with more than a bare state dict, which could run code, or is damaged", advice

@@ -65,9 +65,9 @@ def open_state(reference: Reference) -> TeacherState:
 
 
 def open_headers(reference: Reference) -> TeacherState | None:
-    """Names, shapes and dtypes of the denoiser's tensors, from safetensors headers alone, on the Hub too.
+    """Names, shapes and dtypes of the denoiser's tensors, read without the numbers.
 
-    None for pickles, which have no headers, and when nothing can be read offline. A checkpoint in its original layout
+    None for pickles on the Hub, and when nothing can be read offline. A checkpoint in its original layout
     has the names and shapes that its conversion will have. Raises UsageError as `open_state`.
     """
     repository, part = reference.repository, reference.denoiser_part
@@ -76,10 +76,7 @@ def open_headers(reference: Reference) -> TeacherState | None:
             raise _no_weights(f"{repository.id}/{part}", repository.names(part))
         headers = repository.headers(part)
         return TeacherState(StoredState([Path(name) for name in headers], headers.values())) if headers else None
-    files = weight_files(reference.denoiser)
-    if any(file.suffix != ".safetensors" for file in files):
-        return None
-    stored = StoredState(files)
+    stored = StoredState(weight_files(reference.denoiser))
     original = reference.denoiser.is_file() and single_file.is_original(stored)
     return TeacherState(stored, single_file.stand_ins(stored, reference.config) if original else None)
 

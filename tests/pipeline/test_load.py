@@ -14,7 +14,7 @@ from diffusers import UNet2DModel
 from safetensors.torch import load_file, save_file
 
 from diffcompress.errors import UsageError
-from diffcompress.pipeline.load import load
+from diffcompress.pipeline.load import check_teacher, load
 from diffcompress.sources.resolve import resolve
 from tests import tiny
 
@@ -125,17 +125,27 @@ def test_a_bare_pickled_state_dict_is_read(pipeline):
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.parametrize("read", [load, check_teacher])
 @pytest.mark.parametrize(
     "content",
     [Trap(), {"model": Trap()}, {"model": {"a": torch.zeros(1)}}, [torch.zeros(1)]],
     ids=["trap", "trap inside", "nested", "list"],
 )
-def test_any_other_pickle_is_refused_with_how_to_convert_it(pipeline, content):
+def test_any_other_pickle_is_refused_with_how_to_convert_it(pipeline, content, read):
     (pipeline / WEIGHTS).unlink()
     torch.save(content, pipeline / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(UsageError, match="is a pickle") as caught:
-        load(resolve(str(pipeline)))
+        read(resolve(str(pipeline)))
     assert "save_file" in caught.value.hint
+
+
+@pytest.mark.parametrize("read", [load, check_teacher])
+@pytest.mark.parametrize("changes", [{"block_out_channels": (32, 64)}, {"in_channels": 3}, {"layers_per_block": 2}])
+def test_pickled_weights_of_another_model_are_refused(pipeline, changes, read):
+    (pipeline / WEIGHTS).unlink()
+    torch.save(tiny.unet(**changes).state_dict(), pipeline / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(UsageError, match="does not fit its config"):
+        read(resolve(str(pipeline)))
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["what else is in it", "of a training framework"])

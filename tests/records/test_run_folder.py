@@ -52,7 +52,7 @@ def test_a_full_disk_stops_the_run_resumably(tmp_path):
 def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "kept").touch()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(DamagedError, match="where a file belongs"):
         write_json(tmp_path / "results", {"a": 1})
     assert os.listdir(tmp_path) == ["results"] and os.listdir(tmp_path / "results") == ["kept"]
 

@@ -163,6 +163,8 @@ def test_an_unknown_class_and_an_unknown_noise_process(pipeline):
         ({"_class_name": "StableDiffusionXLPipeline"}, "has the part text_encoder_2", "StableDiffusionPipeline"),
         ({"_class_name": "IFPipeline"}, "has no part vae", "StableDiffusionPipeline"),
         ({"_class_name": "DDPMPipeline"}, "has no part text_encoder", "StableDiffusionPipeline"),
+        ({"_class_name": "AnimateDiffPipeline"}, "draws videos", "StableDiffusionPipeline"),
+        ({"_class_name": "VideoToVideoSDPipeline"}, "draws videos", "StableDiffusionPipeline"),
         ({"_class_name": "UNet2DConditionModel"}, "which is no pipeline", "StableDiffusionPipeline"),
         ({"_class_name": "AutoPipelineForText2Image"}, "which is no pipeline", "StableDiffusionPipeline"),
         ({"unet": ["diffusers", "AutoencoderKL"]}, "for its unet, which is not", "save_pretrained"),

@@ -7,7 +7,7 @@ from .lift import lift
 from .output_kd import output_kd
 from .place import place
 from .terms import LossTerms
-from .variance import variance_kd
+from .variance_kd import variance_kd
 
 __all__ = [
     "Adapters",

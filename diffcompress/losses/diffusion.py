@@ -1,6 +1,7 @@
 """The denoising loss: the student against the noise (velocity, flow, clean image) itself instead of the teacher."""
 
 from .reduction import PerSample, Prediction, Reduction, Scalar, precise, size_factor
+from .step import Step
 
 
 def diffusion(
@@ -22,3 +23,8 @@ def diffusion(
             raise ValueError(f"weight shape {tuple(weight.shape)} differs from ({len(error)},), one weight per sample")
         error = error * weight.to(error.dtype)
     return factor * error.mean()
+
+
+def term(step: Step) -> Scalar:
+    assert step.diffusion_target is not None
+    return diffusion(step.prediction, step.diffusion_target, reduction=step.knobs["reduction"])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .reduction import Reduction, Scalar, precise, size_factor
+from .step import Step
 
 Blocks = Mapping[str, Tensor] | Sequence[Tensor]
 Features = TypeVar("Features", Mapping[str, Tensor], Sequence[Tensor])
@@ -127,3 +128,12 @@ def _pairs(student: Blocks, teacher: Blocks) -> list[tuple[Tensor, Tensor]]:
     if len(student) != len(teacher):
         raise ValueError(f"{len(student)} student blocks for {len(teacher)} teacher blocks")
     return list(zip(student, teacher, strict=True))
+
+
+def term(step: Step) -> Scalar:
+    """By `feature_norm`: every block, as published, or the last of each resolution, by the teacher's norm."""
+    ours, theirs = step.features, [feature.float() for feature in step.teacher_features()]
+    if step.knobs["feature_norm"] == "squared":
+        return feature_kd(ours, theirs, reduction=step.knobs["reduction"])
+    places = last_of_each_resolution(theirs)
+    return relative_feature_kd([ours[place] for place in places], [theirs[place] for place in places])

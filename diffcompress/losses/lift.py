@@ -2,6 +2,7 @@
 
 from .fit import fit_line, flat_outputs
 from .reduction import Prediction, Reduction, size_factor
+from .step import Step
 from .terms import Fine, Gate, LossTerms, Norm, ReduceMean, identity, weigh
 
 
@@ -58,3 +59,7 @@ def lift(
         power=power,
         reduce_mean=reduce_mean,
     )
+
+
+def term(step: Step) -> LossTerms:
+    return lift(step.prediction, step.target, **step.by_lines)

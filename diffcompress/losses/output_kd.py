@@ -3,6 +3,7 @@
 from typing import Literal
 
 from .reduction import Prediction, Reduction, Scalar, one_of, precise, raised, size_factor
+from .step import Step
 
 Norm = Literal["squared", "l1", "rms"]
 
@@ -29,3 +30,8 @@ def output_kd(
     error = (s - t).flatten(1)
     distance = (error.abs() if norm == "l1" else error.square()).mean(1)
     return factor * raised(distance, 0.5 * power if norm == "rms" else power).mean()
+
+
+def term(step: Step) -> Scalar:
+    norm, reduction, power = (step.knobs[name] for name in ("output_norm", "reduction", "power"))
+    return output_kd(step.prediction, step.target, norm=norm, reduction=reduction, power=power)

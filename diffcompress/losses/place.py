@@ -4,6 +4,7 @@ import torch
 
 from .fit import Line, fit_line, flat_outputs
 from .reduction import Prediction, Reduction, size_factor
+from .step import Step
 from .terms import Fine, Gate, LossTerms, Norm, ReduceMean, identity, weigh
 
 
@@ -63,3 +64,7 @@ def place(
         power=power,
         reduce_mean=reduce_mean,
     )
+
+
+def term(step: Step) -> LossTerms:
+    return place(step.prediction, step.target, group_size=step.knobs["group_size"], **step.by_lines)

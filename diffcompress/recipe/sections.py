@@ -77,7 +77,7 @@ class TargetsSection(Section):
 
 
 class LossWeights(Section):
-    """By the name of the loss; a title is that of its curve in reports."""
+    """By the name of the loss, `losses/<name>.py`; a title is that of its curve in reports."""
 
     lift: float = Field(0.0, ge=0.0)
     place: float = Field(0.0, ge=0.0)

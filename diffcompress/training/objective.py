@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from functools import partial
 
 import torch
 from diffusers import ModelMixin
@@ -16,7 +15,8 @@ from diffcompress import losses
 from diffcompress.bank.batch import Batch
 from diffcompress.families.base import Family
 from diffcompress.losses.reduction import Scalar
-from diffcompress.losses.terms import LossTerms, ReduceMean
+from diffcompress.losses.step import Step, term_of
+from diffcompress.losses.terms import ReduceMean
 from diffcompress.noise.process import Sample, Timesteps
 from diffcompress.pipeline.conditions import as_dtype
 from diffcompress.pipeline.load import LoadedPipeline
@@ -126,35 +126,6 @@ def freeze_unused(trainee: Trainee, inputs: dict[str, Tensor]) -> None:
         parameter.requires_grad_(gradient is not None)
 
 
-@dataclass(frozen=True)
-class Step:
-    """What the terms of one step are computed from; prediction, target: without a learned variance, which stands in
-    `variance`, the student's and the teacher's, where there is one."""
-
-    prediction: Sample
-    target: Sample
-    variance: tuple[Whole, Whole] | None
-    features: list[Feature]
-    teacher: LoadedPipeline
-    batch: Batch
-    stage: StageSection
-    reduce_mean: ReduceMean
-
-    @property
-    def by_lines(self) -> dict[str, Any]:
-        """What LIFT and PLACE are told."""
-        stage = self.stage
-        return {
-            "norm": stage.norm,
-            "reduction": stage.reduction,
-            "fine": stage.fine,
-            "gate": stage.gate,
-            "coarse_weight": stage.coarse_weight,
-            "power": stage.power,
-            "reduce_mean": self.reduce_mean,
-        }
-
-
 def step_losses(
     trainee: nn.Module, teacher: LoadedPipeline, batch: Batch, stage: StageSection, reduce_mean: ReduceMean
 ) -> tuple[Scalar, dict[str, Scalar]]:
@@ -162,60 +133,25 @@ def step_losses(
     whole, features = trainee(batch.noisy, batch.timestep, batch.conditioning)
     channels = batch.noisy.shape[1]
     learned = whole.shape[1] > channels
-    variance = (whole[:, channels:], batch.prediction[:, channels:]) if learned else None
-    seen = whole[:, :channels], batch.prediction[:, :channels]
-    step = Step(*seen, variance, features, teacher, batch, stage, reduce_mean)
+    step = Step(
+        prediction=whole[:, :channels],
+        target=batch.prediction[:, :channels],
+        variance=(whole[:, channels:], batch.prediction[:, channels:]) if learned else None,
+        diffusion_target=batch.diffusion_target,
+        features=features,
+        teacher_features=partial(_teacher_features, teacher, batch),
+        knobs=stage.model_dump(),
+        reduce_mean=reduce_mean,
+    )
     weights = {name: weight for name, weight in stage.weights.model_dump().items() if weight > 0}
-    if variance is None:
-        weights.pop("variance_kd", None)
-    total, log = losses.combine({name: term(step) for name, term in TERMS.items() if name in weights}, weights)
+    computed = {name: term_of(name)(step) for name in weights}
+    terms = {name: term for name, term in computed.items() if term is not None}
+    total, log = losses.combine(terms, {name: weights[name] for name in terms})
     # A process group waits for a gradient of every adapter, of those that the stage does not use, too.
     return total + sum(0.0 * feature.sum() for feature in features), log
 
 
-def _lift(step: Step) -> LossTerms:
-    return losses.lift(step.prediction, step.target, **step.by_lines)
-
-
-def _place(step: Step) -> LossTerms:
-    return losses.place(step.prediction, step.target, group_size=step.stage.group_size, **step.by_lines)
-
-
-def _output_kd(step: Step) -> Scalar:
-    stage = step.stage
-    return losses.output_kd(
-        step.prediction, step.target, norm=stage.output_norm, reduction=stage.reduction, power=stage.power
-    )
-
-
-def _diffusion(step: Step) -> Scalar:
-    assert step.batch.diffusion_target is not None
-    return losses.diffusion(step.prediction, step.batch.diffusion_target, reduction=step.stage.reduction)
-
-
-def _variance_kd(step: Step) -> Scalar:
-    """A learned variance is distilled by its own term, whatever the method: the student's would stay noise."""
-    assert step.variance is not None
-    return losses.variance_kd(*step.variance, reduction=step.stage.reduction)
-
-
-def _feature_kd(step: Step) -> Scalar:
-    batch, features = step.batch, step.features
-    with torch.no_grad(), FeatureTap(step.teacher.denoiser, step.teacher.family) as tap:
-        step.teacher.predict(batch.noisy, batch.timestep, batch.conditioning)
-    theirs = [feature.float() for feature in tap.features]
-    if step.stage.feature_norm == "squared":
-        return losses.feature_kd(features, theirs, reduction=step.stage.reduction)
-    places = losses.last_of_each_resolution(theirs)
-    return losses.relative_feature_kd([features[place] for place in places], [theirs[place] for place in places])
-
-
-# How each term is computed, by the name of its weight (recipe.LossWeights).
-TERMS: dict[str, Callable[[Step], LossTerms | Scalar]] = {
-    "lift": _lift,
-    "place": _place,
-    "output_kd": _output_kd,
-    "diffusion": _diffusion,
-    "variance_kd": _variance_kd,
-    "feature_kd": _feature_kd,
-}
+def _teacher_features(teacher: LoadedPipeline, batch: Batch) -> list[Feature]:
+    with torch.no_grad(), FeatureTap(teacher.denoiser, teacher.family) as tap:
+        teacher.predict(batch.noisy, batch.timestep, batch.conditioning)
+    return tap.features

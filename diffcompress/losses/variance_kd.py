@@ -2,6 +2,7 @@
 
 from .output_kd import output_kd
 from .reduction import Prediction, Reduction, Scalar
+from .step import Step
 
 
 def variance_kd(student: Prediction, teacher: Prediction, *, reduction: Reduction = "mean") -> Scalar:
@@ -11,3 +12,8 @@ def variance_kd(student: Prediction, teacher: Prediction, *, reduction: Reductio
     `output_kd`.
     """
     return output_kd(student, teacher, norm="squared", reduction=reduction)
+
+
+def term(step: Step) -> Scalar | None:
+    """Whatever the method: the student's variance would stay noise without it."""
+    return None if step.variance is None else variance_kd(*step.variance, reduction=step.knobs["reduction"])

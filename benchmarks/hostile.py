@@ -192,7 +192,7 @@ def damages(world: World, count: int) -> Iterator[str]:
             world.broken.append(f"{name}: {told}: not named in {outcome.stderr[-300:]!r}")
         if advised := re.search(r"^hint: delete (\S+) and run the same command", outcome.stderr, re.MULTILINE):
             place = Path(advised[1])
-            shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+            shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink(missing_ok=True)
             world.check(f"{name}: {told}: after the hint", world.shrink(output), (0,), output)
         yield "made again" if outcome.code == 0 else "named"
 

@@ -251,10 +251,10 @@ class RunFolder:
                 "choose another --output, or --overwrite to replace it",
             )
         told = f"its {layout.RUN} is missing" if found is None else differences(found, identity)
-        return UsageError(
-            f"{self.path} is not empty and not this run: {told}",
-            "choose another --output to keep both; --overwrite would delete the run that is there",
-        )
+        advice = "choose another --output to keep both; --overwrite would delete the run that is there"
+        if found is not None and not differences(found | {"recipe": identity.get("recipe")}, identity):
+            advice = f"with --recipe {self.recipe}, and neither --set nor --seed, it goes on as it began; or {advice}"
+        return UsageError(f"{self.path} is not empty and not this run: {told}", advice)
 
     def _empty(self) -> None:
         for entry in self.path.iterdir():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -151,6 +152,19 @@ def test_a_finished_run_is_answered_from_its_folder_and_another_is_refused(teach
     assert other.returncode == 2
     assert "not this run" in other.stderr
     assert "Traceback" not in other.stderr
+
+
+def test_a_run_whose_defaults_have_changed_goes_on_by_its_own_recipe(teacher, uninterrupted, tmp_path):
+    """As after an update of diffcompress: the same command then means another recipe."""
+    output = tmp_path / "run"
+    shutil.copytree(uninterrupted, output)
+    asked = ("shrink", teacher, "--ratio", "0.3", "--output", output)
+    refused = cli(*asked)
+    assert refused.code == 2
+    advised = re.search(r"^hint: with (--recipe) (\S+), and neither --set nor --seed", refused.stderr, re.MULTILINE)
+    assert advised and advised[2] == str(output / "recipe.yaml")
+    assert cli(*asked, *advised.groups()).code == 0
+    assert same(weights(output), weights(uninterrupted))
 
 
 def test_the_answer_needs_neither_bank_nor_diffusers(teacher, uninterrupted, tmp_path):

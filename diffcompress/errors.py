@@ -21,6 +21,7 @@ _OUT_OF_MEMORY = (
     "bad_alloc",  # C++ without a word of its own, such as onnxruntime's
     "failed to map segment",
     "memoryerror",
+    "without exception set",  # CPython, of an extension that found no memory even for an exception
 )
 _FULL_DISK = ("no space left on device", "disk quota exceeded", "file too large")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, what one file may have
@@ -44,7 +45,7 @@ def is_out_of_memory(error: BaseException) -> bool:
             return True
         if isinstance(one, OSError) and one.errno == errno.ENOMEM:
             return True
-        if isinstance(one, (RuntimeError, ImportError, OSError)) and tells_of_memory(str(one)):
+        if isinstance(one, (RuntimeError, ImportError, OSError, SystemError)) and tells_of_memory(str(one)):
             return True
     return False
 

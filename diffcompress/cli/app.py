@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import inspect
+import mmap
 import os
 import signal
 import sys
@@ -106,6 +107,10 @@ _IN_THE_WAY = (
 )
 
 
+# Address space given back before an error is told: where memory has ended, telling needs some, too.
+_RESERVE = 16 << 20
+
+
 class _Terminated(BaseException):
     """SIGTERM where no job looks out for it yet, as KeyboardInterrupt is Ctrl-C: no library catches it on the way."""
 
@@ -118,11 +123,15 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 def _boundary(console: Output, traceback: bool) -> Iterator[None]:
     ours = {signal.SIGTERM: _terminate, signal.SIGINT: signal.default_int_handler}
     before = {number: signal.signal(number, handler) for number, handler in ours.items()}
+    reserve = None
     try:
+        reserve = mmap.mmap(-1, _RESERVE)
         yield
     except (typer.Exit, SystemExit, BrokenPipeError):
         raise
     except BaseException as error:
+        if reserve is not None:
+            reserve.close()
         console.close()
         message, hint, status = explain(error)
         if traceback:

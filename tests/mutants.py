@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,11 @@ def _run_tests(root: Path, tests: list[str], seconds: int | None) -> None:
         sys.path.insert(0, str(root))
         for name in [name for name in sys.modules if name.partition(".")[0] in ("diffcompress", "tests")]:
             del sys.modules[name]
-        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "slow or not slow", *tests])
+        # Plugins of pytest import what is imported here already, such as anyio.
+        quiet = ["-p", "no:cacheprovider", "-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
+        status = pytest.main(["-x", "-q", *quiet, "-m", "slow or not slow", *tests])
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         os._exit(int(status))

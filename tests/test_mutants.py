@@ -32,10 +32,9 @@ def test_every_room_with_numbers_has_mutants() -> None:
     assert {"losses", "noise", "pipeline", "training", "student", "evaluation", "bank"} <= rooms
 
 
-@pytest.mark.slow
 def test_a_change_that_means_nothing_survives_and_the_checkout_stays_as_it_is(tmp_path: Path) -> None:
-    (real, *_) = (mutant for mutant in LIST if mutant.file == "training/ema.py")
-    harmless = replace(real, new=real.old + "        decay = decay + 0.0\n", name="harmless")
+    (real, *_) = (mutant for mutant in LIST if mutant.file == "losses/variance_kd.py")
+    harmless = replace(real, new=real.old, name="harmless")
     before = (mutants.ROOT / "diffcompress" / real.file).read_bytes()
     code = (
         "from tests.mutants import *\nimport tests.mutants as m\n"
@@ -44,5 +43,5 @@ def test_a_change_that_means_nothing_survives_and_the_checkout_stays_as_it_is(tm
     done = subprocess.run([sys.executable, "-c", code], cwd=mutants.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert "1 of 2 mutants noticed" in done.stdout
-    assert "survived: harmless (training/ema.py)" in done.stdout
+    assert "survived: harmless (losses/variance_kd.py)" in done.stdout
     assert (mutants.ROOT / "diffcompress" / real.file).read_bytes() == before

@@ -6,7 +6,7 @@ condition). It costs nothing beyond sampling the bank.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,8 @@ def fill(
     """
     if own is not None:
         return _from_images(folder, teacher, section, own, runtime, progress)
-    key = fingerprints.of_json(
-        [teacher.fingerprint, section.model_dump(), seed, teacher.sample_shape, teacher.conditions.texts]
-    )
+    asked = section.model_dump(exclude={"grow"})  # which changes nothing of what a bank begins with
+    key = fingerprints.of_json([teacher.fingerprint, asked, seed, teacher.sample_shape, teacher.conditions.texts])
     _mend_record(folder, key, runtime, progress)
     if _record(folder).get("key", key) != key:
         raise UsageError(
@@ -88,25 +87,85 @@ def fill(
             f"bank.guidance {section.guidance:g} does nothing: '{teacher.reference.id}' has no null conditioning"
         )
     batch_size = _settled_batch_size(folder, teacher, runtime, key=key, source=teacher.reference.id)
+    samples = range(section.num_samples)
+    clean, condition, trajectory = _drawn(folder, samples, key, batch_size, teacher, section, seed, runtime, progress)
+    return Bank(clean, condition, teacher.conditions, trajectory, key, batch_size, section.null_share)
+
+
+def grown(
+    bank: Bank,
+    folder: Path,
+    calls: int,
+    teacher: LoadedPipeline,
+    section: BankSection,
+    seed: int,
+    runtime: Runtime,
+    progress: Progress,
+) -> Bank:
+    """`bank`, of the teacher's own samples, with as many more as bring `calls` stored calls, or TRAJECTORY_BYTES.
+
+    Drawn beside it in `folder`, from the same streams. The bank itself where it has enough, holds the user's images,
+    must not grow, or where a stored call costs more than a prediction of noised samples: with guidance, of whose two
+    calls one is kept, and where not all of a sample's calls are. Raises as `fill`.
+    """
+    keep = bank.num_trajectory // bank.num_samples
+    costly = keep < section.sampler_steps or _calls_per_step(teacher, section) > 1
+    if not section.grow or costly or calls <= bank.num_trajectory:
+        return bank
+    most = TRAJECTORY_BYTES // (call_bytes(teacher) * keep) - bank.num_samples
+    shards = min(-(-(calls - bank.num_trajectory) // (keep * SHARD_SIZE)), most // SHARD_SIZE)
+    if shards < 1:
+        return bank
+    progress.note(
+        f"the bank grows from {bank.num_samples:,} to {bank.num_samples + shards * SHARD_SIZE:,} samples, for as many "
+        "steps"
+    )
+    more = range(bank.num_samples, bank.num_samples + shards * SHARD_SIZE)
+    place, key = folder / layout.GROWN, bank.key
+    drawn = _drawn(place, more, key, bank.batch_size, teacher, section, seed, runtime, progress)
+    clean, condition, trajectory = drawn
+    return replace(
+        bank,
+        clean=torch.cat([bank.clean, clean]),
+        condition=torch.cat([bank.condition, condition]),
+        trajectory={name: torch.cat([value, trajectory[name]]) for name, value in bank.trajectory.items()},
+        key=fingerprints.of_json([key, more.stop]),
+    )
+
+
+def _drawn(
+    folder: Path,
+    samples: range,
+    key: str,
+    batch_size: int,
+    teacher: LoadedPipeline,
+    section: BankSection,
+    seed: int,
+    runtime: Runtime,
+    progress: Progress,
+) -> tuple[Tensor, Tensor, Tensors]:
+    """Of the teacher's `samples`, which lie in `folder` or are drawn into it, what a Bank calls so: clean, condition,
+    trajectory."""
     keep = _kept_positions(teacher, section)
 
-    def make(indices: range) -> Tensors:
+    def make(items: range) -> Tensors:
+        indices = list(samples[items.start : items.stop])
         parts = [
-            _sample_batch(teacher, section, seed, list(indices)[start : start + batch_size], keep)
+            _sample_batch(teacher, section, seed, indices[start : start + batch_size], keep)
             for start in range(0, len(indices), batch_size)
         ]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    make_shards(folder, section.num_samples, SHARD_SIZE, make, runtime, progress, "bank", key)
-    rows = read_shards(folder, section.num_samples, SHARD_SIZE, key)
-    trajectory = {name: rows.pop(f"trajectory.{name}").flatten(0, 1) for name in TRAJECTORY}
-    trajectory["index"] = torch.arange(section.num_samples).repeat_interleave(keep)
-    return Bank(rows["clean"], rows["condition"], teacher.conditions, trajectory, key, batch_size, section.null_share)
+    make_shards(folder, len(samples), SHARD_SIZE, make, runtime, progress, "bank", key)
+    rows = read_shards(folder, len(samples), SHARD_SIZE, key)
+    trajectory = {name: rows[f"trajectory.{name}"].flatten(0, 1) for name in TRAJECTORY}
+    trajectory["index"] = torch.tensor(samples).repeat_interleave(keep)
+    return rows["clean"], rows["condition"], trajectory
 
 
 def _sample_batch(teacher: LoadedPipeline, section: BankSection, seed: int, indices: list[int], keep: int) -> Tensors:
     rows = teacher.conditions.draw(indices, seed)
-    per_step = 2 if section.guidance != 1 and teacher.conditions.null is not None else 1
+    per_step = _calls_per_step(teacher, section)
     drawn = [_kept(per_step, section, keep, generator(seed, streams.KEPT_CALLS, i)) for i in indices]
     calls = _KeptCalls(torch.stack(drawn))
     clean = sample(
@@ -162,6 +221,10 @@ def _kept(per_step: int, section: BankSection, keep: int, own: torch.Generator) 
     if per_step == 1:
         return steps
     return per_step * steps + (torch.rand(keep, generator=own) < section.null_share).long()
+
+
+def _calls_per_step(teacher: LoadedPipeline, section: BankSection) -> int:
+    return 2 if section.guidance != 1 and teacher.conditions.null is not None else 1
 
 
 def _kept_positions(teacher: LoadedPipeline, section: BankSection) -> int:

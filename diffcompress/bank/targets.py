@@ -33,6 +33,11 @@ TAYLOR_BATCHES, TAYLOR_BATCH_SIZE = 8, 32
 CONDITIONING = "conditioning."
 
 
+def distinct(section: TargetsSection, uses: int) -> int:
+    """How many predictions of the teacher `uses` samples in batches need, each used `reuse` times."""
+    return -(-uses // section.reuse)
+
+
 class Targets:
     """Batches for every step of a run. `batch(step)` is this process's share of the global batch of that step."""
 
@@ -57,8 +62,7 @@ class Targets:
         self.seed, self.batch_size, self.runtime, self.progress = seed, batch_size, runtime, progress
         self.keep, self.with_diffusion = keep, with_diffusion
         uses = max(1, num_steps * batch_size)  # a run of no steps has no use for targets, but is no error
-        unique = -(-uses // section.reuse)
-        share = min(section.trajectory_share, bank.num_trajectory / unique)
+        share = min(section.trajectory_share, bank.num_trajectory / distinct(section, uses))
         # Stored calls cost nothing: where they suffice, all of them are used rather than few of them often.
         self.reuse = -(-uses // bank.num_trajectory) if share == 1 else section.reuse
         wanted = min(section.pool_size, POOL_BYTES // call_bytes(teacher), -(-uses // self.reuse))

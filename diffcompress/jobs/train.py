@@ -9,14 +9,16 @@ import torch
 from diffusers import ModelMixin
 from torch import nn
 
+from diffcompress.bank import bank as banks
+from diffcompress.bank import targets
 from diffcompress.bank.bank import Bank
-from diffcompress.bank.targets import Targets
 from diffcompress.errors import DamagedError
 from diffcompress.jobs.run import Run
 from diffcompress.jobs.students import as_student, averaged_student, copy_student, initial_student, taught_family
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.sampling import sample
 from diffcompress.recipe import Recipe
+from diffcompress.records import layout
 from diffcompress.records.run_files import (
     damaged,
     discard,
@@ -66,6 +68,7 @@ def train(run: Run, start: ModelMixin, bank: Bank, *, look: Look | None = None) 
     """
     trained = trainee(run, start)
     recipe = _settled(run, trained, bank)
+    bank = _grown(run, recipe, bank)
     job = training_job(run, recipe, trained, bank, look=look)
     folders = [run.folder.stage(index, stage.name) for index, stage in enumerate(recipe.stages)]
     # What a later stage has begun from is not needed any more.
@@ -74,6 +77,16 @@ def train(run: Run, start: ModelMixin, bank: Bank, *, look: Look | None = None) 
         run_stage(job, index, folders[index])
         run.set_seconds(folders[index].name, job.state.counters.seconds)
     return recipe, averaged_student(run.plan, start, job.state)
+
+
+def _grown(run: Run, recipe: Recipe, bank: Bank) -> Bank:
+    """The bank with stored calls for all steps of `recipe`, where they may take the place of new ones."""
+    section, uses = recipe.targets, recipe.num_steps * recipe.training.batch_size
+    calls, folder = targets.distinct(section, uses), run.folder.bank
+    if section.reuse == 1 or section.trajectory_share < 1 or calls <= bank.num_trajectory:
+        return bank
+    with run.timed(layout.GROWN):
+        return banks.grown(bank, folder, calls, run.teacher, recipe.bank, recipe.seed, run.runtime, run.progress)
 
 
 def trainee(run: Run, start: ModelMixin) -> Trainee:
@@ -92,7 +105,7 @@ def training_job(run: Run, recipe: Recipe, trainee: Trainee, bank: Bank, *, look
     """All that the stages of `recipe` train with: targets from `bank`, optimizer and averages of `trainee`."""
     optimizer = Optimizer(trainee, recipe.training)
     state = TrainingState(trainee, Ema(trainee, recipe.training.ema_half_life * recipe.num_steps), optimizer)
-    targets = Targets(
+    stored = targets.Targets(
         run.folder.targets,
         run.teacher,
         bank,
@@ -111,7 +124,7 @@ def training_job(run: Run, recipe: Recipe, trainee: Trainee, bank: Bank, *, look
         look(step, as_student(run.teacher, run.plan, averaged_student(run.plan, trainee.student, state)))
 
     wrapped = run.runtime.accelerator.prepare(trainee)
-    return Job(recipe, run.teacher, wrapped, state, targets, run.runtime, run.progress, preview)
+    return Job(recipe, run.teacher, wrapped, state, stored, run.runtime, run.progress, preview)
 
 
 def _draw_sheet(run: Run, recipe: Recipe, step: int, student: LoadedPipeline) -> None:

@@ -42,6 +42,10 @@ class StudentSection(Section):
 
 class BankSection(Section):
     num_samples: int = Field(2048, ge=1, description="clean samples drawn from the teacher")
+    grow: bool = Field(
+        True,
+        description="draw more samples where steps would use the stored calls of these more often than targets.reuse",
+    )
     sampler_steps: int = Field(25, ge=1, description="denoiser evaluations per bank sample")
     eta: float = Field(1.0, ge=0.0, le=1.0, description="0: deterministic DDIM, 1: ancestral sampling")
     jitter: bool = Field(

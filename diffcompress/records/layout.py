@@ -17,7 +17,7 @@ SAMPLES, PIPELINE, EXPORTS = "samples", "pipeline", "exports"
 
 # What several runs may share.
 BANK, CONDITIONS, TARGETS, CACHE = "bank", "conditions", "targets", "cache"
-BANK_RECORD = "bank.json"
+BANK_RECORD, GROWN = "bank.json", "grown"
 
 # A stage, and a checkpoint in it: FINAL ends the stage.
 STAGE, CHECKPOINTS, STEP, FINAL = "stage-", "checkpoints", "step-", "final"

@@ -109,9 +109,9 @@ class RunFolder:
 
     @property
     def trained_seconds(self) -> float:
-        """What all stages have taken so far."""
+        """What all stages have taken so far, with what was drawn for their steps."""
         timings = read_json(self.timings, kind=shapes.Timings) if self.timings.exists() else {}
-        return sum(seconds for name, seconds in timings.items() if name.startswith(layout.STAGE))
+        return sum(seconds for name, seconds in timings.items() if name.startswith((layout.STAGE, layout.GROWN)))
 
     @property
     def is_exported(self) -> bool:

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from diffcompress.recipe import Recipe
+from diffcompress.recipe import Recipe, TargetsSection
 from diffcompress.runtime import synchronise
 from diffcompress.training.stage import Job, update
 
@@ -26,8 +26,6 @@ def fit_steps(job: Job, seconds: float) -> Recipe:
     started = time.monotonic()
     entries = targets.drawn(0)
     teacher_seconds = time.monotonic() - started
-    forward_share = 1 - targets.num_trajectory / targets.pool_size
-    target_seconds = teacher_seconds * (1.0 if recipe.targets.reuse == 1 else forward_share / recipe.targets.reuse)
     total = 0.0
     for stage in recipe.stages:
         for step in range(WARMUP_STEPS + TIMED_STEPS):
@@ -36,13 +34,31 @@ def fit_steps(job: Job, seconds: float) -> Recipe:
                 started = time.monotonic()
             update(job, stage, step, targets.assembled(entries))
         synchronise(runtime.device)
-        step_seconds = (time.monotonic() - started) / TIMED_STEPS
-        total += stage.num_steps * (step_seconds + target_seconds)
+        total += stage.num_steps * (time.monotonic() - started) / TIMED_STEPS
     model.load_state_dict(before)
-    slowest = runtime.accelerator.gather(torch.tensor([total], device=runtime.device)).max().item()
-    factor = TRAINING_SHARE * seconds / slowest
+    measured = torch.tensor([total / max(1, recipe.num_steps), teacher_seconds], device=runtime.device)
+    step_seconds, teacher_seconds = runtime.accelerator.gather(measured[None]).amax(0).tolist()
+    section = targets.section
+    free_steps = targets.bank.num_trajectory * section.reuse / targets.batch_size
+    num_steps = fitting(TRAINING_SHARE * seconds, step_seconds, teacher_seconds, section, free_steps)
+    factor = num_steps / max(1, recipe.num_steps)
     stages = tuple(s.model_copy(update={"num_steps": max(1, round(s.num_steps * factor))}) for s in recipe.stages)
     return recipe.model_copy(update={"stages": stages})
+
+
+def fitting(
+    seconds: float, step_seconds: float, teacher_seconds: float, section: TargetsSection, free_steps: float
+) -> float:
+    """Steps that fit into `seconds`, each `step_seconds` and its part of the teacher's time.
+
+    teacher_seconds: for the predictions of one batch; free_steps: how many the bank's stored calls are enough for.
+    """
+    if section.reuse == 1:
+        return seconds / (step_seconds + teacher_seconds)
+    asked = teacher_seconds / section.reuse
+    # Of what a share of stored calls leaves, and of what there are not enough of, the one that is more.
+    by_share = seconds / (step_seconds + (1 - section.trajectory_share) * asked)
+    return min(by_share, (seconds + free_steps * asked) / (step_seconds + asked))
 
 
 def extend(recipe: Recipe, seconds: float, spent: float) -> Recipe:

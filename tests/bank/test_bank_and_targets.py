@@ -295,6 +295,30 @@ def test_stored_calls_are_used_before_the_teacher_is_asked_again(tmp_path, teach
     assert many.num_trajectory == many.pool_size // 2  # 1,600 predictions wanted, 800 stored
 
 
+def test_a_bank_grows_by_the_samples_after_its_own(teacher, bank, runtime, tmp_path, monkeypatch):
+    """200 samples of 4 calls; for 1,000 calls 50 more, in whole shards of 128; drawn once, the first ones untouched."""
+
+    def grow(calls, section=SECTION):
+        return banks.grown(bank, tmp_path, calls, teacher, section, 0, runtime, Progress())
+
+    assert grow(800) is bank
+    assert grow(5000, SECTION.model_copy(update={"grow": False})) is bank
+    more = grow(1000)
+    assert (more.num_samples, more.num_trajectory, more.key != bank.key) == (328, 328 * 4, True)
+    assert torch.equal(more.clean[:200], bank.clean)
+    alone = sample(teacher, [200, 327], seed=0, num_steps=4, eta=1.0, jitter=True)
+    torch.testing.assert_close(more.clean[[200, 327]], alone, rtol=1e-4, atol=1e-4)
+    assert more.trajectory["index"][[0, 800, -1]].tolist() == [0, 200, 327]
+    stamps = [file.stat().st_mtime_ns for file in sorted((tmp_path / "grown").iterdir())]
+    again = grow(1300)
+    assert all(torch.equal(more.trajectory[name], value) for name, value in again.trajectory.items())
+    most = banks.call_bytes(teacher) * 4 * (200 + 300)
+    monkeypatch.setattr(banks, "TRAJECTORY_BYTES", most)
+    assert grow(10**6).num_samples == 200 + 2 * 128  # what the bytes hold
+    kept = [file.stat().st_mtime_ns for file in sorted((tmp_path / "grown").iterdir())]
+    assert kept[: len(stamps)] == stamps
+
+
 def test_a_pool_of_large_samples_holds_fewer(tmp_path, teacher, bank, runtime, monkeypatch):
     monkeypatch.setattr("diffcompress.bank.targets.POOL_BYTES", 17 * banks.call_bytes(teacher))
     source = targets(tmp_path, teacher, bank, runtime, trajectory_share=1.0, pool_size=4096)

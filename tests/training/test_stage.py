@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from diffcompress.errors import DamagedError, DiffCompressError, RunStopped
 from diffcompress.families import registry
 from diffcompress.memory import SHARE, Need, gradients
-from diffcompress.recipe import TrainingSection
+from diffcompress.recipe import TargetsSection, TrainingSection
 from diffcompress.runtime import Progress
 from diffcompress.student.size import build
 from diffcompress.training import budget, micro
@@ -212,6 +212,21 @@ def test_a_budget_counts_all_of_a_step_and_leaves_the_student_as_it_was(world, t
     assert not any(torch.equal(before[name], value) for name, value in work.state.ema.tensors.items())
     assert all(torch.equal(before[name], value) for name, value in work.state.model.state_dict().items())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("reuse", "share", "free", "steps"),
+    [
+        (1, 1.0, 0, 100 / 3),  # 1 s for a step, 2 s for the teacher's part of it
+        (8, 1.0, 0, 100 / 1.25),
+        (8, 1.0, 100, 100),
+        (8, 1.0, 50, (100 + 50 * 0.25) / 1.25),
+        (8, 0.5, 1000, 100 / 1.125),
+    ],
+)
+def test_steps_that_fit_are_those_whose_predictions_are_stored_and_some_more(reuse, share, free, steps):
+    section = TargetsSection(reuse=reuse, trajectory_share=share)
+    assert budget.fitting(100.0, 1.0, 2.0, section, free) == pytest.approx(steps)
 
 
 @pytest.mark.parametrize("size", [4, 2, 3])

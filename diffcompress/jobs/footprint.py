@@ -79,7 +79,7 @@ class Models:
 
     @cached_property
     def _step(self) -> Need:
-        return costs.training_memory(self.family, self.plan.config)
+        return costs.training_memory(self.family, self.plan.config, alone=True)
 
     @cached_property
     def _optimizer(self) -> tuple[int, int]:

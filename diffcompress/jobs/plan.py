@@ -58,7 +58,7 @@ class _Teacher:
     @cached_property
     def call_memory(self) -> Need:
         """What one call takes in float32, whatever the student."""
-        return costs.call_memory(self.family, self.config)
+        return costs.call_memory(self.family, self.config, alone=True)
 
 
 def run(asked: PlanOptions, progress: Progress) -> Planned | list[Planned]:

@@ -52,20 +52,22 @@ def count(family: Family, config: Mapping[str, Any]) -> Costs:
     return Costs(num_parameters(denoiser), counter.get_total_flops() // 2 + attention.macs, shapes)
 
 
-def call_memory(family: Family, config: Mapping[str, Any]) -> Need:
-    """What one call takes in float32 beside the weights, by rows of its batch."""
+def call_memory(family: Family, config: Mapping[str, Any], *, alone: bool = False) -> Need:
+    """What one call takes in float32 beside the weights, by rows of its batch; alone: see `Need.of`."""
     denoiser = build(family, config, "meta").eval()
     with torch.no_grad():
-        return Need.of(lambda rows: _predicted(family, config, denoiser, rows), torch.device("meta"))
+        return Need.of(lambda rows: _predicted(family, config, denoiser, rows), torch.device("meta"), alone=alone)
 
 
-def training_memory(family: Family, config: Mapping[str, Any]) -> Need:
-    """What forward and backward pass take in float32 beside weights and their gradients, by rows of the batch."""
+def training_memory(family: Family, config: Mapping[str, Any], *, alone: bool = False) -> Need:
+    """What forward and backward pass take in float32 beside weights and their gradients, by rows of the batch; alone:
+    see `Need.of`."""
     denoiser = build(family, config, "meta").train()
     with gradients(denoiser):
         return Need.of(
             lambda rows: _predicted(family, config, denoiser, rows).sum().backward(),  # type: ignore[no-untyped-call]
             torch.device("meta"),
+            alone=alone,
         )
 
 

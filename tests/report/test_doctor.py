@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,15 +38,16 @@ def shrunk(folder: Path, **changes: object) -> dict[str, dict[str, str]]:
 
 
 def test_weights_that_do_not_move(tmp_path: Path) -> None:
-    found = shrunk(tmp_path, training__learning_rate=1e-7)
-    assert list(found) == ["weights not moving"]  # which explains the slope and the gate
-    assert found["weights not moving"]["advice"] == "raise the learning rate: --set training.learning_rate=1e-06"
-    assert "after 30 steps at a learning rate of 1e-07" in found["weights not moving"]["evidence"]
-    page = (tmp_path / "run" / "report.html").read_text()
-    assert "What went wrong" in page and "weights not moving" in page
-    told = run("shrink", tmp_path / "teacher", "--ratio", "0.3", "--output", tmp_path / "again", *settings(
+    teacher = save_teacher(tmp_path / "teacher", prediction_type="sample")
+    told = run("shrink", teacher, "--ratio", "0.3", "--output", tmp_path / "run", *settings(
         student__start="random", training__learning_rate=1e-7))  # fmt: skip
     assert "\ndiagnosis: weights not moving: after 30 steps" in told.stdout
+    (found,) = json.loads((tmp_path / "run" / "report.json").read_text())["diagnosis"]  # it explains slope and gate
+    assert found["cause"] == "weights not moving"
+    assert found["advice"] == "raise the learning rate: --set training.learning_rate=1e-06"
+    assert "after 30 steps at a learning rate of 1e-07" in found["evidence"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "What went wrong" in page and "weights not moving" in page
 
 
 def test_a_shut_gate_and_a_slope_that_is_stuck(tmp_path: Path) -> None:

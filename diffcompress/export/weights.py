@@ -111,7 +111,7 @@ def write_rest(folder: Path, teacher: LoadedPipeline, *, borrow: bool = False) -
         check_space(folder, reference.other_bytes() or 0)
     if (prompts := own_file(reference)) is not None:
         shutil.copyfile(prompts, folder / OWN_FILE)
-    link_pipeline(reference.pipeline, others, folder, borrow=borrow)
+    link_pipeline(reference.pipeline, others, folder, without=reference.without, borrow=borrow)
     _tell_prediction(folder / "scheduler" / "scheduler_config.json", reference.scheduler)
     return subfolder
 

@@ -110,7 +110,8 @@ class Family(Protocol):
     kind: how its students are searched: a U-Net has a width for each of its levels, a transformer one for all blocks.
     recipe: the built-in recipe it starts from. call_options: what its pipelines must be called with, beyond a prompt,
     to use the guidance that they are meant to be used with. pipelines: the usual ones of diffusers. former: the
-    norm_type by which configs named the class that were written before it had a name of its own.
+    norm_type by which configs named the class that were written before it had a name of its own. optional_encoders:
+    text encoders that its usual pipelines encode prompts without.
     """
 
     @property
@@ -133,6 +134,9 @@ class Family(Protocol):
 
     @property
     def former(self) -> str | None: ...
+
+    @property
+    def optional_encoders(self) -> tuple[str, ...]: ...
 
     def bare_pipeline(self, scheduler: str) -> str | None:
         """The pipeline of a denoiser and a scheduler of this class alone, None where there is no such pipeline."""

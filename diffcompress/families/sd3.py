@@ -102,6 +102,7 @@ def _tiny() -> dict[str, Any]:
 FAMILY = Transformer(
     class_name="SD3Transformer2DModel",
     pipelines=("StableDiffusion3Pipeline",),
+    optional_encoders=("text_encoder_3",),  # zeros stand for its tokens (_get_t5_prompt_embeds)
     stacks=STACKS,
     size=_size,
     resized=_resized,

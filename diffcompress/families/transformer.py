@@ -74,6 +74,7 @@ class Transformer:
     patch: Callable[[Config], int] = lambda config: int(config["patch_size"])
     feature_output: int = 0
     former: str | None = None
+    optional_encoders: tuple[str, ...] = ()
     call_options: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = "mmdit"
     subfolder: str = "transformer"

@@ -33,6 +33,7 @@ class UNet:
     call_options: Mapping[str, Any] = {}
     pipelines: tuple[str, ...]
     former: str | None = None
+    optional_encoders: tuple[str, ...] = ()
 
     def bare_pipeline(self, scheduler: str) -> str | None:
         return None

@@ -18,6 +18,7 @@ from diffcompress.images.hub_images import pinned
 from diffcompress.jobs import comparison
 from diffcompress.jobs.signature import as_function
 from diffcompress.jobs.testbed import Testbed, fetched, prepare
+from diffcompress.pipeline.left_out import like_students
 from diffcompress.pipeline.load import LoadedPipeline, state_fingerprint
 from diffcompress.records import layout
 from diffcompress.records.evaluation import Evaluation, Judged, Verdict
@@ -115,7 +116,11 @@ def _measured(work: _Work, runtime: Runtime, progress: Progress) -> dict[str, Ev
     loaded: dict[str, LoadedPipeline] = {}
     like = teacher = None
     if asked.teacher is not None:
-        like = teacher = fetched(resolve(str(asked.teacher), asked.scheduler), runtime, progress)
+        asked_alike = like_students(resolve(str(asked.teacher), asked.scheduler), work.references)
+        if asked_alike.without:
+            told = " and ".join(asked_alike.without)
+            progress.note(f"teacher and student are both asked without {told}: the student was made so")
+        like = teacher = fetched(asked_alike, runtime, progress)
     for text, reference in work.references.items():
         loaded[text] = like = fetched(reference, runtime, progress, like)
     first = loaded[next(iter(loaded))]

@@ -17,6 +17,7 @@ from diffcompress.jobs.footprint import Footprint, Models, smallest
 from diffcompress.jobs.signature import as_function
 from diffcompress.memory import Need
 from diffcompress.noise import NoiseProcess
+from diffcompress.pipeline.left_out import leave_out
 from diffcompress.pipeline.load import check_teacher, describe, hollow
 from diffcompress.recipe import Recipe
 from diffcompress.records.planned import Planned
@@ -26,6 +27,7 @@ from diffcompress.report import evidence
 from diffcompress.runtime import Progress
 from diffcompress.sources.licence import licence_of
 from diffcompress.sources.model_index import DENOISERS, check_config
+from diffcompress.sources.reference import Reference
 from diffcompress.sources.resolve import denoiser_config, resolve
 from diffcompress.student import costs
 from diffcompress.student import plan as planning
@@ -35,20 +37,22 @@ from diffcompress.student.plan import StudentPlan
 @dataclass(frozen=True)
 class _Teacher:
     """What a plan needs of a teacher. noise: its process, None for a config alone; dtype: of its stored weights, None
-    when no file tells; part_sizes: bytes of the pipeline's parts, None when there is no pipeline."""
+    when no file tells; ours: bytes of the parts that the student will come with, and theirs: of all parts of the
+    teacher's pipeline, None when there is no pipeline."""
 
     id: str
     family: Family
     config: Mapping[str, Any]
     noise: NoiseProcess | None
     dtype: str | None
-    part_sizes: Mapping[str, int] | None
+    ours: Mapping[str, int] | None
+    theirs: Mapping[str, int] | None
     notes: tuple[str, ...]
 
     @property
     def encoders(self) -> int:
         """Bytes of its text encoders, as far as they are known."""
-        return sum(size for part, size in (self.part_sizes or {}).items() if part.startswith("text_encoder"))
+        return sum(size for part, size in (self.ours or {}).items() if part.startswith("text_encoder"))
 
     @cached_property
     def macs(self) -> int:
@@ -68,12 +72,7 @@ def run(asked: PlanOptions, progress: Progress) -> Planned | list[Planned]:
     several ratios an unreachable one has `ratio` None and a note; asked alone it raises DoesNotFitError. UsageError for
     a bad teacher, target or recipe.
     """
-    teacher = _find(str(asked.teacher), asked.scheduler)
-    recipe = asked.recipe or recipes.default_for(teacher.id, teacher.family.recipe)
-    teacher = replace(
-        teacher, notes=(*teacher.notes, *recipes.doubts(recipe, teacher.family.class_name, teacher.family.recipe))
-    )
-    settings = recipes.load(recipe, tuple(asked.overrides))
+    teacher, settings = _find(asked)
     stored = asked.dtype or teacher.dtype or "float32"
 
     def row(ratio: float | None) -> Planned:
@@ -143,11 +142,10 @@ def _memory(card: Card | None, footprint: Footprint) -> str:
 
 def _pipeline(teacher: _Teacher, denoiser_bytes: int) -> tuple[list[Part] | None, PipelineSize]:
     """All parts around a student whose denoiser is stored in `denoiser_bytes`."""
-    sizes = teacher.part_sizes
-    if sizes is None:
+    if teacher.ours is None or teacher.theirs is None:
         return None, PipelineSize.of(None, None)
-    ours = {name: denoiser_bytes if name in DENOISERS else size for name, size in sizes.items()}
-    return Part.listed(ours, DENOISERS), PipelineSize.of(sum(ours.values()), sum(sizes.values()))
+    ours = {name: denoiser_bytes if name in DENOISERS else size for name, size in teacher.ours.items()}
+    return Part.listed(ours, DENOISERS), PipelineSize.of(sum(ours.values()), sum(teacher.theirs.values()))
 
 
 def _unreachable(teacher: _Teacher, ratio: float, error: DoesNotFitError) -> Planned:
@@ -156,16 +154,38 @@ def _unreachable(teacher: _Teacher, ratio: float, error: DoesNotFitError) -> Pla
     return Planned(**dict.fromkeys(Planned.model_fields) | known | {"notes": [*teacher.notes, told]})
 
 
-def _find(text: str, scheduler: str | None) -> _Teacher:
+def _find(asked: PlanOptions) -> tuple[_Teacher, Recipe]:
+    """The teacher that is asked for, as the recipe beside it has it."""
+    text = str(asked.teacher)
     path = Path(text).expanduser()
     if path.suffix == ".json" and path.is_file():
-        return _from_config(text, path)
-    reference = resolve(text, scheduler)
-    dtype, (family, noise) = check_teacher(reference), describe(reference)
-    notes, licence = reference.notes, licence_of(reference)
+        teacher = _from_config(text, path)
+        name, settings = _recipe(asked, teacher.family)
+        if settings.student.without:
+            told = ", ".join(settings.student.without)
+            raise UsageError(f"student.without names {told}, and '{text}' has no pipeline", "name a pipeline folder")
+    else:
+        reference = resolve(text, asked.scheduler)
+        name, settings = _recipe(asked, registry.find(reference.class_name))
+        teacher = _from_reference(reference, settings)
+    doubts = recipes.doubts(name, teacher.family.class_name, teacher.family.recipe)
+    return replace(teacher, notes=(*teacher.notes, *doubts)), settings
+
+
+def _recipe(asked: PlanOptions, family: Family) -> tuple[str, Recipe]:
+    name = asked.recipe or recipes.default_for(str(asked.teacher), family.recipe)
+    return name, recipes.load(name, tuple(asked.overrides))
+
+
+def _from_reference(reference: Reference, recipe: Recipe) -> _Teacher:
+    family, noise = describe(reference)
+    asked = leave_out(reference, family, recipe.student.without)
+    dtype = check_teacher(asked)
+    notes, licence = asked.notes, licence_of(asked)
     if not licence.is_known:
         notes = (*notes, f"the licence is unknown ({licence.source}); before a push to the Hub, {licence.advice}")
-    return _Teacher(text, family, reference.complete_config, noise, dtype, reference.part_sizes(), notes)
+    config, theirs = asked.complete_config, reference.part_sizes()
+    return _Teacher(reference.id, family, config, noise, dtype, asked.part_sizes(), theirs, notes)
 
 
 def _from_config(text: str, path: Path) -> _Teacher:
@@ -177,4 +197,4 @@ def _from_config(text: str, path: Path) -> _Teacher:
     check_config(config, text)
     hollow(family, config, text)
     config = complete(family.class_name, config)
-    return _Teacher(text, family, config, None, None, None, ("sizes in float32: a config alone",))
+    return _Teacher(text, family, config, None, None, None, None, ("sizes in float32: a config alone",))

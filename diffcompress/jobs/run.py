@@ -100,7 +100,7 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
                 progress.note(note)
             if runtime.is_main:
                 _mend(folder, request, progress)
-                sizes = teacher.reference.part_sizes()
+                sizes = teacher.reference.whole.part_sizes()
                 around = {"teacher_pipeline_bytes": None if sizes is None else sum(sizes.values())}
                 write_checked(folder.plan, student_plan.to_json() | around)
                 write_json(folder.environment, runtimes.environment(runtime))

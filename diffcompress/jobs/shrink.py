@@ -7,6 +7,7 @@ from diffcompress.families import registry
 from diffcompress.jobs.answer import answer, result
 from diffcompress.jobs.request import Request
 from diffcompress.jobs.signature import as_function
+from diffcompress.pipeline.left_out import leave_out
 from diffcompress.records.report import Shrunk
 from diffcompress.records.request import ShrinkOptions
 from diffcompress.runtime import Progress
@@ -24,6 +25,7 @@ def run(asked: ShrinkOptions, progress: Progress) -> Shrunk:
     family = registry.find(reference.class_name)
     name = asked.recipe or recipes.default_for(reference.id, family.recipe)
     recipe = recipes.load(name, tuple(asked.overrides), asked.method, seed=asked.seed)
+    reference = leave_out(reference, family, recipe.student.without)
     request = Request(asked=asked, reference=reference, recipe_name=name, recipe=recipe)
     finished = answer(request, progress)
     if finished is None:

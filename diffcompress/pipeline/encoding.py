@@ -114,7 +114,7 @@ def _loaded(pipeline: LoadedPipeline) -> Any:
     require_parts(reference, [part for part in others if part.startswith(("text_encoder", "tokenizer"))])
     try:
         with scratch("parts") as folder:
-            link_pipeline(reference.pipeline, others, folder, borrow=True)
+            link_pipeline(reference.pipeline, others, folder, without=reference.without, borrow=True)
             return load_whole(folder, pipeline, _dtype(pipeline))
     except (MemoryError, torch.OutOfMemoryError, DiffCompressError):
         raise

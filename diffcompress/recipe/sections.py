@@ -37,6 +37,9 @@ class StudentSection(Section):
         "inherit", description="initial weights: the teacher's most important channels, or random"
     )
     importance: Literal["magnitude", "taylor"] = Field("taylor", description="how channels are ranked when inheriting")
+    without: tuple[str, ...] = Field(
+        (), description="parts of the pipeline that the student, and its teacher beside it, does without"
+    )
     refit: bool = Field(True, description="fit inherited layers to their teacher's outputs before training (U-Nets)")
 
 

@@ -23,7 +23,8 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     Values of a recipe that an earlier version did not have are what they are by default.
     """
     told = []
-    if theirs.get("fingerprint") != ours.get("fingerprint"):
+    # What a teacher is asked without is part of its fingerprint, too, and is told as what it is.
+    if theirs.get("fingerprint") != ours.get("fingerprint") and _without(theirs) == _without(ours):
         was, now = theirs.get("teacher"), ours.get("teacher")
         told = [f"teacher was {was!r}, now {now!r}" if was != now else f"the files of teacher {now!r} have changed"]
     before, after = _leaves(_meant(theirs)), _leaves(_meant(ours))
@@ -40,6 +41,11 @@ def as_path(text: str | None) -> str | None:
     if text is None or not Path(text).expanduser().exists():
         return text
     return str(Path(text).expanduser().resolve())
+
+
+def _without(identity: Mapping[str, Any]) -> Any:
+    recipe = _meant(identity).get("recipe")
+    return recipe.get("student", {}).get("without", []) if isinstance(recipe, dict) else []
 
 
 def _meant(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,11 @@ def remarks(report: Report) -> list[str]:
     """Plain sentences, the most limiting first."""
     metrics, protocol, seed = report.metrics, report.protocol, seed_of(report.asked)
     found = [] if report.finished else ["The run is not finished: figures may be missing or change."]
+    if encoders := _not_asked(report):
+        found.append(
+            f"Teacher and student were both asked without {' and '.join(encoders)} (student.without): what a prompt "
+            "loses by that is in no figure."
+        )
     space = protocol.feature_space if protocol else None
     if not figures.is_perceptual(metrics):
         found.append("No perceptual metric was computed: nothing here says how good the images look.")
@@ -43,6 +48,13 @@ def remarks(report: Report) -> list[str]:
         else "No quality gate is known here: `evaluate RUN/pipeline --gate` judges them, `report RUN` shows them."
     )
     return found
+
+
+def _not_asked(report: Report) -> list[str]:
+    """Text encoders that the run did without."""
+    recipe = report.asked.get("recipe")
+    without = recipe.get("student", {}).get("without", ()) if isinstance(recipe, dict) else ()
+    return [part for part in without if part.startswith("text_encoder")]
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from diffcompress.errors import RunStopped
 from diffcompress.records.run_files import write_json
+from diffcompress.sources.model_index import leaving_out
 from diffcompress.sources.variants import choose_files, is_known, plain_name
 
 # Files larger than this are linked rather than copied.
@@ -40,9 +41,18 @@ def link_part(source: Path, target: Path, *, borrow: bool = False) -> None:
             _link_or_copy(file, target / plain_name(name), os.symlink if borrow else os.link)
 
 
-def link_pipeline(pipeline: Path, parts: Iterable[str], target: Path, *, borrow: bool = False) -> None:
-    """`parts` of a pipeline and its index into the folder `target`, which exists; see `link_part`."""
-    shutil.copyfile(pipeline / "model_index.json", target / "model_index.json")
+def link_pipeline(
+    pipeline: Path, parts: Iterable[str], target: Path, *, without: Collection[str] = (), borrow: bool = False
+) -> None:
+    """`parts` of a pipeline and its index into the folder `target`, which exists; see `link_part`.
+
+    without: parts that the index is to say are left out.
+    """
+    if without:
+        index = json.loads((pipeline / "model_index.json").read_text(encoding="utf-8"))
+        write_json(target / "model_index.json", leaving_out(index, without))
+    else:
+        shutil.copyfile(pipeline / "model_index.json", target / "model_index.json")
     for part in parts:
         link_part(pipeline / part, target / part, borrow=borrow)
 

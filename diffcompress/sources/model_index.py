@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,11 @@ def parts_of(index: Mapping[str, Any]) -> list[str]:
 def left_out_of(index: Mapping[str, Any]) -> list[str]:
     """The tokenizers and text encoders that a model_index.json says are left out."""
     return [k for k, v in index.items() if k.startswith(("tokenizer", "text_encoder")) and v == [None, None]]
+
+
+def leaving_out(index: Mapping[str, Any], parts: Collection[str]) -> dict[str, Any]:
+    """A model_index.json of the same pipeline without `parts`, as diffusers writes it for parts that are None."""
+    return {name: [None, None] if name in parts else value for name, value in index.items()}
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from diffcompress.families.base import complete
 from diffcompress.runtime import Progress
 from diffcompress.sources.hub import Repository
 from diffcompress.sources.linking import part_bytes
-from diffcompress.sources.model_index import DENOISERS, left_out_of, parts_of, read_config
+from diffcompress.sources.model_index import DENOISERS, leaving_out, left_out_of, parts_of, read_config
 
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
 
@@ -48,7 +48,7 @@ class Reference:
     checkpoint file; pipeline: the diffusers folder around it, if there is one; scheduler: parsed scheduler config;
     notes: what the user should be told; revision: the commit of a model on the Hub, None for what lies here;
     surroundings: of a single checkpoint, the pipeline that `assembly.assembled` puts around it; origins: of a pipeline
-    put together so, where each part is from.
+    put together so, where each part is from; without: parts that the pipeline has and that a run does without.
     """
 
     id: str
@@ -61,6 +61,7 @@ class Reference:
     repository: Repository | None = None
     surroundings: Surroundings | None = None
     origins: Mapping[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
 
     @property
     def class_name(self) -> str | None:
@@ -77,8 +78,15 @@ class Reference:
 
     @cached_property
     def index(self) -> Mapping[str, Any]:
-        """The pipeline's model_index.json; empty without one."""
-        return {} if self.pipeline is None else read_config(self.pipeline / "model_index.json")
+        """The pipeline's model_index.json, without what a run does without; empty without one."""
+        if self.pipeline is None:
+            return {}
+        return leaving_out(read_config(self.pipeline / "model_index.json"), self.without)
+
+    @property
+    def whole(self) -> Reference:
+        """With all parts of its pipeline."""
+        return replace(self, without=())
 
     @property
     def denoiser_part(self) -> str:

@@ -130,8 +130,10 @@ def check_state(state: TeacherState, denoiser: nn.Module) -> None:
 
 
 def fingerprint(reference: Reference, files: Sequence[Path]) -> str:
-    """SHA-256 over configs and weight files."""
-    return of_model([reference.config, reference.scheduler], files)
+    """SHA-256 over configs and weight files, and the text encoders that it is asked without: what it draws follows
+    from all of them."""
+    encoders = [part for part in reference.without if part.startswith("text_encoder")]
+    return of_model([reference.config, reference.scheduler, *([encoders] if encoders else [])], files)
 
 
 def require_parts(reference: Reference, names: Iterable[str]) -> None:

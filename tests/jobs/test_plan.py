@@ -17,7 +17,7 @@ from diffcompress.jobs.shrink import shrink
 from diffcompress.records import units
 from tests import tiny
 from tests.cli.command import run
-from tests.families import pipe_stable_diffusion
+from tests.families import pipe_sd3, pipe_stable_diffusion
 
 KEYS = {
     "teacher", "family", "ratio", "requested_ratio", "params", "size_bytes", "config", "prediction_type", "macs",
@@ -109,6 +109,22 @@ def test_a_bare_config_is_enough(teacher):
     planned = plan(str(teacher / "unet" / "config.json"), ratio=0.05)
     assert planned["params"] == plan(str(teacher), ratio=0.05)["params"]
     assert planned["pipeline_bytes"] is planned["pipeline_ratio"] is planned["parts"] is None
+
+
+def test_a_part_that_is_left_out_makes_a_smaller_pipeline_or_is_refused(tmp_path):
+    pipe_sd3.pipeline().save_pretrained(tmp_path / "sd3")
+    planned = plan(str(tmp_path / "sd3"), params=40_000, overrides=("student.without=[text_encoder_3]",))
+    assert {part["name"] for part in planned["parts"]} >= {"transformer", "vae", "text_encoder_2"}
+    assert not {"text_encoder_3", "tokenizer_3"} & {part["name"] for part in planned["parts"]}
+    folders = [path for path in (tmp_path / "sd3").iterdir() if path.is_dir()]
+    theirs = sum(file.stat().st_size for folder in folders for file in folder.iterdir())
+    assert planned["pipeline_ratio"] == pytest.approx(planned["pipeline_bytes"] / theirs, rel=0.01)
+    assert any(note.startswith("text_encoder_3 and tokenizer_3 of its pipeline: left out") for note in planned["notes"])
+    with pytest.raises(UsageError, match=r"student\.without names vae, without which a StableDiffusion3Pipeline"):
+        plan(str(tmp_path / "sd3"), params=40_000, overrides=("student.without=[vae]",))
+    (tmp_path / "alone.json").write_text((tmp_path / "sd3" / "transformer" / "config.json").read_text())
+    with pytest.raises(UsageError, match=r"names vae, and '.*alone.json' has no pipeline"):
+        plan(str(tmp_path / "alone.json"), params=40_000, overrides=("student.without=[vae]",))
 
 
 def test_every_part_of_the_pipeline_has_its_bytes_and_its_share(tmp_path):

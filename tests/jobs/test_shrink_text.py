@@ -8,11 +8,13 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+import torch
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 import diffcompress
 from diffcompress.errors import UsageError
+from diffcompress.pipeline.stored_rows import stored_table
 from diffcompress.records.provenance import Provenance
 from diffcompress.records.run_files import read_json
 from diffcompress.records.run_folder import RunFolder
@@ -71,16 +73,33 @@ def test_images_without_captions_are_refused(teacher: str, tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
-def test_a_pipeline_without_one_of_its_text_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = pipe_sd3._parts() | {"text_encoder_3": None, "tokenizer_3": None}
+@pytest.mark.parametrize("whose", ["teacher", "run"])
+def test_a_pipeline_without_one_of_its_text_encoders(
+    whose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the teacher comes without it, and where the run leaves it out."""
+    absent = {"text_encoder_3": None, "tokenizer_3": None}
+    parts = pipe_sd3._parts() | (absent if whose == "teacher" else {})
     StableDiffusion3Pipeline(**parts).save_pretrained(tmp_path / "teacher")
-    run = RunFolder(tmp_path / "run")
-    result = diffcompress.shrink(str(tmp_path / "teacher"), params=40_000, output=str(run.path), overrides=SHORT)
+    run, without = RunFolder(tmp_path / "run"), ("student.without=[text_encoder_3]",) * (whose == "run")
+    asked = {"params": 40_000, "output": str(run.path)}
+    result = diffcompress.shrink(str(tmp_path / "teacher"), overrides=(*SHORT, *without), **asked)
     ours, theirs = (
         sum(file.stat().st_size for file in folder.glob("*/*")) for folder in (run.pipeline, tmp_path / "teacher")
     )
     assert result["whole"] == {"bytes": ours, "teacher_bytes": theirs, "ratio": ours / theirs}
-    assert "| Whole pipeline on disk |" in (run.pipeline / "README.md").read_text()
+    index = read_json(run.pipeline / "model_index.json")
+    assert all(index[part] == [None, None] and not (run.pipeline / part).exists() for part in absent)
+    card = (run.pipeline / "README.md").read_text()
+    assert "| Whole pipeline on disk |" in card and "It goes without text_encoder_3 and tokenizer_3." in card
+    assert ("both asked without text_encoder_3" in card) == (whose == "run")
+    # CLIP's 12 tokens, then zeros for T5's.
+    encoded = stored_table(sorted(run.conditions.glob("*/shard-*.safetensors")))["encoder_hidden_states"]
+    rows = encoded[torch.arange(encoded.shape[0])]
+    assert rows[:, :12].any() and not rows[:, 12:].any()
+    if whose == "run":
+        with pytest.raises(UsageError, match=r"recipe\.student\.without\.0 was 'text_encoder_3', now None"):
+            diffcompress.shrink(str(tmp_path / "teacher"), overrides=SHORT, **asked)
     assert read_json(run.proof)["image_difference"] is not None
     provenance = read_json(run.pipeline / "diffcompress.json")
     schema = read_json(Path(__file__).parents[2] / "docs" / "schemas" / "provenance.schema.json")

@@ -67,3 +67,10 @@ def test_another_teacher_and_another_version_are_named():
 def test_a_recipe_key_that_nobody_knows_any_more_is_told():
     theirs = ASKED | {"recipe": {**recipes.load().model_dump(mode="json"), "forgotten": 3}}
     assert differences(theirs, ASKED) == "recipe.forgotten was 3, now None"
+
+
+def test_what_a_teacher_is_asked_without_is_told_as_such_and_not_as_changed_files():
+    set_ = recipes.load("default", ("student.without=[text_encoder_3]",)).model_dump(mode="json")
+    less = ASKED | {"fingerprint": "b", "recipe": set_}
+    assert differences(ASKED, less) == "recipe.student.without.0 was None, now 'text_encoder_3'"
+    assert differences(less | {"fingerprint": "c"}, less) == "the files of teacher 'base/t' have changed"

@@ -17,10 +17,10 @@ demo: $(STAMP) ## compress the embedded teacher to 5 % and draw the report (thre
 	@echo "The student:      $(CURDIR)/build/demo-run/pipeline"
 
 test: $(STAMP) ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 
 test-all: $(STAMP) ## run the tests with the slow ones: every family end to end
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q -m "slow or not slow"
 
 mutants: $(STAMP) ## apply one-line mistakes to a copy of the package; the tests must notice each (ten minutes on one core)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants

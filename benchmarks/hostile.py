@@ -170,7 +170,7 @@ def _mounted(place: Path, kilobytes: int) -> bool:
 
 
 def damages(world: World, count: int) -> Iterator[str]:
-    """One file of a run emptied, cut, garbled, flipped, replaced or gone: three in four of finished runs, the others
+    """One file of a run emptied, cut, garbled, flipped, replaced or gone: six in seven of finished runs, the others
     of runs that have trained in part."""
     halfway = world.root / "halfway"
     stopped: list[int] = []
@@ -246,8 +246,8 @@ def _started(world: World, output: Path, limit: int) -> forked.Outcome:
 
 
 KINDS: tuple[tuple[str, Callable[[World, int], Iterator[str]], int, int, str], ...] = (
-    ("SIGKILL at any moment", kills, 100, 3, "the same command ends with the same student and metrics"),
-    ("full disk", disks, 40, 4, "exit code 75; with more space the same command ends with the same student"),
+    ("SIGKILL at any moment", kills, 100, 2, "the same command ends with the same student and metrics"),
+    ("full disk", disks, 40, 2, "exit code 75; with more space the same command ends with the same student"),
     ("damaged file", damages, 300, 7, "made again, or exit code 1 and a sentence that names it; never another student"),
     ("too little memory", memories, 20, 2, "exit code 5 and one sentence, unless it ends inside a library that aborts"),
 )  # fmt: skip

@@ -14,13 +14,14 @@ from torch import nn
 
 from diffcompress.errors import DamagedError
 from diffcompress.export.onnx import check_inputs, check_installed, export_onnx
+from diffcompress.export.original import check_shape, export_original
 from diffcompress.export.weights import as_shipped
 from diffcompress.families.base import Family
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import ExportSection
 from diffcompress.records import shapes
 from diffcompress.records.fingerprints import sha256
-from diffcompress.records.layout import EXPORT_RECORD, ONNX, SINGLE_FILE
+from diffcompress.records.layout import EXPORT_RECORD, ONNX, ORIGINAL, SINGLE_FILE
 from diffcompress.records.provenance import Provenance
 from diffcompress.records.run_files import read_json, read_record, write_atomically, write_checked
 from diffcompress.records.run_folder import RunFolder
@@ -28,10 +29,12 @@ from diffcompress.runtime import dtype_name
 
 
 def check(section: ExportSection, family: Family, config: Mapping[str, Any]) -> None:
-    """Raise UsageError for a format that this installation cannot write, or that `family` has not."""
+    """Raise UsageError for a format that this installation cannot write, or that this student of `family` has not."""
     if section.onnx:
         check_installed()
         check_inputs(family, config)
+    if section.original:
+        check_shape(family.class_name, config)
 
 
 def written(run: RunFolder, section: ExportSection) -> dict[str, Any] | None:
@@ -68,6 +71,11 @@ def write_formats(
         if section.single_file:
             record["single_file"] = {"file": SINGLE_FILE, "dtype": dtype_name(dtype)}
             save_file(rounded.state_dict(), folder / SINGLE_FILE, _header(run, teacher, config))
+        if section.original:
+            noise, name = teacher.noise.prediction_type, teacher.family.class_name
+            header = _header(run, teacher, config)
+            export_original(rounded, name, teacher.reference.scheduler, header, folder / ORIGINAL)
+            record["original"] = {"file": ORIGINAL, "dtype": dtype_name(dtype), "prediction_type": noise}
         if section.onnx:
             plain = nn.Module.to(rounded, torch.float32)
             told = export_onnx(teacher.family, plain, config, folder / ONNX)

@@ -10,6 +10,7 @@ from typing import Any
 
 from diffcompress import recipe as recipes
 from diffcompress.errors import DoesNotFitError, UsageError
+from diffcompress.export import formats
 from diffcompress.families import registry
 from diffcompress.families.base import Family, complete
 from diffcompress.jobs.cards import CARDS, Card
@@ -25,6 +26,7 @@ from diffcompress.records.report import Part, PipelineSize
 from diffcompress.records.request import PlanOptions
 from diffcompress.report import evidence
 from diffcompress.runtime import Progress
+from diffcompress.sources import original_shapes
 from diffcompress.sources.licence import licence_of
 from diffcompress.sources.model_index import DENOISERS, check_config
 from diffcompress.sources.reference import Reference
@@ -79,6 +81,7 @@ def run(asked: PlanOptions, progress: Progress) -> Planned | list[Planned]:
         target: dict[str, Any] = {"ratio": ratio, "params": asked.params, "size": asked.size, "dtype": stored}
         section, noise = settings.student, teacher.noise
         student = planning.plan(teacher.family, teacher.config, **target, section=section, noise=noise)
+        formats.check(settings.export, teacher.family, student.config)
         return _row(teacher, student, settings, stored)
 
     if asked.ratio is None or isinstance(asked.ratio, (int, float)):
@@ -126,6 +129,7 @@ def _row(teacher: _Teacher, student: StudentPlan, recipe: Recipe, dtype: str) ->
         notes=[
             *teacher.notes,
             *student.notes,
+            *original_shapes.notes(teacher.family.class_name, student.config),
             _memory(card, footprint),
             known.told if known else evidence.NOTHING_KNOWN,
         ],

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from diffcompress import recipe as recipes
 from diffcompress.errors import DoesNotFitError, UsageError
-from diffcompress.jobs import evaluate
+from diffcompress.families import registry
+from diffcompress.jobs import evaluate, plan
 from diffcompress.jobs.shrink import run
 from diffcompress.records.report import Shrunk
 from diffcompress.records.request import ShrinkOptions
 from diffcompress.records.run_folder import RunFolder
 from diffcompress.report.overview import write_overview
 from diffcompress.runtime import Progress
+from diffcompress.sources.reference import Reference
 from diffcompress.sources.resolve import resolve
 
 
@@ -30,7 +33,9 @@ def shrink_several(each: Sequence[ShrinkOptions], progress: Progress) -> list[Sh
     names = [f"{one.ratio:.4g}" for one in each]
     if len(set(names)) < len(names):
         raise UsageError(f"--ratio {','.join(names)} names one ratio twice", "name each ratio once")
-    folder = Path(asked.output or f"./{resolve(str(asked.teacher), asked.scheduler).name}-several")
+    reference = resolve(str(asked.teacher), asked.scheduler)
+    folder = Path(asked.output or f"./{reference.name}-several")
+    _check_shapes(each, reference, progress)
     results, unreachable = [], []
     for one, name in zip(each, names, strict=True):
         progress.note(f"student of ratio {name}")
@@ -47,3 +52,13 @@ def shrink_several(each: Sequence[ShrinkOptions], progress: Progress) -> list[Sh
         evaluate(measured, output=folder, device=asked.device, progress=progress)
     write_overview(folder, runs)
     return results
+
+
+def _check_shapes(each: Sequence[ShrinkOptions], reference: Reference, progress: Progress) -> None:
+    """Raise UsageError for a student whose shape an export cannot say now, and not when those before it are made."""
+    asked = each[0]
+    name = asked.recipe or recipes.default_for(reference.id, registry.find(reference.class_name).recipe)
+    if recipes.load(name, tuple(asked.overrides)).export.original:
+        ratios = [one.ratio for one in each if one.ratio is not None]
+        same = {key: getattr(asked, key) for key in ("recipe", "overrides", "dtype", "scheduler")}
+        plan(asked.teacher, ratio=ratios, progress=progress, **same)

@@ -160,6 +160,7 @@ class EvaluationSection(Section):
 class ExportSection(Section):
     onnx: bool = Field(False, description="also the denoiser as ONNX, checked with onnxruntime (diffcompress[onnx])")
     single_file: bool = Field(False, description="also the denoiser as one safetensors file with its config inside")
+    original: bool = Field(False, description="also the denoiser in the layout of its authors (SD, FLUX.1)")
 
 
 def default_stages() -> tuple[StageSection, ...]:

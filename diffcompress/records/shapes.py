@@ -81,6 +81,7 @@ class Exports(TypedDict):
     files: Hashes
     single_file: NotRequired[dict[str, Any]]
     onnx: NotRequired[dict[str, Any]]
+    original: NotRequired[dict[str, Any]]
 
 
 class Assembled(TypedDict):

@@ -7,7 +7,6 @@ a config.json, or the pipeline folder (model_index.json) that the file was put i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,21 +17,13 @@ import torch
 from torch import Tensor
 
 from diffcompress.errors import UsageError
+from diffcompress.sources import originals
 from diffcompress.sources.model_index import DENOISERS, parts_of
 from diffcompress.sources.names import check_plain
+from diffcompress.sources.originals import MARKS, PREFIX, TELLING, UNET
 from diffcompress.sources.reference import Surroundings
 from diffcompress.sources.state import StoredState
 
-_ORIGINALS = Path(__file__).parent / "originals.json"
-_PREFIX = "model.diffusion_model."
-# The layouts that are known, by class: one tensor as its authors call it, and as diffusers calls none. Converters of
-# these classes hand on every value of a checkpoint that is theirs.
-_UNET = "UNet2DConditionModel"
-_TELLING = {
-    _UNET: "input_blocks.0.0.weight",
-    "SD3Transformer2DModel": "joint_blocks.0.x_block.attn.qkv.weight",
-    "FluxTransformer2DModel": "double_blocks.0.img_attn.qkv.weight",
-}
 _TEXT_WIDTH = "input_blocks.{}.1.transformer_blocks.0.attn2.to_k.weight"
 # Where whole checkpoints keep what is no denoiser: by part of the pipeline, T5 being the second encoder or the third.
 _PARTS = {
@@ -101,13 +92,12 @@ def _noise_of(path: Path, stored: StoredState, usual: dict[str, Any] | None) -> 
             f"'{path}' cannot be distilled: it is marked as EDM (edm_vpred), whose preconditioning is not supported",
             "DDPM-type teachers (epsilon, sample or v prediction) and flow-matching teachers can",
         )
-    marked: dict[str, Any] = {"prediction_type": "v_prediction"} if "v_pred" in stored else {}
-    marked |= {"rescale_betas_zero_snr": True} if "ztsnr" in stored else {}
+    marked = dict(meaning for name, meaning in MARKS.items() if name in stored)
     return usual if usual is None else usual | marked
 
 
 def _known(path: Path, stored: StoredState) -> dict[str, Any]:
-    known: dict[str, dict[str, Any]] = json.loads(_ORIGINALS.read_text(encoding="utf-8"))
+    known = originals.published()
     kind = _kind(stored) if is_original(stored) else None
     if kind in known:
         return known[kind]
@@ -130,7 +120,7 @@ def _around(
 
 def is_original(names: Iterable[str]) -> bool:
     """Whether these are the tensor names of a denoiser as its authors published it, alone or inside a checkpoint."""
-    return any(name.startswith(_PREFIX) or name in _TELLING.values() for name in names)
+    return any(name.startswith(PREFIX) or name in TELLING.values() for name in names)
 
 
 def stand_ins(stored: StoredState, config: dict[str, Any]) -> dict[str, Tensor]:
@@ -141,7 +131,7 @@ def stand_ins(stored: StoredState, config: dict[str, Any]) -> dict[str, Tensor]:
     hollow = {name: torch.empty(stored.shape(name), device="meta") for name in _inside(stored)}
     rest = dict(hollow)
     converted = _converted(rest, config, stored.files[0])
-    if config["_class_name"] in _TELLING and _size(converted) < _size(hollow):
+    if config["_class_name"] in TELLING and _size(converted) < _size(hollow):
         # What a converter takes, it takes out of its input or hands on as it is.
         handed_on = {id(value) for value in converted.values()}
         lost = [name for name, value in rest.items() if id(value) not in handed_on and value.numel()]
@@ -159,7 +149,7 @@ def _size(tensors: Mapping[str, Tensor]) -> int:
 
 def _inside(stored: StoredState) -> list[str]:
     """The denoiser's tensors of a checkpoint."""
-    prefixed = [name for name in stored if name.startswith(_PREFIX)]
+    prefixed = [name for name in stored if name.startswith(PREFIX)]
     return prefixed or [name for name in stored if not name.startswith(_NO_DENOISER)]
 
 
@@ -180,17 +170,16 @@ def _converted(tensors: dict[str, Tensor], config: dict[str, Any], file: object)
             "convert it with the script of its authors, and name the folder",
         )
     # The U-Net converter insists on the prefix, the others do without.
-    prefix = _PREFIX if class_name == _UNET else ""
+    prefix = PREFIX if class_name == UNET else ""
     for name in list(tensors):
-        tensors[prefix + name.removeprefix(_PREFIX)] = tensors.pop(name)
+        tensors[prefix + name.removeprefix(PREFIX)] = tensors.pop(name)
     try:
-        converted: dict[str, Tensor] = loadable[class_name]["checkpoint_mapping_fn"](checkpoint=tensors, config=config)
+        return originals.convert(tensors, config)
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"{file} does not convert to a {class_name}: {type(error).__name__} {error}",
             "the file must be a whole checkpoint of that model",
         ) from error
-    return converted
 
 
 def _kind(stored: StoredState) -> str:
@@ -198,12 +187,12 @@ def _kind(stored: StoredState) -> str:
     from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 
     shapes = {name: SimpleNamespace(shape=stored.shape(name)) for name in stored}
-    shapes |= {_PREFIX + name: shape for name, shape in shapes.items() if not name.startswith(_PREFIX)}
+    shapes |= {PREFIX + name: shape for name, shape in shapes.items() if not name.startswith(PREFIX)}
     kind = str(infer_diffusers_model_type(shapes))
     if kind != "v1":
         return kind
-    widths = [shapes[name].shape[-1] for i in (1, 4) if (name := _PREFIX + _TEXT_WIDTH.format(i)) in shapes]
-    first = shapes.get(_PREFIX + _TELLING[_UNET])
+    widths = [shapes[name].shape[-1] for i in (1, 4) if (name := PREFIX + _TEXT_WIDTH.format(i)) in shapes]
+    first = shapes.get(PREFIX + TELLING[UNET])
     if first is None or first.shape[1] != 4 or not widths:
         return "an unknown kind"
     return {768: "v1", 1024: "v2", 2048: "xl_base"}.get(widths[0], "an unknown kind")

@@ -16,9 +16,9 @@ from tests.families.test_contract import lively
 from tests.families.tiny_text import clip_text, clip_tokenizer, seeded, t5_encoder, t5_tokenizer
 
 
-def pipeline() -> StableDiffusion3Pipeline:
-    """As Stable Diffusion 3.5 medium: images of 16 x 16 pixels, latents of 8 x 8."""
-    return StableDiffusion3Pipeline(**_parts())
+def pipeline(**changes: Any) -> StableDiffusion3Pipeline:
+    """As Stable Diffusion 3.5 medium: images of 16 x 16 pixels, latents of 8 x 8. changes: to its denoiser's config."""
+    return StableDiffusion3Pipeline(**_parts(**changes))
 
 
 def medium() -> StableDiffusion3Pipeline:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from diffcompress.errors import UsageError
 from diffcompress.pipeline.load import check_teacher
+from diffcompress.sources import originals as layouts
 from diffcompress.sources import single_file
 from diffcompress.sources.resolve import resolve
 from diffcompress.sources.state import StoredState
@@ -20,7 +21,7 @@ from diffcompress.sources.weights import check_state, open_state
 from tests import tiny
 from tests.sources import originals
 
-KNOWN = json.loads(single_file._ORIGINALS.read_text())
+KNOWN = layouts.published()
 UNET = {
     "_class_name": "UNet2DConditionModel",
     "sample_size": 8,

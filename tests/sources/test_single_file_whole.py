@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 import diffcompress
 from diffcompress.errors import AccessError, ExitStatus, RunStopped, UsageError
 from diffcompress.pipeline.load import load
-from diffcompress.sources import linking, single_file
+from diffcompress.sources import linking
+from diffcompress.sources import originals as layouts
 from diffcompress.sources.assembly import assembled
 from diffcompress.sources.fetch import fetch
 from diffcompress.sources.resolve import resolve
@@ -27,7 +28,7 @@ from tests.families import pipe_stable_diffusion
 from tests.hub_server import HubServer
 from tests.sources import originals
 
-KNOWN = json.loads(single_file._ORIGINALS.read_text())
+KNOWN = layouts.published()
 KINDS = ("pipe_stable_diffusion", "pipe_stable_diffusion_xl", "pipe_sd3")
 NAME = "someone/stable-diffusion"
 SMALL = (*tiny.SHORTEST, "bank.num_prompts=2", "student.importance=magnitude")
@@ -193,7 +194,7 @@ def _published(folder, monkeypatch):
     config = dict(pipe_stable_diffusion.UNET)
     known = {"v1": {**KNOWN["v1"], "name": "Small Diffusion", "repository": NAME, "config": config}}
     (folder / "originals.json").write_text(json.dumps(known))
-    monkeypatch.setattr(single_file, "_ORIGINALS", folder / "originals.json")
+    monkeypatch.setattr(layouts, "_ORIGINALS", folder / "originals.json")
     pipeline = pipe_stable_diffusion.pipeline()
     pipeline.save_pretrained(folder / "published")
     save_file(originals.whole(pipeline), folder / "small.safetensors")

@@ -84,6 +84,7 @@ def _prepare_environment(offline: bool) -> None:
     """Settings that the libraries read when they are imported, which is after this."""
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ.setdefault("WANDB_MODE", "offline")
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     # Their bars and their advice to callers would be read as ours.

@@ -29,6 +29,7 @@ from diffcompress.sources.fetch import fetch
 from diffcompress.sources.licence import licence_of, unused
 from diffcompress.sources.weights import require_parts
 from diffcompress.student.plan import StudentPlan, plan
+from diffcompress.training import trackers
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ def _check(request: Request, runtime: Runtime, progress: Progress) -> None:
             f"a batch of {batch_size} cannot be shared out equally over {runtime.count} processes",
             f"--set training.batch_size={-(-batch_size // runtime.count) * runtime.count}",
         )
+    trackers.check(request.recipe.training.trackers)
     licence = licence_of(request.reference, asked.license)
     if asked.license not in (None, licence.id):
         progress.warn(unused(licence, asked.license))

@@ -30,7 +30,7 @@ from diffcompress.records.run_files import (
 )
 from diffcompress.records.run_folder import read_recipe
 from diffcompress.report.sheets import write_sheet
-from diffcompress.training import budget, micro
+from diffcompress.training import budget, micro, trackers
 from diffcompress.training.ema import Ema
 from diffcompress.training.objective import Trainee, freeze_unused, make_adapters
 from diffcompress.training.optim import Optimizer
@@ -73,9 +73,10 @@ def train(run: Run, start: ModelMixin, bank: Bank, *, look: Look | None = None) 
     folders = [run.folder.stage(index, stage.name) for index, stage in enumerate(recipe.stages)]
     # What a later stage has begun from is not needed any more.
     begun = [index for index, folder in enumerate(folders) if Checkpoints(folder).latest is not None]
-    for index in range(max(begun, default=0), len(folders)):
-        run_stage(job, index, folders[index])
-        run.set_seconds(folders[index].name, job.state.counters.seconds)
+    with trackers.following(run.runtime, run.folder.path, recipe):
+        for index in range(max(begun, default=0), len(folders)):
+            run_stage(job, index, folders[index])
+            run.set_seconds(folders[index].name, job.state.counters.seconds)
     return recipe, averaged_student(run.plan, start, job.state)
 
 

@@ -149,6 +149,9 @@ class TrainingSection(Section):
     checkpoint_every_seconds: float = Field(120.0, gt=0.0)
     preview_every_steps: int = Field(500, ge=1)
     log_every_steps: int = Field(10, ge=1)
+    trackers: tuple[str, ...] = Field(
+        (), description="where the log goes, too: tensorboard, trackio, wandb, if installed"
+    )
 
 
 class EvaluationSection(Section):

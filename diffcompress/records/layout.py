@@ -21,7 +21,7 @@ BANK_RECORD, GROWN = "bank.json", "grown"
 
 # A stage, and a checkpoint in it: FINAL ends the stage.
 STAGE, CHECKPOINTS, STEP, FINAL = "stage-", "checkpoints", "step-", "final"
-TRAINING_LOG = "metrics.jsonl"
+TRAINING_LOG, TRACKED = "metrics.jsonl", "trackers"
 STATE, COUNTERS = "state.safetensors", "state.json"
 
 # An exported pipeline, and its other formats.

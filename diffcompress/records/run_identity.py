@@ -13,8 +13,8 @@ from diffcompress.recipe import Recipe
 _MOST_TOLD = 3
 # The fingerprint stands for the teacher and its scheduler, the recipe's values for its name.
 _AS_TYPED = ("teacher", "fingerprint", "scheduler", "recipe_name", "version")
-# The description is for people; a finished run may be exported to another format later.
-_NO_VALUES = {"description", "export"}
+# The description is for people; a finished run may be exported to another format later, and followed by any tracker.
+_NO_VALUES: dict[str, Any] = {"description": True, "export": True, "training": {"trackers"}}
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
@@ -60,7 +60,7 @@ def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
     try:
         return Recipe.model_validate(recipe).model_dump(mode="json", exclude=_NO_VALUES)
     except ValidationError:  # of a version that knows more, or other values
-        return {name: value for name, value in recipe.items() if name not in _NO_VALUES}
+        return {name: value for name, value in recipe.items() if _NO_VALUES.get(name) is not True}
 
 
 def _leaves(value: Any, path: str = "") -> dict[str, Any]:

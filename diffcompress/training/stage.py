@@ -91,6 +91,7 @@ def run_stage(job: Job, index: int, folder: Path) -> None:
             if due and fine:
                 row = _read(terms, job.runtime) | {"learning_rate": round(_rate(job, step), 7)}
                 log.write({"step": step, "stage": stage.name, **row, "seconds": round(state.counters.seconds, 3)})
+                job.runtime.accelerator.log(row, step=step)
                 job.progress.update(stage.name, step + 1 - (last - stage.num_steps), stage.num_steps, **row)
         if state.counters.step % recipe.training.preview_every_steps == 0 and job.runtime.is_main:
             job.preview(state.counters.step)

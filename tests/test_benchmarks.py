@@ -51,3 +51,16 @@ def test_the_script_for_a_gpu_runs_on_a_cpu_with_tiny_models(tmp_path: Path) -> 
             assert rows[name, what]["of_ceiling"] > 0
         memory = rows[name, "memory of training, a sample at a time"]
         assert 0.3 < memory["value"] / memory["plan"] < 3
+
+
+def test_what_remains_of_a_pipeline_is_as_the_page_on_releases_says() -> None:
+    done = subprocess.run(
+        [sys.executable, "benchmarks/parts.py"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    page = (ROOT / "docs" / "release.md").read_text().replace(" %)", "%)")
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[2:]]
+    assert len(rows) == 3
+    for name, whole, student, half, without in rows:
+        half = "as before: half already" if half == student else half
+        assert f"| {name} | {whole} | {student} | {half} | {without}" in page

@@ -46,7 +46,7 @@ def written(run: RunFolder, section: ExportSection) -> dict[str, Any] | None:
         return None
     shipped = read_record(run.provenance, Provenance).files
     asked = (found["asked"], found["pipeline_files"], found["files"])
-    return found if asked == (section.model_dump(), shipped, hashes) else None
+    return found if asked == (section.formats, shipped, hashes) else None
 
 
 def write_formats(
@@ -56,7 +56,7 @@ def write_formats(
 
     The weights are those of `run.pipeline`, rounded to `dtype`; what is there and still of these weights is kept.
     """
-    asked = section.model_dump()
+    asked = section.formats
     if not any(asked.values()):
         return None
     if (found := written(run, section)) is not None:

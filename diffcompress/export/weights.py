@@ -22,6 +22,7 @@ from diffcompress.records.run_files import read_json, write_atomically, write_js
 from diffcompress.records.run_folder import RunFolder
 from diffcompress.report import card, reading
 from diffcompress.runtime import dtype_name
+from diffcompress.sources.halves import halve
 from diffcompress.sources.licence import licence_files, licence_of
 from diffcompress.sources.linking import check_space, link_pipeline
 
@@ -32,11 +33,13 @@ def export_pipeline(
     run: RunFolder,
     *,
     dtype: torch.dtype,
+    half_parts: bool = False,
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `run.pipeline`, all or nothing, and return it.
 
-    `student` is the float32 denoiser to ship (EMA weights loaded), stored in `dtype`. `provenance` (recipe, seeds, bank
+    `student` is the float32 denoiser to ship (EMA weights loaded), stored in `dtype`; half_parts: see
+    `write_rest`. `provenance` (recipe, seeds, bank
     hash, `license` when the user stated one) goes into diffcompress.json beside teacher, versions and file hashes.
     Raises DiffCompressError when a weight is not finite in `dtype`.
     """
@@ -46,7 +49,7 @@ def export_pipeline(
 
     def write(folder: Path) -> None:
         folder.mkdir(parents=True)
-        subfolder = write_rest(folder, teacher)
+        subfolder = write_rest(folder, teacher, half=half_parts)
         shipped.save_pretrained(folder / subfolder, safe_serialization=True)
         for file in licence_files(teacher.reference):
             shutil.copyfile(file, folder / file.name)
@@ -86,11 +89,12 @@ def rounded(student: ModelMixin, dtype: torch.dtype, device: torch.device | str 
     return made
 
 
-def write_rest(folder: Path, teacher: LoadedPipeline, *, borrow: bool = False) -> str:
+def write_rest(folder: Path, teacher: LoadedPipeline, *, half: bool = False, borrow: bool = False) -> str:
     """Everything of the pipeline but the denoiser, weights under plain names; returns the denoiser's subfolder.
 
-    Of a denoiser alone its scheduler, and a pipeline index where one can be made of the two. borrow: see `link_part`.
-    Raises RunStopped when the disk is too small.
+    Of a denoiser alone its scheduler, and a pipeline index where one can be made of the two. half: other parts in half
+    precision where they are stored in more (`halves`). borrow: see `link_part`. Raises RunStopped when the disk is too
+    small.
     """
     reference, family = teacher.reference, teacher.family
     if reference.pipeline is None:
@@ -112,6 +116,8 @@ def write_rest(folder: Path, teacher: LoadedPipeline, *, borrow: bool = False) -
     if (prompts := own_file(reference)) is not None:
         shutil.copyfile(prompts, folder / OWN_FILE)
     link_pipeline(reference.pipeline, others, folder, without=reference.without, borrow=borrow)
+    for part in others if half else ():
+        halve(folder / part)
     _tell_prediction(folder / "scheduler" / "scheduler_config.json", reference.scheduler)
     return subfolder
 

@@ -6,7 +6,9 @@ from diffcompress.errors import DamagedError
 from diffcompress.images.hub_images import is_id
 from diffcompress.jobs.request import Request
 from diffcompress.records.fingerprints import is_sound
+from diffcompress.records.provenance import Provenance
 from diffcompress.records.report import Report, Shrunk
+from diffcompress.records.run_files import read_record
 from diffcompress.records.run_folder import RunFolder
 from diffcompress.report import reading
 from diffcompress.runtime import Progress
@@ -67,7 +69,9 @@ def _is_same(folder: RunFolder, request: Request) -> bool:
 
 def _lacks_formats(folder: RunFolder, request: Request) -> bool:
     section = request.recipe.export
-    if not any(section.model_dump().values()):
+    if read_record(folder.provenance, Provenance).half_parts != section.half_parts:
+        return True
+    if not any(section.formats.values()):
         return False
     from diffcompress.export import formats  # seconds of imports
 

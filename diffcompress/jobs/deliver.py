@@ -30,6 +30,7 @@ from diffcompress.records.evaluation import Evaluation, Judged
 from diffcompress.records.fingerprints import is_sound
 from diffcompress.records.metrics import ROLES
 from diffcompress.records.protocol import Protocol
+from diffcompress.records.provenance import Provenance
 from diffcompress.records.run_files import kept, read_json, read_record, read_tensors, write_checked, write_json
 from diffcompress.report.page import write_report
 from diffcompress.runtime import Progress
@@ -52,9 +53,10 @@ def conclude(run: Run, recipe: Recipe, start: ModelMixin, trained: ModelMixin, b
     with run.timed("export"):
         kept(folder.proof, partial(read_json, kind=shapes.Proof), run.progress.warn)
         exported = folder.is_exported
-        if exported and not is_sound(folder):
+        sound = exported and is_sound(folder)
+        if exported and not sound:
             run.progress.warn(f"{folder.pipeline} is not what was proved any more, and is written again")
-        if not exported or not is_sound(folder):
+        if not sound or read_record(folder.provenance, Provenance).half_parts != recipe.export.half_parts:
             _export(run, recipe, trained, bank)
         write_formats(trained, _around(run), folder, recipe.export, dtype=_export_dtype(run))
     if asked.license:
@@ -177,7 +179,8 @@ def _export(run: Run, recipe: Recipe, trained: ModelMixin, bank: Bank) -> None:
     if run.request.asked.license:
         provenance["license"] = run.request.asked.license
     dtype = _export_dtype(run)
-    export_pipeline(trained, _around(run), run.folder, dtype=dtype, provenance=provenance)
+    half_parts = recipe.export.half_parts
+    export_pipeline(trained, _around(run), run.folder, dtype=dtype, half_parts=half_parts, provenance=provenance)
     prove(run.folder, trained, run.teacher, dtype=dtype)
 
 

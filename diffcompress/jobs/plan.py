@@ -27,6 +27,7 @@ from diffcompress.records.request import PlanOptions
 from diffcompress.report import evidence
 from diffcompress.runtime import Progress
 from diffcompress.sources import original_shapes
+from diffcompress.sources.halves import saving
 from diffcompress.sources.licence import licence_of
 from diffcompress.sources.model_index import DENOISERS, check_config
 from diffcompress.sources.reference import Reference
@@ -40,7 +41,8 @@ from diffcompress.student.plan import StudentPlan
 class _Teacher:
     """What a plan needs of a teacher. noise: its process, None for a config alone; dtype: of its stored weights, None
     when no file tells; ours: bytes of the parts that the student will come with, and theirs: of all parts of the
-    teacher's pipeline, None when there is no pipeline."""
+    teacher's pipeline, None when there is no pipeline; encoders: bytes of the text encoders that it is asked
+    with, as far as they are known."""
 
     id: str
     family: Family
@@ -49,12 +51,8 @@ class _Teacher:
     dtype: str | None
     ours: Mapping[str, int] | None
     theirs: Mapping[str, int] | None
+    encoders: int
     notes: tuple[str, ...]
-
-    @property
-    def encoders(self) -> int:
-        """Bytes of its text encoders, as far as they are known."""
-        return sum(size for part, size in (self.ours or {}).items() if part.startswith("text_encoder"))
 
     @cached_property
     def macs(self) -> int:
@@ -188,8 +186,11 @@ def _from_reference(reference: Reference, recipe: Recipe) -> _Teacher:
     notes, licence = asked.notes, licence_of(asked)
     if not licence.is_known:
         notes = (*notes, f"the licence is unknown ({licence.source}); before a push to the Hub, {licence.advice}")
-    config, theirs = asked.complete_config, reference.part_sizes()
-    return _Teacher(reference.id, family, config, noise, dtype, asked.part_sizes(), theirs, notes)
+    config, ours, theirs = asked.complete_config, asked.part_sizes(), reference.part_sizes()
+    encoders = sum(size for part, size in (ours or {}).items() if part.startswith("text_encoder"))
+    if recipe.export.half_parts and ours is not None:
+        ours = {part: size - (saving(asked, part) if part != asked.denoiser_part else 0) for part, size in ours.items()}
+    return _Teacher(reference.id, family, config, noise, dtype, ours, theirs, encoders, notes)
 
 
 def _from_config(text: str, path: Path) -> _Teacher:
@@ -201,4 +202,4 @@ def _from_config(text: str, path: Path) -> _Teacher:
     check_config(config, text)
     hollow(family, config, text)
     config = complete(family.class_name, config)
-    return _Teacher(text, family, config, None, None, None, None, ("sizes in float32: a config alone",))
+    return _Teacher(text, family, config, None, None, None, None, 0, ("sizes in float32: a config alone",))

@@ -164,6 +164,14 @@ class ExportSection(Section):
     onnx: bool = Field(False, description="also the denoiser as ONNX, checked with onnxruntime (diffcompress[onnx])")
     single_file: bool = Field(False, description="also the denoiser as one safetensors file with its config inside")
     original: bool = Field(False, description="also the denoiser in the layout of its authors (SD, FLUX.1)")
+    half_parts: bool = Field(
+        False, description="encoders and autoencoder in half precision, where the teacher's are stored in more"
+    )
+
+    @property
+    def formats(self) -> dict[str, bool]:
+        """What is asked for beside the pipeline."""
+        return self.model_dump(exclude={"half_parts"})
 
 
 def default_stages() -> tuple[StageSection, ...]:

@@ -92,6 +92,11 @@ class Provenance(Record):
     )  # fmt: skip
 
     @property
+    def half_parts(self) -> bool:
+        """Whether parts that the teacher stores in more than 16 bits came in half precision."""
+        return bool(self.recipe.get("export", {}).get("half_parts"))
+
+    @property
     def is_alone(self) -> bool:
         """Whether a denoiser is all there is; early versions made nothing else than pipelines, and did not say so."""
         return self.pipeline is None

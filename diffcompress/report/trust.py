@@ -39,6 +39,8 @@ def remarks(report: Report) -> list[str]:
     found.append("No baseline was trained at equal budget, so nothing says how much the method itself gained.")
     if protocol and protocol.agreement_clean.startswith("teacher"):
         found.append("Agreement is measured on the teacher's own samples, not on real images.")
+    if report.provenance and report.provenance.half_parts:
+        found.append("Figures were measured with the teacher's encoders and autoencoder; half precision rounds both.")
     if report.probe is not None:
         found.append(f"Train longer, or larger? {report.probe.sentence}")
     passed = [gate.passed for gate in report.gates]

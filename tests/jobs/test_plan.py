@@ -26,6 +26,9 @@ KEYS = {
 }  # fmt: skip
 
 
+HALF = "export.half_parts=true"
+
+
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     return tiny.save_pipeline(tmp_path_factory.mktemp("teachers") / "ddpm", dtype=torch.float16, **tiny.DEMO)
@@ -113,13 +116,16 @@ def test_a_bare_config_is_enough(teacher):
 
 def test_a_part_that_is_left_out_makes_a_smaller_pipeline_or_is_refused(tmp_path):
     pipe_sd3.pipeline().save_pretrained(tmp_path / "sd3")
-    planned = plan(str(tmp_path / "sd3"), params=40_000, overrides=("student.without=[text_encoder_3]",))
+    planned = plan(str(tmp_path / "sd3"), params=40_000, overrides=("student.without=[text_encoder_3]", HALF))
     assert {part["name"] for part in planned["parts"]} >= {"transformer", "vae", "text_encoder_2"}
     assert not {"text_encoder_3", "tokenizer_3"} & {part["name"] for part in planned["parts"]}
     folders = [path for path in (tmp_path / "sd3").iterdir() if path.is_dir()]
     theirs = sum(file.stat().st_size for folder in folders for file in folder.iterdir())
     assert planned["pipeline_ratio"] == pytest.approx(planned["pipeline_bytes"] / theirs, rel=0.01)
     assert any(note.startswith("text_encoder_3 and tokenizer_3 of its pipeline: left out") for note in planned["notes"])
+    vae = sum(file.stat().st_size for file in (tmp_path / "sd3" / "vae").glob("*.safetensors"))
+    sizes = {part["name"]: part["bytes"] for part in planned["parts"]}
+    assert 0.5 * vae < sizes["vae"] < 0.8 * vae  # tiny: a header is a third of it
     with pytest.raises(UsageError, match=r"student\.without names vae, without which a StableDiffusion3Pipeline"):
         plan(str(tmp_path / "sd3"), params=40_000, overrides=("student.without=[vae]",))
     (tmp_path / "alone.json").write_text((tmp_path / "sd3" / "transformer" / "config.json").read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -11,18 +12,21 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image
+from safetensors.torch import load_file
 
 import diffcompress
 from diffcompress.errors import UsageError
 from diffcompress.pipeline.stored_rows import stored_table
+from diffcompress.records.fingerprints import weight_hashes
 from diffcompress.records.provenance import Provenance
 from diffcompress.records.run_files import read_json
 from diffcompress.records.run_folder import RunFolder
 from diffcompress.report.card import usage
 from diffcompress.runtime import Progress
 from tests import tiny
-from tests.families import pipe_pixart, pipe_sd3
+from tests.families import pipe_dit, pipe_pixart, pipe_sd3
 
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 SHORT = (*tiny.SHORTEST, "student.importance=magnitude")
 
 
@@ -77,11 +81,12 @@ def test_images_without_captions_are_refused(teacher: str, tmp_path: Path) -> No
 def test_a_pipeline_without_one_of_its_text_encoders(
     whose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the teacher comes without it, and where the run leaves it out."""
+    """Where the teacher comes without it, and where the run leaves it out and halves the others."""
     absent = {"text_encoder_3": None, "tokenizer_3": None}
     parts = pipe_sd3._parts() | (absent if whose == "teacher" else {})
     StableDiffusion3Pipeline(**parts).save_pretrained(tmp_path / "teacher")
-    run, without = RunFolder(tmp_path / "run"), ("student.without=[text_encoder_3]",) * (whose == "run")
+    run = RunFolder(tmp_path / "run")
+    without = ("student.without=[text_encoder_3]", "export.half_parts=true") if whose == "run" else ()
     asked = {"params": 40_000, "output": str(run.path)}
     result = diffcompress.shrink(str(tmp_path / "teacher"), overrides=(*SHORT, *without), **asked)
     ours, theirs = (
@@ -97,6 +102,10 @@ def test_a_pipeline_without_one_of_its_text_encoders(
     encoded = stored_table(sorted(run.conditions.glob("*/shard-*.safetensors")))["encoder_hidden_states"]
     rows = encoded[torch.arange(encoded.shape[0])]
     assert rows[:, :12].any() and not rows[:, 12:].any()
+    weights = ["vae/diffusion_pytorch_model.safetensors", "text_encoder_2/model.safetensors"]
+    stored = [{value.dtype for value in load_file(run.pipeline / file).values()} for file in weights]
+    assert stored == [{torch.float16 if whose == "run" else torch.float32}] * 2
+    assert ("half precision rounds both" in card) == (whose == "run")
     if whose == "run":
         with pytest.raises(UsageError, match=r"recipe\.student\.without\.0 was 'text_encoder_3', now None"):
             diffcompress.shrink(str(tmp_path / "teacher"), overrides=SHORT, **asked)
@@ -107,3 +116,33 @@ def test_a_pipeline_without_one_of_its_text_encoders(
     monkeypatch.chdir(tmp_path)
     exec(usage(Provenance.model_validate(provenance), str(run.pipeline)), {})
     assert (tmp_path / "sample.png").is_file()
+
+
+def test_a_finished_run_may_have_its_parts_halved_later(tmp_path: Path) -> None:
+    pipe_dit.pipeline().save_pretrained(tmp_path / "teacher")
+    run, vae = RunFolder(tmp_path / "run"), "vae/diffusion_pytorch_model.safetensors"
+
+    def asked(**changes: str) -> dict[str, Any]:
+        half = tuple(f"export.{name}={value}" for name, value in changes.items())
+        overrides = (*tiny.SHORTEST, "student.importance=magnitude", *half)
+        return diffcompress.shrink(str(tmp_path / "teacher"), params=84_800, output=str(run.path), overrides=overrides)
+
+    def of(folder: Path, name: str = vae) -> bytes:
+        return (folder / name).read_bytes()
+
+    first = asked()
+    assert of(run.pipeline) == of(tmp_path / "teacher")
+    denoiser, measured = of(run.pipeline, WEIGHTS), run.metrics.read_bytes()
+    second = asked(half_parts="true")
+    assert {value.dtype for value in load_file(run.pipeline / vae).values()} == {torch.float16}
+    provenance, proof = read_json(run.provenance), read_json(run.proof)
+    assert provenance["files"] == proof["files"] == weight_hashes(run.pipeline)
+    assert proof["passed"] and proof["image_difference"] is not None
+    assert (of(run.pipeline, WEIGHTS), run.metrics.read_bytes()) == (denoiser, measured)
+    assert second["whole"]["bytes"] < first["whole"]["bytes"]
+    assert "half precision where it was stored in more" in run.report_html.read_text()
+    written = run.proof.stat().st_mtime_ns
+    assert asked(half_parts="true")["whole"] == second["whole"] and run.proof.stat().st_mtime_ns == written
+    assert not run.exports.exists()
+    assert asked()["whole"]["bytes"] == pytest.approx(first["whole"]["bytes"], abs=200)  # the card lies elsewhere
+    assert of(run.pipeline) == of(tmp_path / "teacher")

@@ -14,9 +14,11 @@ from huggingface_hub import snapshot_download
 
 from diffcompress.errors import AccessError, ExitStatus, UsageError
 from diffcompress.pipeline.load import check_teacher, load
+from diffcompress.sources.halves import saving
 from diffcompress.sources.licence import licence_of
 from diffcompress.sources.resolve import SHORT_NAMES, resolve
 from tests import tiny
+from tests.families import pipe_sd3
 from tests.hub_server import TOKEN, HubServer
 
 NAME = "someone/ddpm"
@@ -377,3 +379,14 @@ def test_the_other_parts_come_when_they_are_asked_for(hub, saved, tmp_path):
     assert found.other_bytes() == scheduler + 2 * len("{}")
     found.fetch()
     assert sorted(os.listdir(encoder)) == ["config.json", "model.safetensors"]
+
+
+def test_what_half_precision_saves_is_known_before_the_download(hub, tmp_path):
+    pipe_sd3.pipeline().save_pretrained(tmp_path / "sd3")
+    hub.add("someone/sd3", tmp_path / "sd3")
+    here, there = resolve(str(tmp_path / "sd3")), resolve("someone/sd3")
+    saved = {part: saving(there, part) for part in there.parts}
+    assert saved == {part: saving(here, part) for part in here.parts} and saved["text_encoder_3"] > 0
+    assert not list(there.pipeline.rglob("*.safetensors"))
+    there.fetch()
+    assert saved == {part: saving(there, part) for part in there.parts}

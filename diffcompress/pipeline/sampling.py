@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffcompress.memory import Need
 from diffcompress.noise import generator, streams
@@ -13,6 +14,8 @@ from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.runtime import free_memory
 
 Recorder = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+# What calls of a denoiser take, by the shape of its samples and what it computes in.
+_NEEDS: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Need]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -88,5 +91,9 @@ def automatic_batch_size(pipeline: LoadedPipeline) -> int:
         noisy = torch.zeros(rows, *pipeline.sample_shape, device=pipeline.device)
         return pipeline.predict_all(noisy, pipeline.noise.at(torch.zeros(rows)).to(pipeline.device), given)
 
+    # Two calls of a large teacher take long, and all that draws from it asks.
+    known, key = _NEEDS.setdefault(pipeline.denoiser, {}), (pipeline.sample_shape, pipeline.precision)
+    if (need := known.get(key)) is None:
+        need = known[key] = Need.of(call, pipeline.device)
     most = 64 if pipeline.device.type != "cuda" else 512 if pipeline.codec is None else 128
-    return Need.of(call, pipeline.device).rows(free_memory(pipeline.device), most)
+    return need.rows(free_memory(pipeline.device), most)

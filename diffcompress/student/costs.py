@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffcompress.families import registry
 from diffcompress.families.base import Family
 from diffcompress.memory import FusedAttention, Need, gradients
 from diffcompress.sources.state import SAFETENSORS_DTYPES
@@ -44,6 +46,12 @@ class Costs:
 
 def count(family: Family, config: Mapping[str, Any]) -> Costs:
     """Costs of the denoiser that `config` builds."""
+    return _counted(family.class_name, json.dumps(dict(config), sort_keys=True))
+
+
+@lru_cache(maxsize=8)
+def _counted(class_name: str, text: str) -> Costs:
+    family, config = registry.find(class_name), json.loads(text)
     denoiser = build(family, config, "meta")
     counter, attention = FlopCounterMode(display=False), FusedAttention()
     with torch.no_grad(), counter, attention:

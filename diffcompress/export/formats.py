@@ -45,7 +45,8 @@ def written(run: RunFolder, section: ExportSection) -> dict[str, Any] | None:
     except (OSError, DamagedError):
         return None
     shipped = read_record(run.provenance, Provenance).files
-    asked = (found["asked"], found["pipeline_files"], found["files"])
+    # Of earlier versions it knows fewer formats.
+    asked = (ExportSection().formats | found["asked"], found["pipeline_files"], found["files"])
     return found if asked == (section.formats, shipped, hashes) else None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from diffcompress.sources import linking
 from tests import tiny
 from tests.families.pipe_stable_diffusion import pipeline
 
@@ -82,12 +83,19 @@ def test_what_is_printed_fits_into_a_console_of_one_byte(command: list[str], tmp
     assert done.stdout.decode("cp1252")
 
 
-def test_parts_are_copied_where_links_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("borrow", [False, True])
+def test_parts_are_copied_where_links_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, borrow: bool
+) -> None:
+    def refused(*_args: object, **_values: object) -> None:
+        raise OSError(1314, "A required privilege is not held by the client")
+
     pipeline().save_pretrained(tmp_path / "teacher")
-    sets = [text for value in tiny.SHORTEST for text in ("--set", value)]
-    asked = ["shrink", "teacher", "--ratio", "0.6", "--output", "run", "--device", "cpu", *sets]
-    done = _run([*asked, "--set", "evaluation.num_samples=2"], tmp_path)
-    assert done.returncode == 0, done.stderr.decode("cp1252")
-    copied = tmp_path / "run" / "pipeline" / "text_encoder" / "model.safetensors"
-    assert copied.read_bytes() == (tmp_path / "teacher" / "text_encoder" / "model.safetensors").read_bytes()
-    assert copied.stat().st_nlink == 1 and not copied.is_symlink()
+    for name in ("link", "symlink"):
+        monkeypatch.setattr(os, name, refused)
+    (tmp_path / "made").mkdir()
+    linking.link_pipeline(tmp_path / "teacher", ["text_encoder", "vae"], tmp_path / "made", borrow=borrow)
+    for file in ("text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors", "vae/config.json"):
+        copied = tmp_path / "made" / file
+        assert copied.read_bytes() == (tmp_path / "teacher" / file).read_bytes()
+        assert copied.stat().st_nlink == 1 and not copied.is_symlink()

@@ -15,6 +15,7 @@ from diffcompress.families.base import Config, Family, TensorRules, Variant, com
 from diffcompress.families.shapes import shapes
 from diffcompress.noise import NoiseProcess
 from diffcompress.recipe import StudentSection
+from diffcompress.student import adapters
 from diffcompress.student.search import TOLERANCE, Candidate, Search
 from diffcompress.student.size import build, check_forward, file_bytes, num_parameters
 from diffcompress.student.stack_search import KEPT_TOLERANCE, StackSearch
@@ -216,6 +217,8 @@ def _verified(
     plain = {key: _plain(value) for key, value in config.items() if not key.startswith("_")}
     student = {key: _plain(value) for key, value in student.items()}
     notes = (*_notes(config, student, family.reasons(config, student)), *rules.notes)
+    if family.text_conditioning(config):  # others have no adapters
+        notes = (*notes, adapters.told(rules))
     return StudentPlan(family.class_name, plain, student, params, teacher_params, asked, candidate.choice, notes)
 
 

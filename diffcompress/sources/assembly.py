@@ -24,7 +24,7 @@ from diffcompress.records.run_files import kept, read_json, write_atomically, wr
 from diffcompress.runtime import Progress
 from diffcompress.sources import hub
 from diffcompress.sources.linking import check_space, is_own, link_part
-from diffcompress.sources.model_index import parts_of
+from diffcompress.sources.model_index import left_out_of, parts_of
 from diffcompress.sources.reference import Reference, Surroundings
 from diffcompress.sources.state import StoredState
 from diffcompress.sources.weights import require_parts
@@ -118,7 +118,7 @@ def _convert(file: Path, held: Mapping[str, tuple[str, ...]], folder: Path) -> N
     """The checkpoint's parts `held` into `folder`, which has their configs and a model_index.json."""
     index = read_json(folder / "model_index.json")
     dtype = _prepare(file, held, folder)
-    absent = {part: None for part in parts_of(index) if part not in held}
+    absent = dict.fromkeys(part for part in (*parts_of(index), *left_out_of(index)) if part not in held)
     try:
         pipeline = getattr(diffusers, index["_class_name"]).from_single_file(
             str(file), config=str(folder), local_files_only=True, torch_dtype=dtype, **absent

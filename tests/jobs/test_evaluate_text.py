@@ -14,8 +14,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from diffcompress.errors import UsageError
+from diffcompress.families import registry
 from diffcompress.jobs.evaluate import evaluate
+from diffcompress.pipeline.left_out import leave_out
+from diffcompress.runtime import Progress
+from diffcompress.sources.resolve import resolve
+from diffcompress.sources.weights import fingerprint, weight_files
 from tests.evaluation.test_spaces import clip, dino
+from tests.families import pipe_sd3
 from tests.families.pipe_stable_diffusion import pipeline
 
 __all__ = ["clip", "dino"]
@@ -122,3 +128,30 @@ def test_captioned_images_are_prompts_and_reference(root, clip, tmp_path):
 def test_prompts_for_a_model_without_text_are_refused(root, tmp_path):
     with pytest.raises(UsageError, match="'demo' takes no text"):
         evaluate("demo", prompts=str(root / "prompts.txt"), output=tmp_path / "out", **FAST)
+
+
+class Told(Progress):
+    """Keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_a_teacher_is_asked_without_what_its_student_was_made_without(tmp_path):
+    parts = pipe_sd3._parts()
+    pipe_sd3.StableDiffusion3Pipeline(**parts).save_pretrained(tmp_path / "teacher")
+    absent = {"text_encoder_3": None, "tokenizer_3": None}
+    pipe_sd3.StableDiffusion3Pipeline(**parts | absent).save_pretrained(tmp_path / "student")
+    (tmp_path / "prompts.txt").write_text("a b\n")
+    told, teacher = Told(), resolve(str(tmp_path / "teacher"))
+    asked = {"prompts": str(tmp_path / "prompts.txt"), "output": tmp_path / "out", "device": "cpu", "progress": told}
+    found = evaluate(
+        str(tmp_path / "student"), teacher=str(tmp_path / "teacher"), num_samples=2, sampler_steps=1, **asked
+    )
+    less = leave_out(teacher, registry.find(teacher.class_name), ["text_encoder_3"])
+    assert found["teacher"]["fingerprint"] == fingerprint(less, weight_files(teacher.denoiser))
+    assert any("both asked without text_encoder_3 and tokenizer_3" in note for note in told.notes)
+    assert found["metrics"]["paired_distance"]["value"] == pytest.approx(0, abs=1e-6)  # the same denoiser

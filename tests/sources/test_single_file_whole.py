@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import diffcompress
 from diffcompress.errors import AccessError, ExitStatus, RunStopped, UsageError
+from diffcompress.families import registry
+from diffcompress.pipeline.left_out import leave_out
 from diffcompress.pipeline.load import load
 from diffcompress.sources import linking
 from diffcompress.sources import originals as layouts
@@ -132,6 +134,23 @@ def test_what_the_checkpoint_does_not_hold_is_linked(tmp_path):
     for part in encoders:
         weights = whole.pipeline / part / "model.safetensors"
         assert weights.samefile(file.parent / part / "model.safetensors")
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_an_encoder_that_is_left_out_is_neither_converted_nor_looked_for(tmp_path, held):
+    pipeline = _pipeline("pipe_sd3")
+    file = _prepared(tmp_path / "prepared", pipeline, *(() if held else ("text_encoders.t5xxl.",)))
+    shutil.rmtree(tmp_path / "prepared" / "tokenizer_3")
+    if not held:
+        shutil.rmtree(tmp_path / "prepared" / "text_encoder_3")
+    found = resolve(str(file))
+    less = leave_out(found, registry.find(found.class_name), ["text_encoder_3"])
+    whole = assembled(less)
+    absent = {"text_encoder_3": None, "tokenizer_3": None}
+    assert whole.left_out == list(absent) and not {*absent} & {*whole.origins}
+    assert not any((whole.pipeline / part).exists() for part in absent)
+    again = DiffusionPipeline.from_pretrained(whole.pipeline, transformer=None, **absent)
+    assert again.text_encoder_3 is None and again.text_encoder_2 is not None
 
 
 def test_a_folder_that_changed_is_not_the_one_that_was_put_together(tmp_path):

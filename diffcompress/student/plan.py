@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,8 @@ class StudentPlan:
 
     config: plain diffusers config; params, teacher_params: denoiser parameters without buffers; ratio: params /
     teacher_params; choice: knob values; notes: what a person should know, in plain sentences; prediction_type: what the
-    student predicts, as diffusers spells it, None where no scheduler tells it.
+    student predicts, as diffusers spells it, None where no scheduler tells it; adapters: of layers that LoRA adapters
+    of a text-conditional teacher still fit, the teacher's by the student's.
     """
 
     family: str
@@ -39,6 +40,7 @@ class StudentPlan:
     choice: dict[str, int]
     notes: tuple[str, ...] = ()
     prediction_type: str | None = None
+    adapters: dict[str, str] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float:
@@ -217,9 +219,10 @@ def _verified(
     plain = {key: _plain(value) for key, value in config.items() if not key.startswith("_")}
     student = {key: _plain(value) for key, value in student.items()}
     notes = (*_notes(config, student, family.reasons(config, student)), *rules.notes)
-    if family.text_conditioning(config):  # others have no adapters
-        notes = (*notes, adapters.told(rules))
-    return StudentPlan(family.class_name, plain, student, params, teacher_params, asked, candidate.choice, notes)
+    found = StudentPlan(family.class_name, plain, student, params, teacher_params, asked, candidate.choice, notes)
+    if not family.text_conditioning(config):  # which have no adapters
+        return found
+    return replace(found, notes=(*notes, adapters.told(rules)), adapters=adapters.fitting(rules))
 
 
 def _check_runs(family: Family, config: Config, variant: Variant) -> None:

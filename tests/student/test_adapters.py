@@ -7,8 +7,8 @@ import re
 import pytest
 
 from diffcompress.families import registry
-from diffcompress.student.adapters import told
-from diffcompress.student.plan import plan
+from diffcompress.student.adapters import fitting, told
+from diffcompress.student.plan import StudentPlan, plan
 from diffcompress.student.size import build
 
 SD3 = registry.find("SD3Transformer2DModel")
@@ -27,6 +27,8 @@ def test_without_depth_all_that_is_left_fits_under_another_name() -> None:
     names = {rule.student: rule.teacher for rule in rules.rules}
     assert all(shape == theirs[str(names[name])] for name, shape in ours.items())
     moved = [name for name in ours if names[name] != name]
+    found = {f"{student}.weight": f"{teacher}.weight" for student, teacher in fitting(rules).items()}
+    assert found == {name: names[name] for name in ours}
     said = told(rules)
     assert said.startswith(f"LoRA adapters of the teacher fit in shape {len(ours)} of the {len(ours)} layers")
     assert f"diffusers would load {len(moved)} into other layers" in said and moved
@@ -39,10 +41,15 @@ def test_with_other_widths_none_fits(heads: int) -> None:
     student = SD3.shrunk_config(CONFIG, {"heads": heads, "head_dim": 8, "num_layers": 6})
     rules = SD3.tensor_rules(CONFIG, student)
     alike = [name for name, shape in shapes(student).items() if shape == shapes(CONFIG)[name]]
-    assert not alike and told(rules).startswith(f"no LoRA adapter of the teacher fits: all {len(shapes(student))}")
+    assert (
+        not alike
+        and not fitting(rules)
+        and told(rules).startswith(f"no LoRA adapter of the teacher fits: all {len(shapes(student))}")
+    )
 
 
 def test_plans_of_text_conditional_teachers_say_so_and_no_others() -> None:
-    assert any("LoRA" in note for note in plan(SD3, CONFIG, ratio=0.5).notes)
+    found = plan(SD3, CONFIG, ratio=0.5)
+    assert any("LoRA" in note for note in found.notes) and StudentPlan.from_json(found.to_json()) == found
     unet = registry.find("UNet2DModel")
     assert not any("LoRA" in note for note in plan(unet, unet.tiny_config(), ratio=0.3).notes)

@@ -183,3 +183,8 @@ def test_text_teachers_are_guided_about_as_their_pipelines_do(denoiser, pipeline
     assert recipe.bank.guidance == recipe.evaluation.guidance
     assert abs(recipe.bank.guidance - usual) <= apart
     assert recipe.stages == recipes.load("dit").stages
+
+
+@pytest.mark.parametrize("given", ["text_encoder_3", "[text_encoder_3]"])
+def test_one_name_is_a_list_of_one(given):
+    assert recipes.load("mmdit", (f"student.without={given}",)).student.without == ("text_encoder_3",)

@@ -25,7 +25,7 @@ def values(annotation: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
         return st.none() | values(inner, metadata)
     if get_origin(annotation) is tuple:
         parts = [values(*_plain(one)) for one in get_args(annotation) if one is not Ellipsis]
-        return st.tuples(*parts)
+        return st.lists(parts[0], max_size=3).map(tuple) if Ellipsis in get_args(annotation) else st.tuples(*parts)
     if annotation is str:
         return TEXTS
     if annotation in (int, float):
@@ -41,7 +41,7 @@ def values(annotation: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
 
 def _plain(annotation: Any) -> tuple[Any, list[Any]]:
     """An annotated item of a tuple, as pydantic has a field."""
-    inner, *rest = get_args(annotation)
+    inner, *rest = get_args(annotation) or [annotation]
     return inner, [limit for one in rest for limit in one.metadata]
 
 

@@ -21,6 +21,13 @@ class Section(BaseModel):
             raise ValueError("Input should be no true or false")
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _one_is_a_list_too(cls, value: Any, info: ValidationInfo) -> Any:
+        """As `--set student.without=text_encoder_3` has it."""
+        is_list = cls.model_fields[str(info.field_name)].annotation == tuple[str, ...]
+        return (value,) if is_list and isinstance(value, str) else value
+
 
 class StudentSection(Section):
     channels_per_group: int = Field(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, fields
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 from diffcompress.records.record import plain
-from diffcompress.records.request import options_of
+from diffcompress.records.request import hints_of, options_of
 from diffcompress.runtime import Progress
 
 Options = TypeVar("Options")
@@ -33,7 +33,7 @@ def as_function(
 
 
 def _parameters(options: type) -> list[inspect.Parameter]:
-    hints, found = get_type_hints(options), []
+    hints, found = hints_of(options), []
     for field in fields(options):
         kind = inspect.Parameter.KEYWORD_ONLY if field.kw_only else inspect.Parameter.POSITIONAL_OR_KEYWORD
         default = inspect.Parameter.empty if field.default is MISSING else field.default

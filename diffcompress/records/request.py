@@ -209,9 +209,14 @@ class EvaluateOptions:
             raise UsageError(f"--seed {self.seed} is negative", "use 0 or a positive number")
 
 
+def hints_of(record: type, *, include_extras: bool = False) -> dict[str, Any]:
+    """The types of a record's fields. Python 3.10 would refuse KW_ONLY, which is none."""
+    return get_type_hints(record, localns={"KW_ONLY": type(KW_ONLY)}, include_extras=include_extras)
+
+
 def options_of(record: type) -> dict[str, Option]:
     """How each field of a record of options is told, in order; what Python alone can ask for is left out."""
-    hints = get_type_hints(record, include_extras=True)
+    hints = hints_of(record, include_extras=True)
     told = {field.name: get_args(hints[field.name])[1:] for field in fields(record)}
     return {name: more[0] for name, more in told.items() if more and isinstance(more[0], Option)}
 

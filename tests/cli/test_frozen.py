@@ -12,6 +12,7 @@ import typer
 
 import diffcompress
 from diffcompress.cli.app import app
+from diffcompress.records.request import PlanOptions, ShrinkOptions, hints_of
 
 FROZEN = Path(__file__).with_name("interface.txt")
 
@@ -50,3 +51,9 @@ def test_what_commands_and_functions_take_stays() -> None:
     if os.environ.get("REWRITE"):
         FROZEN.write_text(found, encoding="utf-8")
     assert found == FROZEN.read_text(encoding="utf-8"), "the interface has changed: if it may, run this with REWRITE=1"
+
+
+def test_every_type_of_a_record_of_options_is_one() -> None:
+    """Python 3.10 refuses KW_ONLY there, which later ones let through."""
+    for record in (PlanOptions, ShrinkOptions):
+        assert isinstance(hints_of(record)["_"], type)

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffcompress.bank.bank import Bank, call_bytes
+from diffcompress.bank.bank import Bank
 from diffcompress.bank.batch import Ahead, Batch
+from diffcompress.bank.drawing import call_bytes
 from diffcompress.bank.shards import Tensors, end_to_end, make_shards, shards
 from diffcompress.noise import generator, streams
 from diffcompress.pipeline.load import LoadedPipeline

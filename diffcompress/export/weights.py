@@ -38,9 +38,9 @@ def export_pipeline(
 ) -> Path:
     """Write `run.pipeline`, all or nothing, and return it.
 
-    `student` is the float32 denoiser to ship (EMA weights loaded), stored in `dtype`; half_parts: see
-    `write_rest`. `provenance` (recipe, seeds, bank
-    hash, `license` when the user stated one) goes into diffcompress.json beside teacher, versions and file hashes.
+    `student` is the float32 denoiser to ship (EMA weights loaded), stored in `dtype`; half_parts: `half` of
+    `write_rest`. `provenance` (recipe, seeds, bank hash, `license` when the user stated one) goes into
+    diffcompress.json beside teacher, versions and file hashes.
     Raises DiffCompressError when a weight is not finite in `dtype`.
     """
     shipped = as_shipped(student, dtype)

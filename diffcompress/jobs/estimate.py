@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from diffcompress.bank.drawing import calls_per_step
 from diffcompress.jobs.deliver import judged
 from diffcompress.jobs.run import Run
 from diffcompress.pipeline.sampling import automatic_batch_size, sample
@@ -17,7 +18,7 @@ def estimate(run: Run) -> str:
     started = time.monotonic()
     sample(teacher, indices, seed=recipe.seed, num_steps=1)
     seconds = (time.monotonic() - started) / len(indices)
-    calls = 2 if recipe.bank.guidance != 1 and teacher.conditions.null is not None else 1
+    calls = calls_per_step(teacher, recipe.bank)
     bank = calls * seconds * recipe.bank.num_samples * recipe.bank.sampler_steps / run.runtime.count
     if run.request.asked.data is not None:
         bank = 0.0

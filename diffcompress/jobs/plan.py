@@ -54,7 +54,7 @@ class _Teacher:
     encoders: int
     notes: tuple[str, ...]
 
-    @cached_property
+    @property
     def macs(self) -> int:
         """Multiply-accumulates of one call at batch 1."""
         return costs.count(self.family, self.config).macs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """
     told = []
     # What a teacher is asked without is part of its fingerprint, too, and is told as what it is.
-    if theirs.get("fingerprint") != ours.get("fingerprint") and _without(theirs) == _without(ours):
+    if theirs.get("fingerprint") != ours.get("fingerprint") and list(without_of(theirs)) == list(without_of(ours)):
         was, now = theirs.get("teacher"), ours.get("teacher")
         told = [f"teacher was {was!r}, now {now!r}" if was != now else f"the files of teacher {now!r} have changed"]
-    before, after = _leaves(_meant(theirs)), _leaves(_meant(ours))
+    before, after = leaves(_meant(theirs)), leaves(_meant(ours))
     changed = [name for name in {**after, **before} if before.get(name) != after.get(name)]
     told += [f"{name} was {before.get(name)!r}, now {after.get(name)!r}" for name in changed]
     if told and theirs.get("version") != ours.get("version"):
@@ -43,9 +43,10 @@ def as_path(text: str | None) -> str | None:
     return str(Path(text).expanduser().resolve())
 
 
-def _without(identity: Mapping[str, Any]) -> Any:
-    recipe = _meant(identity).get("recipe")
-    return recipe.get("student", {}).get("without", []) if isinstance(recipe, dict) else []
+def without_of(asked: Mapping[str, Any]) -> Sequence[str]:
+    """The parts that the run that `asked` (run.json) tells of did without."""
+    recipe = asked.get("recipe")
+    return recipe.get("student", {}).get("without", ()) if isinstance(recipe, dict) else ()
 
 
 def _meant(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,10 +64,10 @@ def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in recipe.items() if _NO_VALUES.get(name) is not True}
 
 
-def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
     """What is no dict and no list, by its path: "recipe.stages.0.num_steps"."""
     if not isinstance(value, (dict, list)):
         return {path: value}
     items = value.items() if isinstance(value, dict) else enumerate(value)
-    below = (_leaves(inner, f"{path}.{name}" if path else str(name)) for name, inner in items)
+    below = (leaves(inner, f"{path}.{name}" if path else str(name)) for name, inner in items)
     return {name: leaf for leaves in below for name, leaf in leaves.items()}

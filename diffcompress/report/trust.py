@@ -9,6 +9,7 @@ from diffcompress.records.evaluation import Measured
 from diffcompress.records.metrics import Metric
 from diffcompress.records.report import Report
 from diffcompress.records.request import seed_of
+from diffcompress.records.run_identity import without_of
 from diffcompress.report import figures, numbers
 
 
@@ -16,7 +17,7 @@ def remarks(report: Report) -> list[str]:
     """Plain sentences, the most limiting first."""
     metrics, protocol, seed = report.metrics, report.protocol, seed_of(report.asked)
     found = [] if report.finished else ["The run is not finished: figures may be missing or change."]
-    if encoders := _not_asked(report):
+    if encoders := [part for part in without_of(report.asked) if part.startswith("text_encoder")]:
         found.append(
             f"Teacher and student were both asked without {' and '.join(encoders)} (student.without): what a prompt "
             "loses by that is in no figure."
@@ -50,13 +51,6 @@ def remarks(report: Report) -> list[str]:
         else "No quality gate is known here: `evaluate RUN/pipeline --gate` judges them, `report RUN` shows them."
     )
     return found
-
-
-def _not_asked(report: Report) -> list[str]:
-    """Text encoders that the run did without."""
-    recipe = report.asked.get("recipe")
-    without = recipe.get("student", {}).get("without", ()) if isinstance(recipe, dict) else ()
-    return [part for part in without if part.startswith("text_encoder")]
 
 
 @dataclass(frozen=True)

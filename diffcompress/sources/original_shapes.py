@@ -71,7 +71,7 @@ def _unet_limit(config: Mapping[str, Any], model: Mapping[str, Any]) -> str | No
     numbers = {heads(model)[level] for level in attention_levels(model, mid_attends(model))}
     size = model["block_out_channels"][-1] // heads(model)[-1]
     for level in attending:
-        fixed = numbers.copy().pop() if len(numbers) == 1 else widths[level] / size
+        fixed = next(iter(numbers)) if len(numbers) == 1 else widths[level] / size
         if heads(config)[level] != fixed:
             return f"it has {heads(config)[level]} heads in {widths[level]} channels, not {fixed:g}"
     return None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from diffcompress.errors import UsageError
 from diffcompress.recipe import Recipe
 from diffcompress.records import fingerprints, layout
+from diffcompress.records.run_identity import leaves
 from diffcompress.runtime import Runtime
 
 PROJECT = "diffcompress"
@@ -17,6 +17,8 @@ PROJECT = "diffcompress"
 
 def check(names: Sequence[str]) -> None:
     """Raise UsageError for a tracker that accelerate does not know, or that is not installed."""
+    if not names:
+        return
     from accelerate.tracking import get_available_trackers
     from accelerate.utils import LoggerType
 
@@ -41,16 +43,20 @@ def following(runtime: Runtime, run: Path, recipe: Recipe) -> Iterator[None]:
         yield
         return
     accelerator.log_with = list(names)
-    accelerator.project_configuration.set_directories(str(run / layout.TRACKED))
-    accelerator.project_configuration.logging_dir = str(run / layout.TRACKED)
+    folder = run / layout.TRACKED
+    accelerator.project_configuration.logging_dir = str(folder)
     same = {"name": run.name, "resume": "allow"}
     own = fingerprints.of_json([str(run.resolve())])[:16]
     try:
-        (run / layout.TRACKED).mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
         accelerator.init_trackers(
             PROJECT,
-            config=_flat(recipe.model_dump(mode="json")),
-            init_kwargs={"wandb": {**same, "id": own, "dir": str(run / layout.TRACKED)}, "trackio": same},
+            # They take numbers and texts, and nothing nested.
+            config={
+                name: value if isinstance(value, (int, float, str)) else str(value)
+                for name, value in leaves(recipe.model_dump(mode="json")).items()
+            },
+            init_kwargs={"wandb": {**same, "id": own, "dir": str(folder)}, "trackio": same},
         )
     except Exception as error:
         accelerator.trackers = []
@@ -64,12 +70,3 @@ def following(runtime: Runtime, run: Path, recipe: Recipe) -> Iterator[None]:
         for tracker in accelerator.trackers:
             tracker.finish()
         accelerator.trackers = []
-
-
-def _flat(values: Any, path: str = "") -> dict[str, Any]:
-    """Numbers and texts by their paths: trackers take nothing nested."""
-    if not isinstance(values, (dict, list)):
-        return {path: values if isinstance(values, (int, float, str, bool)) else str(values)}
-    inner = values.items() if isinstance(values, dict) else enumerate(values)
-    parts = (_flat(value, f"{path}.{name}" if path else str(name)) for name, value in inner)
-    return {name: value for part in parts for name, value in part.items()}

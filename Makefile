@@ -25,7 +25,7 @@ test-all: $(STAMP) ## run the tests with the slow ones: every family end to end
 mutants: $(STAMP) ## apply one-line mistakes to a copy of the package; the tests must notice each (ten minutes on one core)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants
 
-fuzz: $(STAMP) ## 3,000 odd inputs of every kind, seeded (some 14 minutes on two cores)
+fuzz: $(STAMP) ## 3,000 odd inputs of every kind, seeded (some ten minutes on two cores)
 	$(BIN)/python -m tests.fuzz.run --inputs 3000 --workers 2
 
 hostile: $(STAMP) ## runs under kills, full disks, damage and little memory (the table of docs/reliability.md)

@@ -1,5 +1,6 @@
 """`python -m diffcompress`, the console script, and what torchrun starts: signals first, imports after."""
 
+import gc
 import os
 import signal
 from types import FrameType
@@ -13,10 +14,20 @@ def _leave(number: int, _frame: FrameType | None) -> None:
     os._exit(_STATUS[signal.Signals(number)])
 
 
+def prepare() -> None:
+    """What must be set before torch is imported."""
+    # Imports leave half a million objects that all stay; looking for garbage among them took a quarter of the time.
+    gc.set_threshold(100_000, *gc.get_threshold()[1:])
+    # Threads that spin for long while they wait hold each other up as soon as anything else runs (docs/benchmarks.md).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 def main() -> None:
     """The command line in this process."""
     for number in _STATUS:
         signal.signal(number, _leave)
+    prepare()
     from diffcompress.cli.app import main as run
 
     run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -10,6 +11,9 @@ from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 from tests import typechecked
+
+# A worker holds half a million objects that all stay: a tenth of its time went into looking for garbage among them.
+gc.set_threshold(100_000, *gc.get_threshold()[1:])
 
 # The same few examples everywhere; a slow machine is no failure.
 settings.register_profile(

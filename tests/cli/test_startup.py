@@ -61,6 +61,14 @@ def test_a_bad_option_is_refused_before_torch_is_loaded():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("own", "told"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")]
+)
+def test_threads_wait_as_the_environment_says_or_else_briefly(own, told):
+    code = "from diffcompress.__main__ import prepare; import os; prepare(); print(os.environ.get('GOMP_SPINCOUNT'))"
+    assert spawn("-c", code, **own).stdout.strip() == told
+
+
 def test_the_jobs_keep_their_names_when_their_files_are_imported():
     importlib.import_module("diffcompress.jobs.plan")
     assert diffcompress.plan is jobs.plan is sys.modules["diffcompress.jobs.plan"].plan

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-from tests import typechecked
+from tests import typechecked, warm
 
 # A worker holds half a million objects that all stay: a tenth of its time went into looking for garbage among them.
 gc.set_threshold(100_000, *gc.get_threshold()[1:])
@@ -28,10 +32,27 @@ install_import_hook(
 
 # Before anything imports torch or huggingface_hub; subprocesses inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["NO_COLOR"] = "1"
 for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "FORCE_COLOR"):
     os.environ.pop(name, None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionstart(session: pytest.Session) -> Iterator[None]:
+    """One server of warm processes for all workers; proofs of exports run there."""
+    if not hasattr(session.config, "workerinput"):
+        folder = tempfile.mkdtemp(prefix="warm-")
+        server = warm.start(folder)
+
+        def stop() -> None:
+            server.kill()
+            server.wait()
+            shutil.rmtree(folder)
+
+        session.config.add_cleanup(stop)
+    multiprocessing.set_executable(warm.interpreter())
+    return (yield)
 
 
 # Files of minutes: two workers share them out first, so that neither is left with one in the end.

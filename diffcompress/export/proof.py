@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from dataclasses import replace
+from multiprocessing.spawn import get_executable
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,7 @@ ROOM = 4
 LARGEST_VIDEO = 200_000
 
 
-def prove(
-    run: RunFolder, student: ModelMixin, teacher: LoadedPipeline, *, dtype: torch.dtype, threads: int = 2
-) -> dict[str, Any]:
+def prove(run: RunFolder, student: ModelMixin, teacher: LoadedPipeline, *, dtype: torch.dtype) -> dict[str, Any]:
     """Compare `run.pipeline`, loaded elsewhere, with `student` in memory; write and return `run.proof`.
 
     Both compute in float32 on the CPU from weights rounded to `dtype`. Differences are relative to the largest value
@@ -66,7 +64,7 @@ def prove(
         "draw": options,
         "left_out": teacher.reference.left_out,
     }
-    found, told = _elsewhere(run.pipeline, asked, call, threads)
+    found, told = _elsewhere(run.pipeline, asked, call)
     expected, sampled_with = {"prediction": prediction}, why_not
     if options is not None:
         part = {teacher.family.subfolder: denoiser, "torch_dtype": torch.float32}
@@ -138,16 +136,15 @@ def drawing(teacher: LoadedPipeline) -> dict[str, Any]:
     return options
 
 
-def _elsewhere(
-    folder: Path, asked: dict[str, Any], call: dict[str, Any], threads: int
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _elsewhere(folder: Path, asked: dict[str, Any], call: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and words of `probe.py` in a process of its own; raises DiffCompressError when it fails."""
+    threads = str(torch.get_num_threads())
     hidden = {
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
         "PYTHONUTF8": "1",
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
     }
     with scratch("proof") as place:
         files = [place / name for name in ("asked.json", "inputs.safetensors", "outputs.safetensors")]
@@ -155,7 +152,8 @@ def _elsewhere(
         skeleton = probe.flatten(call, tensors)
         write_json(files[0], asked | {"call": skeleton})
         save_file(tensors, files[1])
-        command = [sys.executable, "-I", str(Path(probe.__file__).resolve()), str(folder.resolve()), *map(str, files)]
+        python = os.fsdecode(get_executable())  # as a program that embeds Python may have set it
+        command = [python, "-I", str(Path(probe.__file__).resolve()), str(folder.resolve()), *map(str, files)]
         # A session of its own, or Ctrl-C on a terminal would end it and look like an export that does not load.
         done = subprocess.run(
             command,

@@ -23,7 +23,7 @@ def test_a_fresh_process_computes_what_memory_computes(
 ) -> None:
     run = write_run(tmp_path / "run")
     export_pipeline(student, teacher, run, dtype=torch.float16)
-    found = proof.prove(run, student, teacher, dtype=torch.float16, threads=1)
+    found = proof.prove(run, student, teacher, dtype=torch.float16)
     assert found == read_json(run.proof)
     assert found["passed"]
     assert found["prediction_difference"] < 1e-4
@@ -46,7 +46,7 @@ def test_a_changed_weight_is_caught(tmp_path: Path) -> None:
     save_file(weights, file, metadata={"format": "pt"})
 
     with pytest.raises(DiffCompressError, match="does not compute"):
-        proof.prove(run, model, teacher, dtype=torch.float32, threads=1)
+        proof.prove(run, model, teacher, dtype=torch.float32)
     found = json.loads(run.proof.read_text())
     assert not found["passed"]
     assert found["prediction_difference"] > 1e-4
@@ -63,7 +63,7 @@ def test_a_folder_that_needs_diffcompress_is_caught(
     index["unet"] = ["diffcompress.families.unet2d", "UNet2D"]
     (run.pipeline / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(DiffCompressError, match=r"cannot load .*diffcompress\.families"):
-        proof.prove(run, student, teacher, dtype=torch.float32, threads=1)
+        proof.prove(run, student, teacher, dtype=torch.float32)
 
 
 def test_the_fresh_process_blocks_diffcompress_alone() -> None:

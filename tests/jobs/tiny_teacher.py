@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from tests import tiny
+from tests import tiny, warm
 
 # Few and small, yet with every part: both stages, two pools of targets, trajectories, previews, checkpoints.
 SMALL = {
@@ -60,7 +61,8 @@ def command(teacher: Path | str, output: Path, *more: str, **changes) -> list[st
 
 
 def run(arguments: list[str], **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment(**env), timeout=300)
+    """A command line of `python` in a process of its own, a warm one (tests/warm.py)."""
+    return _ended(arguments, env, lambda process: process.wait(300))
 
 
 def environment(**env: str) -> dict[str, str]:
@@ -71,15 +73,30 @@ def stop_when(
     arguments: list[str], condition: Callable[[], bool], number: int = signal.SIGKILL
 ) -> subprocess.CompletedProcess[str]:
     """Start a process and send it a signal as soon as `condition` holds; fails when it ends before."""
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert process.poll() is None, f"ended before the signal: {process.communicate()}"
-        assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(0.0005)
-    process.send_signal(number)
-    said, told = process.communicate(timeout=120)
-    return subprocess.CompletedProcess(arguments, process.returncode, said, told)
+
+    def stop(process: warm.Warm) -> None:
+        deadline = time.monotonic() + 240
+        while not condition():
+            assert process.poll() is None, f"ended before the signal, with {process.returncode}"
+            assert time.monotonic() < deadline, "the condition never held"
+            time.sleep(0.0005)
+        process.send_signal(number)
+        process.wait(120)
+
+    return _ended(arguments, {}, stop)
+
+
+def _ended(
+    arguments: list[str], env: dict[str, str], attend: Callable[[warm.Warm], object]
+) -> subprocess.CompletedProcess[str]:
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, open(os.devnull) as nothing:
+        streams = (nothing.fileno(), out.fileno(), err.fileno())
+        with warm.Warm(arguments[1:], environment(**env), streams) as process:
+            attend(process)
+            assert process.returncode is not None, "it has not ended"
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(arguments, process.returncode, out.read(), err.read())
 
 
 def weights(run_folder: Path) -> dict[str, torch.Tensor]:

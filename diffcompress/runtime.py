@@ -114,6 +114,13 @@ class Runtime:
         return bool(number)
 
 
+def default_device() -> str:
+    """cuda, else mps, else cpu: what is there."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def start(device: str | None = None) -> Runtime:
     """The runtime of this process: cuda, else mps, else cpu, unless `device` says otherwise.
 
@@ -122,7 +129,7 @@ def start(device: str | None = None) -> Runtime:
     import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    chosen = device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    chosen = device or default_device()
     kind = chosen.split(":")[0]
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(kind, False):

@@ -103,19 +103,14 @@ def grown(
 ) -> Bank:
     """`bank`, of the teacher's own samples, with more, until `calls` are stored or bytes are enough (`drawing`).
 
-    Drawn beside it in `folder`, from the same streams. The bank itself where it has enough, holds the user's images,
-    must not grow, or where a stored call costs more than a prediction of noised samples: with guidance, of whose two
-    calls one is kept, and where not all of a sample's calls are. Raises as `fill`.
+    Drawn beside it in `folder`, from the same streams. The bank itself where it has enough, holds the user's images, or
+    `drawing.growth` says so. Raises as `fill`.
     """
-    keep = bank.num_trajectory // bank.num_samples
-    costly = keep < section.sampler_steps or drawing.calls_per_step(teacher, section) > 1
-    if not section.grow or costly or calls <= bank.num_trajectory:
+    keep, per_step = bank.num_trajectory // bank.num_samples, drawing.calls_per_step(teacher, section)
+    samples = drawing.growth(calls, bank.num_trajectory, keep, teacher.sample_shape, section, per_step)
+    if not samples:
         return bank
-    most = drawing.most_samples(teacher, keep) - bank.num_samples
-    shards = min(-(-(calls - bank.num_trajectory) // (keep * SHARD_SIZE)), most // SHARD_SIZE)
-    if shards < 1:
-        return bank
-    more = range(bank.num_samples, bank.num_samples + shards * SHARD_SIZE)
+    more = range(bank.num_samples, bank.num_samples + samples)
     progress.note(f"the bank grows from {more.start:,} to {more.stop:,} samples, for as many steps")
     clean, condition, trajectory = drawing.drawn(
         folder / layout.GROWN, more, bank.key, bank.batch_size, teacher, section, seed, runtime, progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ def drawn(
 ) -> tuple[Tensor, Tensor, Tensors]:
     """Of the teacher's `samples`, which lie in `folder` or are drawn into it, what a Bank calls so: clean, condition,
     trajectory."""
-    keep = _kept_positions(teacher, section)
+    keep = kept_positions(teacher.sample_shape, section)
 
     def make(items: range) -> Tensors:
         indices = list(samples[items.start : items.stop])
@@ -115,16 +116,27 @@ def calls_per_step(teacher: LoadedPipeline, section: BankSection) -> int:
     return 2 if section.guidance != 1 and teacher.conditions.null is not None else 1
 
 
-def _kept_positions(teacher: LoadedPipeline, section: BankSection) -> int:
+def kept_positions(sample_shape: tuple[int, ...], section: BankSection) -> int:
     """Denoiser calls kept per sample, so that all trajectories together stay below TRAJECTORY_BYTES."""
-    return max(1, min(section.sampler_steps, TRAJECTORY_BYTES // (call_bytes(teacher) * section.num_samples)))
+    return max(1, min(section.sampler_steps, TRAJECTORY_BYTES // (call_bytes(sample_shape) * section.num_samples)))
 
 
-def most_samples(teacher: LoadedPipeline, keep: int) -> int:
-    """Samples of whose calls TRAJECTORY_BYTES hold `keep` each."""
-    return TRAJECTORY_BYTES // (call_bytes(teacher) * keep)
-
-
-def call_bytes(teacher: LoadedPipeline) -> int:
+def call_bytes(sample_shape: tuple[int, ...]) -> int:
     """Bytes of one stored denoiser call at most: input and prediction, a learned variance with it."""
-    return 3 * 4 * torch.Size(teacher.sample_shape).numel()
+    return 3 * 4 * math.prod(sample_shape)
+
+
+def growth(
+    calls: int, stored: int, keep: int, sample_shape: tuple[int, ...], section: BankSection, per_step: int
+) -> int:
+    """Samples that a bank of `stored` calls, `keep` of each sample, grows by, so that `calls` are stored or bytes are
+    enough; whole shards. per_step: calls of the denoiser in a step of sampling.
+
+    None where the bank must not grow, or where a stored call costs more than a prediction of noised samples: with
+    guidance, of whose two calls one is kept, and where not all of a sample's calls are.
+    """
+    costly = keep < section.sampler_steps or per_step > 1
+    if not section.grow or costly or calls <= stored:
+        return 0
+    most = TRAJECTORY_BYTES // (call_bytes(sample_shape) * keep) - section.num_samples
+    return max(0, min(-(-(calls - stored) // (keep * SHARD_SIZE)), most // SHARD_SIZE)) * SHARD_SIZE

@@ -39,6 +39,11 @@ def distinct(section: TargetsSection, uses: int) -> int:
     return -(-uses // section.reuse)
 
 
+def may_grow(section: TargetsSection) -> bool:
+    """Whether stored calls of more samples may take the place of all new predictions."""
+    return section.reuse > 1 and section.trajectory_share == 1
+
+
 class Targets:
     """Batches for every step of a run. `batch(step)` is this process's share of the global batch of that step."""
 
@@ -66,7 +71,7 @@ class Targets:
         share = min(section.trajectory_share, bank.num_trajectory / distinct(section, uses))
         # Stored calls cost nothing: where they suffice, all of them are used rather than few of them often.
         self.reuse = -(-uses // bank.num_trajectory) if share == 1 else section.reuse
-        wanted = min(section.pool_size, POOL_BYTES // call_bytes(teacher), -(-uses // self.reuse))
+        wanted = min(section.pool_size, POOL_BYTES // call_bytes(teacher.sample_shape), -(-uses // self.reuse))
         self.pool_size = max(1, -(-wanted // batch_size)) * batch_size
         self.num_trajectory = round(self.pool_size * share)
         self._pool: tuple[int, Tensors] | None = None

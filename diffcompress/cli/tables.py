@@ -26,12 +26,13 @@ def number(value: Any) -> str:
 def planned(rows: Sequence[Planned]) -> Table:
     """One line for each asked ratio."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("asked", "params", "ratio", "MACs", "MACs ratio", "denoiser", "pipeline", "peak memory"):
+    for name in ("asked", "params", "ratio", "MACs", "MACs ratio", "denoiser", "pipeline", "peak memory", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         sizes = [_told(value, "B") for value in (row.size_bytes, row.pipeline_bytes, row.peak_memory_bytes)]
         shares = (_told(row.params), number(row.ratio), _told(row.macs), number(row.macs_ratio))
-        table.add_row(number(row.requested_ratio), *shares, *sizes)
+        time = duration(row.expected and row.expected.total)
+        table.add_row(number(row.requested_ratio), *shares, *sizes, time)
     return table
 
 
@@ -53,7 +54,10 @@ def parts(rows: Sequence[Planned]) -> Table | None:
 
 
 def notes(rows: Sequence[Planned]) -> list[str]:
-    """Every note once; behind several rows with the ratio it belongs to."""
+    """Every note once, the expected time among them; behind several rows with the ratio it belongs to."""
+    rows = [
+        row.model_copy(update={"notes": [*row.notes, row.expected.told()]}) if row.expected else row for row in rows
+    ]
     shared = [note for note in rows[0].notes if all(note in row.notes for row in rows)]
     own = [f"{number(row.requested_ratio)}: {note}" for row in rows for note in row.notes if note not in shared]
     return [f"- {note}" for note in (*shared, *own)]

@@ -23,14 +23,15 @@ FEWER_IMAGES = 64  # that predictions are compared on
 
 @dataclass(frozen=True)
 class Calls:
-    """student, teacher: multiply-accumulates of one call; drawn: whether the teacher's samples are there already."""
+    """student, teacher: what one call costs, in multiply-accumulates or any other unit; drawn: whether the teacher's
+    samples are there already."""
 
-    student: int
-    teacher: int
+    student: float
+    teacher: float
     drawn: bool
 
-    def evaluation(self, protocol: Protocol) -> int:
-        """Multiply-accumulates of all calls that `protocol` asks for."""
+    def evaluation(self, protocol: Protocol) -> float:
+        """Cost of all calls that `protocol` asks for."""
         count, levels = protocol.num_samples, protocol.agreement_images * protocol.agreement_levels
         each = protocol.sampler_steps * (1 if protocol.guidance == 1 else 2)
         sampled = count * (self.student + (0 if self.drawn else self.teacher))
@@ -39,7 +40,7 @@ class Calls:
         fitted = lines * (each * self.teacher + protocol.sampler_steps * (self.teacher + self.student))
         return each * sampled + fitted + levels * (self.teacher + 2 * self.student)
 
-    def training(self, recipe: Recipe) -> int:
+    def training(self, recipe: Recipe) -> float:
         """Of the student's steps alone."""
         return PASSES * self.student * recipe.training.batch_size * recipe.num_steps
 

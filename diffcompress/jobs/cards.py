@@ -10,10 +10,11 @@ USABLE = 0.93
 
 @dataclass(frozen=True)
 class Card:
-    """gib: of memory; bfloat16: whether it multiplies in it."""
+    """gib: of memory; tflops: of products in half precision, dense; bfloat16: whether it multiplies in it."""
 
     name: str
     gib: int
+    tflops: float
     bfloat16: bool = True
 
     @property
@@ -23,14 +24,14 @@ class Card:
 
 # By the makers' data sheets, smallest memory first.
 CARDS = (
-    Card("RTX 4060", 8),
-    Card("RTX 3060", 12),
-    Card("T4", 16, bfloat16=False),
-    Card("L4", 24),
-    Card("V100 32 GB", 32, bfloat16=False),
-    Card("A100 40 GB", 40),
-    Card("L40S", 48),
-    Card("A100 80 GB", 80),
-    Card("H200", 141),
-    Card("B200", 180),
+    Card("RTX 4060", 8, 60),
+    Card("RTX 3060", 12, 51),
+    Card("T4", 16, 65, bfloat16=False),
+    Card("L4", 24, 121),
+    Card("V100 32 GB", 32, 125, bfloat16=False),
+    Card("A100 40 GB", 40, 312),
+    Card("L40S", 48, 362),
+    Card("A100 80 GB", 80, 312),
+    Card("H200", 141, 989),
+    Card("B200", 180, 2250),
 )

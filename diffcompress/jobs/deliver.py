@@ -83,15 +83,19 @@ def judged(
 ) -> tuple[FeatureSpace | None, Protocol]:
     """Where and how a student of `teacher` is measured; in `space`, where one is named."""
     space = choose_space(teacher, progress, space)
+    return space, protocol_in(space, teacher, recipe)
+
+
+def protocol_in(space: FeatureSpace | None, teacher: LoadedPipeline, recipe: Recipe) -> Protocol:
+    """How a student of `teacher` is measured in `space`."""
     section = recipe.evaluation
-    protocol = protocol_for(
+    return protocol_for(
         space,
         teacher,
         num_samples=section.num_samples if space else min(section.num_samples, SAMPLES_WITHOUT_SPACE),
         sampler_steps=section.sampler_steps,
         guidance=section.guidance,
     )
-    return space, protocol
 
 
 def shipped(run: Run, trained: ModelMixin) -> LoadedPipeline:

@@ -1,28 +1,32 @@
-"""What bank and evaluation add to `--max-time`, from the time of one teacher call."""
+"""How long a run takes, told before it begins: by a short timing of its teacher and of a student."""
 
 from __future__ import annotations
 
-import time
-
 from diffcompress.bank.drawing import calls_per_step
+from diffcompress.evaluation.cache import is_shipped
+from diffcompress.evaluation.proportion import Calls, in_proportion
 from diffcompress.jobs.deliver import judged
+from diffcompress.jobs.forecast import Work, expected
+from diffcompress.jobs.pace import timed, timed_teacher
 from diffcompress.jobs.run import Run
-from diffcompress.pipeline.sampling import automatic_batch_size, sample
 from diffcompress.runtime import Progress
+from diffcompress.student import costs
+from diffcompress.training import budget
 
 
 def estimate(run: Run) -> str:
-    """A sentence for the user, before the run begins."""
-    teacher, recipe = run.teacher, run.request.recipe
-    indices = range(automatic_batch_size(teacher))
-    started = time.monotonic()
-    sample(teacher, indices, seed=recipe.seed, num_steps=1)
-    seconds = (time.monotonic() - started) / len(indices)
-    calls = calls_per_step(teacher, recipe.bank)
-    bank = calls * seconds * recipe.bank.num_samples * recipe.bank.sampler_steps / run.runtime.count
-    if run.request.asked.data is not None:
-        bank = 0.0
-    _, protocol = judged(teacher, recipe, Progress())
-    # Student and untrained student are small beside the teacher, but not free: count the two as one teacher.
-    evaluation = 2 * seconds * protocol.num_samples * protocol.sampler_steps
-    return f"besides training: bank about {bank:.0f} s, evaluation at most about {evaluation:.0f} s, export about 30 s"
+    """A sentence for the user."""
+    teacher, plan, recipe, count = run.teacher, run.plan, run.request.recipe, run.runtime.count
+    share = max(1, recipe.training.batch_size // count)
+    pace = timed(teacher, timed_teacher(teacher, teacher.codec), plan, recipe, share)
+    if (max_time := run.request.asked.max_time) is not None:
+        recipe = budget.scaled(recipe, budget.TRAINING_SHARE * max_time / pace.step)
+    space, asked = judged(teacher, recipe, Progress())
+    drawn = is_shipped(teacher.fingerprint, asked)
+    small, whole = (costs.count(teacher.family, config).macs for config in (plan.config, teacher.config))
+    own = None if run.own is None else len(run.own)
+    work = Work.of(recipe, teacher.sample_shape, calls_per_step(teacher, recipe.bank), own)
+    protocol = (
+        asked if run.folder.shared is not None else in_proportion(asked, recipe, space, Calls(small, whole, drawn))
+    )
+    return expected(work, recipe, protocol, pace, drawn=drawn, count=count).told()

@@ -15,6 +15,7 @@ from diffcompress.families import registry
 from diffcompress.families.base import Family, complete
 from diffcompress.jobs.cards import CARDS, Card
 from diffcompress.jobs.footprint import Footprint, Models, smallest
+from diffcompress.jobs.outlook import Outlook
 from diffcompress.jobs.signature import as_function
 from diffcompress.memory import Need
 from diffcompress.noise import NoiseProcess
@@ -42,7 +43,7 @@ class _Teacher:
     """What a plan needs of a teacher. noise: its process, None for a config alone; dtype: of its stored weights, None
     when no file tells; ours: bytes of the parts that the student will come with, and theirs: of all parts of the
     teacher's pipeline, None when there is no pipeline; encoders: bytes of the text encoders that it is asked
-    with, as far as they are known."""
+    with, as far as they are known; reference: None for a config alone."""
 
     id: str
     family: Family
@@ -53,6 +54,7 @@ class _Teacher:
     theirs: Mapping[str, int] | None
     encoders: int
     notes: tuple[str, ...]
+    reference: Reference | None = None
 
     @property
     def macs(self) -> int:
@@ -74,13 +76,14 @@ def run(asked: PlanOptions, progress: Progress) -> Planned | list[Planned]:
     """
     teacher, settings = _find(asked)
     stored = asked.dtype or teacher.dtype or "float32"
+    outlook = Outlook(teacher.reference, teacher.family, teacher.noise, teacher.dtype or "float32", settings)
 
     def row(ratio: float | None) -> Planned:
         target: dict[str, Any] = {"ratio": ratio, "params": asked.params, "size": asked.size, "dtype": stored}
         section, noise = settings.student, teacher.noise
         student = planning.plan(teacher.family, teacher.config, **target, section=section, noise=noise)
         formats.check(settings.export, teacher.family, student.config)
-        return _row(teacher, student, settings, stored)
+        return _row(teacher, student, outlook, stored)
 
     if asked.ratio is None or isinstance(asked.ratio, (int, float)):
         return row(asked.ratio)
@@ -97,14 +100,15 @@ def run(asked: PlanOptions, progress: Progress) -> Planned | list[Planned]:
 plan = as_function("plan", PlanOptions, run, "dict[str, Any] | list[dict[str, Any]]")
 
 
-def _row(teacher: _Teacher, student: StudentPlan, recipe: Recipe, dtype: str) -> Planned:
+def _row(teacher: _Teacher, student: StudentPlan, outlook: Outlook, dtype: str) -> Planned:
+    recipe = outlook.recipe
     cost = costs.count(teacher.family, student.config)
     size = cost.file_bytes(dtype)
-    stored = teacher.dtype or "float32"
-    models = Models(teacher.family, student, recipe.training, teacher.call_memory, stored, teacher.encoders)
+    models = Models(teacher.family, student, recipe.training, teacher.call_memory, outlook.stored, teacher.encoders)
     card = smallest(models)
     footprint = models.on(card or CARDS[-1])
     known = evidence.lookup(teacher.family.class_name, student.ratio)
+    expected, step = outlook.of(student, card) or (None, None)
     parts, whole = _pipeline(teacher, size)
     return Planned(
         teacher=teacher.id,
@@ -122,7 +126,8 @@ def _row(teacher: _Teacher, student: StudentPlan, recipe: Recipe, dtype: str) ->
         parts=parts,
         peak_memory_bytes=footprint.peak,
         card=card and card.name,
-        seconds_per_step=None,
+        seconds_per_step=step,
+        expected=expected,
         evidence=known,
         notes=[
             *teacher.notes,
@@ -190,7 +195,7 @@ def _from_reference(reference: Reference, recipe: Recipe) -> _Teacher:
     encoders = sum(size for part, size in (ours or {}).items() if part.startswith("text_encoder"))
     if recipe.export.half_parts and ours is not None:
         ours = {part: size - (saving(asked, part) if part != asked.denoiser_part else 0) for part, size in ours.items()}
-    return _Teacher(reference.id, family, config, noise, dtype, ours, theirs, encoders, notes)
+    return _Teacher(reference.id, family, config, noise, dtype, ours, theirs, encoders, notes, asked)
 
 
 def _from_config(text: str, path: Path) -> _Teacher:

@@ -49,7 +49,7 @@ def _make(request: Request, progress: Progress) -> Shrunk:
 
     with opened(request, progress) as run:
         folder, runtime, recipe = run.folder, run.runtime, request.recipe
-        if request.asked.max_time is not None and runtime.is_main and not folder.recipe.exists():
+        if runtime.is_main and not folder.recipe.exists():
             progress.note(estimate(run))
         with run.timed("bank"):
             bank = banks.fill(folder.bank, run.teacher, recipe.bank, recipe.seed, run.own, runtime, progress)

@@ -84,7 +84,7 @@ def _grown(run: Run, recipe: Recipe, bank: Bank) -> Bank:
     """The bank with stored calls for all steps of `recipe`, where they may take the place of new ones."""
     section, uses = recipe.targets, recipe.num_steps * recipe.training.batch_size
     calls, folder = targets.distinct(section, uses), run.folder.bank
-    if section.reuse == 1 or section.trajectory_share < 1 or calls <= bank.num_trajectory:
+    if not targets.may_grow(section) or calls <= bank.num_trajectory:
         return bank
     with run.timed(layout.GROWN):
         return banks.grown(bank, folder, calls, run.teacher, recipe.bank, recipe.seed, run.runtime, run.progress)

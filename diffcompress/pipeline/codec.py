@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -76,19 +78,45 @@ def load_codec(reference: Reference, device: torch.device) -> Codec | None:
 
     Raises UsageError when it is there but cannot be loaded.
     """
-    part = next((part for part in PARTS if part in reference.parts), None)
-    if part is None or reference.pipeline is None:
+    part = _part(reference)
+    if part is None:
         return None
-    reference.fetch(part)
-    folder = reference.pipeline / part
-    try:
-        name = str(read_config(folder / "config.json")["_class_name"])
-        variant = variant_of((file.name for file in folder.iterdir()), str(folder))
-        autoencoder = getattr(diffusers, name).from_pretrained(folder, variant=variant, torch_dtype=torch.float32)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
-        raise UsageError(
-            f"the autoencoder in {folder} cannot be loaded: {error}", "check that the teacher's pipeline is complete"
-        ) from error
+    reference.fetch(part.name)
+
+    def read(cls: Any) -> Any:
+        variant = variant_of((file.name for file in part.iterdir()), str(part))
+        return cls.from_pretrained(part, variant=variant, torch_dtype=torch.float32)
+
+    autoencoder = _made(part, read)
     if device.type != "cpu" and hasattr(autoencoder, "enable_slicing"):
         autoencoder.enable_slicing()  # one image at a time: activations of large ones are gigabytes
     return Codec(autoencoder.to(device).eval().requires_grad_(False))
+
+
+def random_codec(reference: Reference, device: torch.device) -> Codec | None:
+    """As `load_codec`, with random weights, from the config alone; None where that does not lie here."""
+    part = _part(reference)
+    if part is None or not (part / "config.json").is_file():
+        return None
+
+    def build(cls: Any) -> Any:
+        with torch.device(device):
+            return cls.from_config(read_config(part / "config.json"))
+
+    return Codec(_made(part, build).eval().requires_grad_(False))
+
+
+def _part(reference: Reference) -> Path | None:
+    """The folder of the autoencoder in the reference's pipeline, None where there is none."""
+    part = next((part for part in PARTS if part in reference.parts), None)
+    return None if part is None or reference.pipeline is None else reference.pipeline / part
+
+
+def _made(part: Path, make: Callable[[Any], Any]) -> Any:
+    """What `make` makes of the class of the autoencoder in `part`; raises UsageError when it cannot."""
+    try:
+        return make(getattr(diffusers, str(read_config(part / "config.json")["_class_name"])))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        raise UsageError(
+            f"the autoencoder in {part} cannot be loaded: {error}", "check that the teacher's pipeline is complete"
+        ) from error

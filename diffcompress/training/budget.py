@@ -41,6 +41,11 @@ def fit_steps(job: Job, seconds: float) -> Recipe:
     section = targets.section
     free_steps = targets.bank.num_trajectory * section.reuse / targets.batch_size
     num_steps = fitting(TRAINING_SHARE * seconds, step_seconds, teacher_seconds, section, free_steps)
+    return scaled(recipe, num_steps)
+
+
+def scaled(recipe: Recipe, num_steps: float) -> Recipe:
+    """The recipe with about `num_steps`, stages in proportion; at least one step per stage."""
     factor = num_steps / max(1, recipe.num_steps)
     stages = tuple(s.model_copy(update={"num_steps": max(1, round(s.num_steps * factor))}) for s in recipe.stages)
     return recipe.model_copy(update={"stages": stages})

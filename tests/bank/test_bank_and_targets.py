@@ -313,7 +313,7 @@ def test_a_bank_grows_by_the_samples_after_its_own(teacher, bank, runtime, tmp_p
     stamps = [file.stat().st_mtime_ns for file in sorted((tmp_path / "grown").iterdir())]
     again = grow(1300)
     assert all(torch.equal(more.trajectory[name], value) for name, value in again.trajectory.items())
-    most = drawing.call_bytes(teacher) * 4 * (200 + 300)
+    most = drawing.call_bytes(teacher.sample_shape) * 4 * (200 + 300)
     monkeypatch.setattr(drawing, "TRAJECTORY_BYTES", most)
     assert grow(10**6).num_samples == 200 + 2 * 128  # what the bytes hold
     kept = [file.stat().st_mtime_ns for file in sorted((tmp_path / "grown").iterdir())]
@@ -321,7 +321,7 @@ def test_a_bank_grows_by_the_samples_after_its_own(teacher, bank, runtime, tmp_p
 
 
 def test_a_pool_of_large_samples_holds_fewer(tmp_path, teacher, bank, runtime, monkeypatch):
-    monkeypatch.setattr("diffcompress.bank.targets.POOL_BYTES", 17 * drawing.call_bytes(teacher))
+    monkeypatch.setattr("diffcompress.bank.targets.POOL_BYTES", 17 * drawing.call_bytes(teacher.sample_shape))
     source = targets(tmp_path, teacher, bank, runtime, trajectory_share=1.0, pool_size=4096)
     assert source.pool_size == 24  # whole batches of 8
     seen = torch.cat([source.batch(step).noisy.flatten(1)[:, 0] for step in range(99)])

@@ -1,0 +1,69 @@
+"""How long a run takes, told before it begins: what it asks of teacher and student, at the pace of a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffcompress.bank import drawing
+from diffcompress.bank.targets import TAYLOR_BATCH_SIZE, TAYLOR_BATCHES, distinct, may_grow
+from diffcompress.evaluation import correction, own_states
+from diffcompress.evaluation.proportion import Calls
+from diffcompress.jobs.pace import PASSES, Pace
+from diffcompress.jobs.train import PREVIEW_SAMPLES
+from diffcompress.recipe import Recipe
+from diffcompress.records.planned import Expected
+from diffcompress.records.protocol import Protocol
+
+# Loading, the pipeline's rehearsal, its export and proof, the report.
+AROUND_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """Calls of the teacher with one sample that a run asks for before its evaluation: for the bank and what it grows
+    by, for the student's start, for targets that no stored call is used for."""
+
+    bank: int
+    start: int
+    targets: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, sample_shape: tuple[int, ...], calls_per_step: int, num_own: int | None) -> Work:
+        """calls_per_step: of its sampling; num_own: the user's images in place of samples of the teacher's."""
+        section, uses = recipe.bank, recipe.num_steps * recipe.training.batch_size
+        wanted = distinct(recipe.targets, uses)
+        taylor = recipe.student.start == "inherit" and recipe.student.importance == "taylor"
+        start = PASSES * TAYLOR_BATCHES * TAYLOR_BATCH_SIZE if taylor else 0
+        if num_own is not None:
+            return cls(0, start, wanted)
+        keep = drawing.kept_positions(sample_shape, section)
+        stored = section.num_samples * keep
+        grown = drawing.growth(wanted, stored, keep, sample_shape, section, calls_per_step)
+        more = grown if may_grow(recipe.targets) else 0
+        stored = (section.num_samples + more) * keep
+        free = 0 if recipe.targets.reuse == 1 else min(stored, int(recipe.targets.trajectory_share * wanted))
+        sampled = (section.num_samples + more) * section.sampler_steps * calls_per_step
+        return cls(sampled, start, max(0, wanted - free))
+
+
+def expected(work: Work, recipe: Recipe, protocol: Protocol, pace: Pace, *, drawn: bool, count: int = 1) -> Expected:
+    """drawn: whether the teacher's samples for the evaluation are there already; count: of processes, which share all
+    but the evaluation."""
+    bank, start = pace.teacher * work.bank / count, pace.teacher * work.start
+    targets = pace.teacher * work.targets / count
+    sheets = recipe.num_steps // recipe.training.preview_every_steps
+    sheet = PREVIEW_SAMPLES * (recipe.evaluation.sampler_steps * pace.student + pace.picture)
+    training = recipe.num_steps * pace.step + sheets * sheet
+    evaluation = evaluation_seconds(protocol, pace, drawn=drawn)
+    parts = {"bank": bank, "start": start, "targets": targets, "training": training, "evaluation": evaluation}
+    told = {name: round(seconds, 2) for name, seconds in (parts | {"around": AROUND_SECONDS}).items()}
+    return Expected(device=pace.device, measured=pace.measured, **told, total=round(sum(told.values()), 2))
+
+
+def evaluation_seconds(protocol: Protocol, pace: Pace, *, drawn: bool) -> float:
+    """Of the calls, and of the pictures that latents are decoded to."""
+    counted = Calls(pace.student, pace.teacher, drawn).evaluation(protocol)
+    each = protocol.sampler_steps * (1 if protocol.guidance == 1 else 2)
+    walked = 2 * min(own_states.NUM_SAMPLES, protocol.num_samples) * each * (pace.student + pace.teacher)
+    shown = protocol.num_samples * (1 if drawn else 2) + 2 * (protocol.aside_samples or protocol.num_samples)
+    return counted + walked + pace.picture * (shown + correction.NUM_IMAGES)

@@ -27,6 +27,38 @@ def test_runs_end_well_under_kills_full_disks_damage_and_little_memory() -> None
     assert done.stdout.count("| all kept |") == 2 * 4
 
 
+def test_students_are_quantised_in_all_their_layers_and_judged_by_what_is_left_of_their_weights(tmp_path: Path) -> None:
+    small = ("bank.num_samples=4", "bank.sampler_steps=2", "training.batch_size=2", "student.importance=magnitude")
+    sets = [
+        text
+        for value in (*small, "evaluation.num_samples=2", "evaluation.sampler_steps=2")
+        for text in ("--set", value)
+    ]
+    asked = [
+        "--teacher",
+        "demo",
+        "--ratio",
+        "0.05",
+        "--steps",
+        "28",
+        "--num-samples",
+        "64",
+        "--sampler-steps",
+        "2",
+        *sets,
+    ]
+    command = [sys.executable, "benchmarks/quantise.py", *asked, "--work", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    rows = {row["bits"]: row for row in map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())}
+    assert rows.keys() == {16, 8, 4} and len({row["params"] for row in rows.values()}) == 1
+    assert rows[16]["bytes"] == 2 * rows[16]["params"]
+    assert rows[8]["bytes"] < 0.55 * rows[16]["bytes"] and rows[4]["bytes"] < 0.32 * rows[16]["bytes"]
+    agreement = {bits: row["metrics"]["agreement"] for bits, row in rows.items()}
+    assert 0 < abs(agreement[8] - agreement[16]) < 1e-3 < abs(agreement[4] - agreement[16])
+    table = subprocess.run([*command, "--table"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert table.count("| demo | 0.05 |") == 3
+
+
 def test_the_script_for_a_gpu_runs_on_a_cpu_with_tiny_models(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     command = [sys.executable, "benchmarks/gpu.py", "--tiny", "--output", str(file)]

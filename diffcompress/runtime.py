@@ -147,6 +147,13 @@ def start(device: str | None = None) -> Runtime:
     return Runtime(accelerator, StopRequest())
 
 
+def holds_bfloat16(device: torch.device) -> bool:
+    """False on Apple's devices before macOS 14, which have no such dtype."""
+    import torch
+
+    return device.type != "mps" or torch.backends.mps.is_macos_or_newer(14, 0)
+
+
 def computes_bfloat16(device: torch.device) -> bool:
     """True on a GPU that multiplies in bfloat16; others and CPUs emulate it, slower than float32."""
     import torch
@@ -207,7 +214,7 @@ def environment(runtime: Runtime | None = None) -> dict[str, object]:
     facts: dict[str, object] = {"python": platform.python_version(), "platform": platform.platform()}
     facts |= {name: version(name) for name in names}
     facts |= {
-        "device": str(runtime.device) if runtime else "cuda" if torch.cuda.is_available() else "cpu",
+        "device": str(runtime.device) if runtime else default_device(),
         "processes": runtime.count if runtime else 1,
         "threads": torch.get_num_threads(),
         "cpu_count": os.cpu_count(),

@@ -52,9 +52,9 @@ def along_the_way(
 
         def judge(noisy: Tensor, timestep: Tensor, whole: Tensor, rows: Tensor, into: list[Tensor] = ratios) -> None:
             given = {name: value.to(teacher.device) for name, value in teacher.conditions.rows(rows).items()}
-            said, beside = whole[:, : noisy.shape[1]].double(), other.predict(noisy, timestep, given).double()
-            ours, theirs = (said, beside) if own else (beside, said)
-            into.append(error_ratio(ours, theirs).cpu())
+            both = whole[:, : noisy.shape[1]], other.predict(noisy, timestep, given)
+            said, beside = (one.cpu().double() for one in both)  # not every device has float64
+            into.append(error_ratio(said, beside) if own else error_ratio(beside, said))
 
         sample(
             walker,

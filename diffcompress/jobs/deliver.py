@@ -155,8 +155,8 @@ def _in_proportion(run: Run, recipe: Recipe, space: FeatureSpace | None, asked: 
 @torch.no_grad()
 def _change(start: ModelMixin, trained: ModelMixin) -> float:
     """Root of the squared change of all parameters over their squares before."""
-    before = [value.double().cpu() for value in start.parameters()]
-    after = [value.double().cpu() for value in trained.parameters()]
+    before = [value.cpu().double() for value in start.parameters()]
+    after = [value.cpu().double() for value in trained.parameters()]
     moved = sum(float((b - a).square().sum()) for b, a in zip(before, after, strict=True))
     return (moved / max(sum(float(b.square().sum()) for b in before), 1e-300)) ** 0.5
 

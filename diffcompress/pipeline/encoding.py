@@ -21,7 +21,7 @@ from diffcompress.pipeline.whole import load_whole
 from diffcompress.records import fingerprints, layout
 from diffcompress.records.run_files import kept, read_header, read_tensors, write_tensors
 from diffcompress.records.scratch import scratch
-from diffcompress.runtime import Progress, Runtime, free_memory
+from diffcompress.runtime import Progress, Runtime, free_memory, holds_bfloat16
 from diffcompress.sources.linking import link_pipeline, part_files
 from diffcompress.sources.weights import require_parts
 
@@ -150,7 +150,8 @@ def _of(place: Path, name: int | str) -> dict[str, str]:
 
 def _dtype(pipeline: LoadedPipeline) -> torch.dtype:
     """What text encoders, which dwarf most denoisers, run in: half their size on an accelerator, as is usual there."""
-    return torch.float32 if pipeline.device.type == "cpu" else torch.bfloat16
+    halved = pipeline.device.type != "cpu" and holds_bfloat16(pipeline.device)
+    return torch.bfloat16 if halved else torch.float32
 
 
 def _key(pipeline: LoadedPipeline, prompts: Sequence[str], text_length: int | None) -> str:

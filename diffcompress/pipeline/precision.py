@@ -6,7 +6,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from diffcompress.runtime import computes_bfloat16
+from diffcompress.runtime import computes_bfloat16, holds_bfloat16
 
 # Denoisers of more parameters stay in their stored precision on any accelerator, where float32 would not fit.
 LARGE = 1_000_000_000
@@ -18,11 +18,11 @@ SHARES, SAMPLES = (0.05, 0.5, 0.95), 2
 
 def choose(device: torch.device, stored: torch.dtype, params: int) -> torch.dtype:
     """bfloat16 where the device multiplies in it, else float16 on a GPU for weights that were stored so; LARGE
-    denoisers as they were stored; float32 for all others, and on a CPU."""
+    denoisers as they were stored; float32 for all others, on a CPU, and where the device has no such dtype."""
     if computes_bfloat16(device):
         return torch.bfloat16
     if device.type != "cpu" and (params > LARGE or (device.type == "cuda" and stored == torch.float16)):
-        return stored
+        return stored if stored != torch.bfloat16 or holds_bfloat16(device) else torch.float32
     return torch.float32
 
 

@@ -220,7 +220,10 @@ def _regress(module: nn.Linear | nn.Conv2d, part: Tensor, x: Tensor, y: Tensor, 
     gram = x.T @ x / len(x)
     ridge = RIDGE * gram.diagonal().mean().clamp(min=1e-12) * (10 if len(x) < FEW * x.shape[1] else 1)
     gram.diagonal().add_(ridge)
-    change = torch.linalg.solve(gram, x.T @ (y - x @ weight.T) / len(x)).T
+    wanted = x.T @ (y - x @ weight.T) / len(x)
+    # Apple's devices solve none of this in early versions of torch, and nothing of it in float64.
+    there = torch.device("cpu") if x.device.type == "mps" else x.device
+    change = torch.linalg.solve(*(value.to(there, torch.float64) for value in (gram, wanted))).T.to(x)
     fitted = weight + change
     if not torch.isfinite(fitted).all():
         return

@@ -37,7 +37,9 @@ class Optimizer:
                 group["lr"] = learning_rate
             # As torch's GradScaler tells a fused optimizer, by an attribute that its class does not declare.
             setattr(self._adamw, "found_inf", 1.0 - finite.float())  # noqa: B010
-            self._adamw.step()
+            # Apple's devices take that attribute and do not look at it.
+            if finite.device.type != "mps" or bool(finite):
+                self._adamw.step()
         if self._muon is not None:
             self._muon.step(learning_rate, finite)
 

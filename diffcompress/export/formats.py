@@ -13,28 +13,37 @@ from safetensors.torch import save_file
 from torch import nn
 
 from diffcompress.errors import DamagedError
+from diffcompress.export.adapter import check_adapter, export_adapter
 from diffcompress.export.onnx import check_inputs, check_installed, export_onnx
 from diffcompress.export.original import check_shape, export_original
 from diffcompress.export.weights import as_shipped
 from diffcompress.families.base import Family
+from diffcompress.families.shapes import shapes as shapes_of
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import ExportSection
 from diffcompress.records import shapes
 from diffcompress.records.fingerprints import sha256
-from diffcompress.records.layout import EXPORT_RECORD, ONNX, ORIGINAL, SINGLE_FILE
+from diffcompress.records.layout import ADAPTER, EXPORT_RECORD, ONNX, ORIGINAL, SINGLE_FILE
 from diffcompress.records.provenance import Provenance
 from diffcompress.records.run_files import read_json, read_record, write_atomically, write_checked
 from diffcompress.records.run_folder import RunFolder
 from diffcompress.runtime import dtype_name
 
 
-def check(section: ExportSection, family: Family, config: Mapping[str, Any]) -> None:
-    """Raise UsageError for a format that this installation cannot write, or that this student of `family` has not."""
+def check(
+    section: ExportSection, family: Family, config: Mapping[str, Any], layers: Mapping[str, str] | None = None
+) -> None:
+    """Raise UsageError for a format that this installation cannot write, or that this student of `family` has not.
+
+    layers: those that it took over whole, the teacher's by the student's.
+    """
     if section.onnx:
         check_installed()
         check_inputs(family, config)
     if section.original:
         check_shape(family.class_name, config)
+    if section.adapter is not None:
+        check_adapter(Path(section.adapter), layers or {}, shapes_of(family.class_name, config).tensors)
 
 
 def written(run: RunFolder, section: ExportSection) -> dict[str, Any] | None:
@@ -46,16 +55,25 @@ def written(run: RunFolder, section: ExportSection) -> dict[str, Any] | None:
         return None
     shipped = read_record(run.provenance, Provenance).files
     # Of earlier versions it knows fewer formats.
+    if section.adapter is not None and found.get("adapter", {}).get("of") != _digest(section.adapter):
+        return None
     asked = (ExportSection().formats | found["asked"], found["pipeline_files"], found["files"])
     return found if asked == (section.formats, shipped, hashes) else None
 
 
 def write_formats(
-    student: ModelMixin, teacher: LoadedPipeline, run: RunFolder, section: ExportSection, *, dtype: torch.dtype
+    student: ModelMixin,
+    teacher: LoadedPipeline,
+    run: RunFolder,
+    section: ExportSection,
+    *,
+    dtype: torch.dtype,
+    layers: Mapping[str, str] | None = None,
 ) -> dict[str, Any] | None:
     """Write what `section` asks for, all or nothing, and return exports.json's content; None when it asks for nothing.
 
     The weights are those of `run.pipeline`, rounded to `dtype`; what is there and still of these weights is kept.
+    layers: see `check`.
     """
     asked = section.formats
     if not any(asked.values()):
@@ -77,6 +95,10 @@ def write_formats(
             header = _header(run, teacher, config)
             export_original(rounded, name, teacher.reference.scheduler, header, folder / ORIGINAL)
             record["original"] = {"file": ORIGINAL, "dtype": dtype_name(dtype), "prediction_type": noise}
+        if section.adapter is not None:
+            tensors = shapes_of(teacher.family.class_name, config).tensors
+            told = export_adapter(Path(section.adapter), layers or {}, tensors, folder / ADAPTER)
+            record["adapter"] = told | {"of": _digest(section.adapter)}
         if section.onnx:
             plain = nn.Module.to(rounded, torch.float32)
             told = export_onnx(teacher.family, plain, config, folder / ONNX)
@@ -86,6 +108,13 @@ def write_formats(
 
     write_atomically(run.exports, write)
     return record
+
+
+def _digest(file: str) -> str | None:
+    try:
+        return sha256(Path(file))
+    except OSError:
+        return None
 
 
 def _header(run: RunFolder, teacher: LoadedPipeline, config: dict[str, Any]) -> dict[str, str]:

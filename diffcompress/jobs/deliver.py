@@ -58,7 +58,8 @@ def conclude(run: Run, recipe: Recipe, start: ModelMixin, trained: ModelMixin, b
             run.progress.warn(f"{folder.pipeline} is not what was proved any more, and is written again")
         if not sound or read_record(folder.provenance, Provenance).half_parts != recipe.export.half_parts:
             _export(run, recipe, trained, bank)
-        write_formats(trained, _around(run), folder, recipe.export, dtype=_export_dtype(run))
+        dtype, layers = _export_dtype(run), run.plan.adapters
+        write_formats(trained, _around(run), folder, recipe.export, dtype=dtype, layers=layers)
     if asked.license:
         relicense(folder, asked.license)
     write_report(folder)

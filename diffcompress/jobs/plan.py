@@ -82,7 +82,7 @@ def run(asked: PlanOptions, progress: Progress) -> Planned | list[Planned]:
         target: dict[str, Any] = {"ratio": ratio, "params": asked.params, "size": asked.size, "dtype": stored}
         section, noise = settings.student, teacher.noise
         student = planning.plan(teacher.family, teacher.config, **target, section=section, noise=noise)
-        formats.check(settings.export, teacher.family, student.config)
+        formats.check(settings.export, teacher.family, student.config, student.adapters)
         return _row(teacher, student, outlook, stored)
 
     if asked.ratio is None or isinstance(asked.ratio, (int, float)):

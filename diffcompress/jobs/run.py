@@ -75,7 +75,7 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
     folder = request.folder(student_plan.requested_ratio)
     runtime = runtimes.start(asked.device)
     _check(request, runtime, progress)
-    formats.check(recipe.export, family, student_plan.config)
+    formats.check(recipe.export, family, student_plan.config, student_plan.adapters)
     data = hub_images.pinned(None if asked.data is None else str(asked.data))
     request = replace(request, asked=replace(asked, data=data))
     fetch(reference, progress)

@@ -171,12 +171,15 @@ class ExportSection(Section):
     onnx: bool = Field(False, description="also the denoiser as ONNX, checked with onnxruntime (diffcompress[onnx])")
     single_file: bool = Field(False, description="also the denoiser as one safetensors file with its config inside")
     original: bool = Field(False, description="also the denoiser in the layout of its authors (SD, FLUX.1)")
+    adapter: str | None = Field(
+        None, description="a LoRA adapter of the teacher (.safetensors): also its layers that the student kept whole"
+    )
     half_parts: bool = Field(
         False, description="encoders and autoencoder in half precision, where the teacher's are stored in more"
     )
 
     @property
-    def formats(self) -> dict[str, bool]:
+    def formats(self) -> dict[str, bool | str | None]:
         """What is asked for beside the pipeline."""
         return self.model_dump(exclude={"half_parts"})
 

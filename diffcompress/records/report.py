@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
@@ -41,13 +43,36 @@ class PlanFile(Record):
     choice: dict[str, Any]
     notes: list[str]
     teacher_pipeline_bytes: int | None = None
+    adapters: dict[str, str] = {}
+
+
+class AdaptersFit(Record):
+    """How many layers of a block of the student a LoRA adapter of the teacher fits, and which block of the teacher they
+    were in."""
+
+    closed = True
+    student: str
+    teacher: str
+    layers: int
+
+    @classmethod
+    def by_block(cls, adapters: Mapping[str, str]) -> list[AdaptersFit]:
+        """The teacher's layers by the student's, counted by block: the name up to its first number, or its root."""
+
+        def block(layer: str) -> str:
+            found = re.match(r".*?\.\d+(?=\.)", layer)
+            return found[0] if found else layer.split(".")[0]
+
+        counted = Counter((block(ours), block(theirs)) for ours, theirs in adapters.items())
+        return [cls(student=ours, teacher=theirs, layers=count) for (ours, theirs), count in counted.items()]
 
 
 class PlanTold(Record):
-    """Why the student has its shape."""
+    """Why the student has its shape; adapters: where those of the teacher still fit."""
 
     choice: dict[str, Any] | None
     notes: list[str]
+    adapters: list[AdaptersFit] = []
 
 
 class StageTold(Record):

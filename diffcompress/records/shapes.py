@@ -76,12 +76,13 @@ class Proof(TypedDict):
 class Exports(TypedDict):
     """exports/exports.json"""
 
-    asked: dict[str, bool]
+    asked: dict[str, bool | str | None]
     pipeline_files: Hashes
     files: Hashes
     single_file: NotRequired[dict[str, Any]]
     onnx: NotRequired[dict[str, Any]]
     original: NotRequired[dict[str, Any]]
+    adapter: NotRequired[dict[str, Any]]
 
 
 class Assembled(TypedDict):

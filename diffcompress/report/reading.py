@@ -18,6 +18,7 @@ from diffcompress.records.layout import COUNTERS, EVALUATION, FINAL, TRAINING_LO
 from diffcompress.records.provenance import Provenance
 from diffcompress.records.record import Empty, Record
 from diffcompress.records.report import (
+    AdaptersFit,
     Finding,
     Part,
     PipelineSize,
@@ -91,7 +92,11 @@ def collect(run: RunFolder) -> Report:
         finished=finished,
         asked=asked,
         command=command(asked, recipe=str(run.recipe), output=f"{run.path}-again"),
-        plan=PlanTold(choice=plan and plan.choice, notes=plan.notes if plan else []),
+        plan=PlanTold(
+            choice=plan and plan.choice,
+            notes=plan.notes if plan else [],
+            adapters=AdaptersFit.by_block(plan.adapters) if plan else [],
+        ),
         evidence=evidence.lookup(plan.config.get("_class_name", ""), plan.ratio) if plan else None,
         protocol=scores.protocol if scores is not None else Empty(),
         probe=scores.probe if scores is not None else None,

@@ -41,7 +41,8 @@ def main() -> None:
     teacher, student = (load(resolve(str(place))) for place in (folder.identity["teacher"], folder.pipeline))
     runtime, progress = runtimes.start("cpu"), Progress()
     bank = banks.fill(folder.bank, teacher, recipe.bank, recipe.seed, None, runtime, progress)
-    noisy, timestep, target = (bank.trajectory[name] for name in ("noisy", "timestep", "prediction"))
+    calls = bank.calls(torch.arange(bank.num_trajectory))
+    noisy, timestep, target = (calls[name] for name in ("noisy", "timestep", "prediction"))
     weights = [p.requires_grad_() for p in student.denoiser.parameters()]
     print("| noise level | loss | norm | coarse | fine |")
     print("|---|---|---|---|---|")

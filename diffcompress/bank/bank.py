@@ -6,6 +6,7 @@ condition). It costs nothing beyond sampling the bank.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,15 @@ import torch
 from torch import Tensor
 
 from diffcompress.bank import drawing
-from diffcompress.bank.drawing import SHARD_SIZE
-from diffcompress.bank.shards import Tensors, are_of, make_shards, read_shards
+from diffcompress.bank.drawing import Table
+from diffcompress.bank.keeping import SHARD_SIZE, Kept
+from diffcompress.bank.shards import Tensors, are_of, first_of, make_shards, read_shards
 from diffcompress.errors import UsageError
 from diffcompress.images import images
 from diffcompress.pipeline.conditions import Conditions
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.sampling import automatic_batch_size
+from diffcompress.pipeline.stored_rows import StoredRows, gathered
 from diffcompress.recipe import BankSection
 from diffcompress.records import fingerprints, layout, shapes
 from diffcompress.records.run_files import discard, kept, read_json, write_checked
@@ -34,17 +37,19 @@ class Bank:
 
     clean `[N, C, *spatial]`; condition `[N]`: the row of `conditions` of each; trajectory: noisy, timestep, prediction,
     index (of the clean sample), condition (row, the null one where guidance asked for it) with one row per stored
-    denoiser call (empty for the user's own images); key: content key; batch_size: rows of a teacher call;
+    denoiser call (empty for the user's own images), in memory or, in half precision, on disk; key: content key; kept:
+    what stays of a sample's calls; batch_size: rows of a teacher call;
     null_share: of targets, see the recipe.
     """
 
     clean: Tensor
     condition: Tensor
     conditions: Conditions
-    trajectory: Tensors
+    trajectory: Mapping[str, Table]
     key: str
     batch_size: int
     null_share: float = 0.0
+    kept: Kept | None = None
 
     @property
     def num_samples(self) -> int:
@@ -52,7 +57,12 @@ class Bank:
 
     @property
     def num_trajectory(self) -> int:
-        return len(self.trajectory.get("timestep", ()))
+        return self.trajectory["timestep"].shape[0] if self.trajectory else 0
+
+    def calls(self, rows: Tensor) -> Tensors:
+        """Of the stored calls `rows` `[B]` what `trajectory` holds, in memory and in float32."""
+        found = {name: gathered(value, rows) for name, value in self.trajectory.items()}
+        return {name: value.float() if value.dtype == torch.half else value for name, value in found.items()}
 
 
 def fill(
@@ -71,7 +81,7 @@ def fill(
     """
     if own is not None:
         return _from_images(folder, teacher, section, own, runtime, progress)
-    asked = section.model_dump(exclude={"grow"})  # which changes nothing of what a bank begins with
+    asked = section.model_dump(exclude={"grow", "stored_gib"})  # which change nothing of what a bank begins with
     key = fingerprints.of_json([teacher.fingerprint, asked, seed, teacher.sample_shape, teacher.conditions.texts])
     _mend_record(folder, key, runtime, progress)
     if _record(folder).get("key", key) != key:
@@ -83,12 +93,24 @@ def fill(
         progress.note(
             f"bank.guidance {section.guidance:g} does nothing: '{teacher.reference.id}' has no null conditioning"
         )
-    batch_size = _settled_batch_size(folder, teacher, runtime, key=key, source=teacher.reference.id)
+    told = _calls_told(folder, key, teacher, section)
+    batch_size = _settled_batch_size(folder, teacher, runtime, key=key, source=teacher.reference.id, **told)
+    keeping = Kept.told(_record(folder).get("calls", key), teacher.sample_shape, section)
+    if keeping.half:
+        progress.note(keeping.sentence(teacher.sample_shape, section))
     samples = range(section.num_samples)
     clean, condition, trajectory = drawing.drawn(
-        folder, samples, key, batch_size, teacher, section, seed, runtime, progress
+        folder, samples, key, keeping, batch_size, teacher, section, seed, runtime, progress
     )
-    return Bank(clean, condition, teacher.conditions, trajectory, key, batch_size, section.null_share)
+    return Bank(clean, condition, teacher.conditions, trajectory, key, batch_size, section.null_share, keeping)
+
+
+def _calls_told(folder: Path, key: str, teacher: LoadedPipeline, section: BankSection) -> dict[str, str]:
+    """What the record of a bank says of the calls that stay: as shards that are there have them, else as disk and
+    memory allow; nothing where they stay in memory."""
+    told = first_of(folder).rpartition(" ")[0] if are_of(folder, key) else ""
+    told = told or Kept.of(teacher.sample_shape, section, folder).key(key)
+    return {} if told == key else {"calls": told}
 
 
 def grown(
@@ -104,24 +126,33 @@ def grown(
     """`bank`, of the teacher's own samples, with more, until `calls` are stored or bytes are enough (`drawing`).
 
     Drawn beside it in `folder`, from the same streams. The bank itself where it has enough, holds the user's images, or
-    `drawing.growth` says so. Raises as `fill`.
+    `Kept.growth` says so. Raises as `fill`.
     """
-    keep, per_step = bank.num_trajectory // bank.num_samples, drawing.calls_per_step(teacher, section)
-    samples = drawing.growth(calls, bank.num_trajectory, keep, teacher.sample_shape, section, per_step)
+    keeping, per_step = bank.kept, drawing.calls_per_step(teacher, section)
+    if keeping is None:
+        return bank
+    samples = keeping.growth(calls, bank.num_trajectory, teacher.sample_shape, section, per_step)
     if not samples:
         return bank
     more = range(bank.num_samples, bank.num_samples + samples)
     progress.note(f"the bank grows from {more.start:,} to {more.stop:,} samples, for as many steps")
     clean, condition, trajectory = drawing.drawn(
-        folder / layout.GROWN, more, bank.key, bank.batch_size, teacher, section, seed, runtime, progress
+        folder / layout.GROWN, more, bank.key, keeping, bank.batch_size, teacher, section, seed, runtime, progress
     )
     return replace(
         bank,
         clean=torch.cat([bank.clean, clean]),
         condition=torch.cat([bank.condition, condition]),
-        trajectory={name: torch.cat([value, trajectory[name]]) for name, value in bank.trajectory.items()},
+        trajectory={name: _joined(value, trajectory[name]) for name, value in bank.trajectory.items()},
         key=fingerprints.of_json([bank.key, more.stop]),
     )
+
+
+def _joined(one: Table, other: Table) -> Table:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.cat([one, other])
+    assert isinstance(one, StoredRows) and isinstance(other, StoredRows)
+    return one.followed_by(other)
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -64,10 +64,15 @@ def shards(folder: Path, total: int, shard_size: int, key: str = "") -> Iterator
 
 def are_of(folder: Path, key: str) -> bool:
     """Whether the first shard of a folder is of what `key` stands for."""
+    return first_of(folder).startswith(f"{key} ")
+
+
+def first_of(folder: Path) -> str:
+    """What the first shard of a folder says that it holds; empty without one that can be read."""
     try:
-        return read_header(shard_path(folder, 0)).get("of", "").startswith(f"{key} ")
+        return read_header(shard_path(folder, 0)).get("of", "")
     except (FileNotFoundError, DamagedError):
-        return False
+        return ""
 
 
 def _ranges(total: int, shard_size: int) -> list[range]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffcompress.bank.bank import Bank
 from diffcompress.bank.batch import Ahead, Batch
-from diffcompress.bank.drawing import call_bytes
+from diffcompress.bank.keeping import call_bytes
 from diffcompress.bank.shards import Tensors, end_to_end, make_shards, shards
 from diffcompress.noise import generator, streams
 from diffcompress.pipeline.load import LoadedPipeline
@@ -180,7 +180,7 @@ class Targets:
         """Stored calls for pool `number`: consecutive pools walk through one shuffled order of all of them."""
         order = torch.randperm(self.bank.num_trajectory, generator=generator(self.seed, streams.TRAJECTORY_ORDER))
         positions = (number * self.num_trajectory + torch.arange(self.num_trajectory)) % self.bank.num_trajectory
-        return {name: value[order[positions]] for name, value in self.bank.trajectory.items()}
+        return self.bank.calls(order[positions])
 
     def _predicted(self, stream: int, number: int, entries: range) -> Tensors:
         """Entries of freshly noised bank samples, with the teacher's predictions; on the CPU."""

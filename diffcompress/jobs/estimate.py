@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffcompress.bank.drawing import calls_per_step
+from diffcompress.bank.keeping import Kept
 from diffcompress.evaluation.cache import is_shipped
 from diffcompress.evaluation.proportion import Calls, in_proportion
 from diffcompress.jobs.deliver import judged
@@ -24,8 +25,8 @@ def estimate(run: Run) -> str:
     space, asked = judged(teacher, recipe, Progress())
     drawn = is_shipped(teacher.fingerprint, asked)
     small, whole = (costs.count(teacher.family, config).macs for config in (plan.config, teacher.config))
-    own = None if run.own is None else len(run.own)
-    work = Work.of(recipe, teacher.sample_shape, calls_per_step(teacher, recipe.bank), own)
+    kept = None if run.own is not None else Kept.of(teacher.sample_shape, recipe.bank, run.folder.bank)
+    work = Work.of(recipe, teacher.sample_shape, calls_per_step(teacher, recipe.bank), kept)
     protocol = (
         asked if run.folder.shared is not None else in_proportion(asked, recipe, space, Calls(small, whole, drawn))
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffcompress.bank import drawing
+from diffcompress.bank.keeping import Kept
 from diffcompress.bank.targets import TAYLOR_BATCH_SIZE, TAYLOR_BATCHES, distinct, may_grow
 from diffcompress.evaluation import correction, own_states
 from diffcompress.evaluation.proportion import Calls
@@ -28,19 +28,18 @@ class Work:
     targets: int
 
     @classmethod
-    def of(cls, recipe: Recipe, sample_shape: tuple[int, ...], calls_per_step: int, num_own: int | None) -> Work:
-        """calls_per_step: of its sampling; num_own: the user's images in place of samples of the teacher's."""
+    def of(cls, recipe: Recipe, sample_shape: tuple[int, ...], calls_per_step: int, kept: Kept | None) -> Work:
+        """calls_per_step: of its sampling; kept: of the calls, None for the user's images in place of samples."""
         section, uses = recipe.bank, recipe.num_steps * recipe.training.batch_size
         wanted = distinct(recipe.targets, uses)
         taylor = recipe.student.start == "inherit" and recipe.student.importance == "taylor"
         start = PASSES * TAYLOR_BATCHES * TAYLOR_BATCH_SIZE if taylor else 0
-        if num_own is not None:
+        if kept is None:
             return cls(0, start, wanted)
-        keep = drawing.kept_positions(sample_shape, section)
-        stored = section.num_samples * keep
-        grown = drawing.growth(wanted, stored, keep, sample_shape, section, calls_per_step)
+        stored = section.num_samples * kept.positions
+        grown = kept.growth(wanted, stored, sample_shape, section, calls_per_step)
         more = grown if may_grow(recipe.targets) else 0
-        stored = (section.num_samples + more) * keep
+        stored = (section.num_samples + more) * kept.positions
         free = 0 if recipe.targets.reuse == 1 else min(stored, int(recipe.targets.trajectory_share * wanted))
         sampled = (section.num_samples + more) * section.sampler_steps * calls_per_step
         return cls(sampled, start, max(0, wanted - free))

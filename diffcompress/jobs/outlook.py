@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
 from diffcompress.bank.drawing import calls_per_step
+from diffcompress.bank.keeping import Kept
 from diffcompress.evaluation.cache import is_shipped
 from diffcompress.evaluation.features import FeatureSpace, aside, demo_space
 from diffcompress.evaluation.proportion import Calls, in_proportion
@@ -85,7 +87,8 @@ class Outlook:
         drawn = teacher is not None and is_shipped(teacher.fingerprint, asked)
         own, whole = (costs.count(self.family, one).macs for one in (student.config, config))
         protocol = in_proportion(asked, recipe, space, Calls(own, whole, drawn))
-        return expected(Work.of(recipe, shape, per_step, None), recipe, protocol, pace, drawn=drawn)
+        work = Work.of(recipe, shape, per_step, Kept.of(shape, recipe.bank, Path.cwd()))
+        return expected(work, recipe, protocol, pace, drawn=drawn)
 
     def _has_null(self, config: dict[str, object]) -> bool:
         return bool(self.family.text_conditioning(config)) or self.family.null_class(config) is not None

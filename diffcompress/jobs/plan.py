@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcompress import recipe as recipes
+from diffcompress.bank.keeping import Kept
 from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.export import formats
 from diffcompress.families import registry
@@ -134,6 +135,7 @@ def _row(teacher: _Teacher, student: StudentPlan, outlook: Outlook, dtype: str) 
             *student.notes,
             *original_shapes.notes(teacher.family.class_name, student.config),
             _memory(card, footprint),
+            *_kept(teacher, recipe),
             known.told if known else evidence.NOTHING_KNOWN,
         ],
     )
@@ -145,6 +147,12 @@ def _memory(card: Card | None, footprint: Footprint) -> str:
         f"{least}; peak memory is an estimate, of one sample at a time (larger batches where memory holds them): "
         f"{footprint.told()}"
     )
+
+
+def _kept(teacher: _Teacher, recipe: Recipe) -> list[str]:
+    shape = teacher.family.sample_shape(teacher.config)
+    kept = Kept.of(shape, recipe.bank, Path.cwd())
+    return [] if kept == Kept.in_memory(shape, recipe.bank) else [kept.sentence(shape, recipe.bank)]
 
 
 def _pipeline(teacher: _Teacher, denoiser_bytes: int) -> tuple[list[Part] | None, PipelineSize]:

@@ -38,6 +38,14 @@ class StoredRows:
     def row_bytes(self) -> int:
         return torch.Size(self.shape[1:]).numel() * self.dtype.itemsize
 
+    def whole(self) -> Tensor:
+        """All rows."""
+        return torch.cat([shard[:] for shard in self._shards])
+
+    def followed_by(self, other: StoredRows) -> StoredRows:
+        """These rows, then those of `other`; none of them is kept in memory."""
+        return StoredRows([*self._shards, *other._shards])
+
     def keep(self, rows: int) -> None:
         """Make room for so many rows; memory that nothing is written to costs nothing."""
         self._kept = torch.empty(min(rows, self.shape[0]), *self.shape[1:], dtype=self.dtype)

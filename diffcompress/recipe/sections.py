@@ -56,6 +56,12 @@ class BankSection(Section):
         True,
         description="draw more samples where steps would use the stored calls of these more often than targets.reuse",
     )
+    stored_gib: float = Field(
+        128.0,
+        ge=0.0,
+        description="most that the teacher's calls may take on disk, in half precision, where memory does not hold "
+        "them; half of what is free at most",
+    )
     sampler_steps: int = Field(25, ge=1, description="denoiser evaluations per bank sample")
     eta: float = Field(1.0, ge=0.0, le=1.0, description="0: deterministic DDIM, 1: ancestral sampling")
     jitter: bool = Field(

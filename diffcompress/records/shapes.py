@@ -39,6 +39,7 @@ class Bank(TypedDict):
     key: str
     batch_size: Annotated[int, Field(gt=0)]
     source: NotRequired[str]
+    calls: NotRequired[str]
     warnings: NotRequired[Warnings]
 
 

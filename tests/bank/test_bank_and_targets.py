@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffcompress.bank import bank as banks
-from diffcompress.bank import drawing
+from diffcompress.bank import keeping
 from diffcompress.bank.shards import make_shards, read_shards, shard_path
 from diffcompress.bank.targets import TAYLOR_BATCH_SIZE, Targets, refit_batch, taylor_batches
 from diffcompress.errors import RunStopped, UsageError
@@ -62,6 +62,14 @@ def targets(folder, teacher, bank, runtime, with_diffusion=True, **changes):
     )
 
 
+def every_call(bank):
+    return bank.calls(torch.arange(bank.num_trajectory))
+
+
+def same_calls(one, other):
+    return all(torch.equal(every_call(one)[name], value) for name, value in every_call(other).items())
+
+
 def test_bank_samples_are_the_teachers_own(teacher, bank):
     indices = [3, 150, 199]
     alone = sample(teacher, indices, seed=0, num_steps=4, eta=1.0, jitter=True)
@@ -80,12 +88,13 @@ def test_a_teacher_that_predicts_no_numbers_is_told_from_a_bad_student(teacher, 
 def test_trajectories_hold_what_the_teacher_predicts(teacher, bank):
     assert bank.num_trajectory == 200 * 4
     rows = torch.tensor([0, 5, 401, 799])
-    noisy, timestep, index = (bank.trajectory[name][rows] for name in ("noisy", "timestep", "index"))
+    calls = bank.calls(rows)
+    noisy, timestep, index = (calls[name] for name in ("noisy", "timestep", "index"))
     assert index.tolist() == [0, 1, 100, 199]
     with torch.no_grad():
         expected = teacher.predict(noisy, timestep, {"class_labels": bank.condition[index]})
-    torch.testing.assert_close(bank.trajectory["prediction"][rows], expected, rtol=1e-3, atol=1e-4)
-    assert len(bank.trajectory["timestep"].unique()) > 20  # jittered grids visit (nearly) all of the 50 timesteps
+    torch.testing.assert_close(calls["prediction"], expected, rtol=1e-3, atol=1e-4)
+    assert len(every_call(bank)["timestep"].unique()) > 20  # jittered grids visit (nearly) all of the 50 timesteps
 
 
 def test_every_batch_holds_the_teachers_prediction(tmp_path, teacher, bank, runtime):
@@ -230,7 +239,7 @@ def test_what_is_damaged_in_a_bank_is_made_again_and_is_the_same(tmp_path, teach
     again = banks.fill(tmp_path, teacher, SECTION, 0, None, runtime, heard)
     assert len(heard.warnings) == 1 and " is damaged: " in heard.warnings[0] and str(tmp_path) in heard.warnings[0]
     assert torch.equal(again.clean, bank.clean) and again.key == bank.key
-    assert all(torch.equal(again.trajectory[name], value) for name, value in bank.trajectory.items())
+    assert same_calls(again, bank)
 
 
 def test_targets_of_other_weights_are_made_again(tmp_path, teacher, bank, runtime):
@@ -309,19 +318,19 @@ def test_a_bank_grows_by_the_samples_after_its_own(teacher, bank, runtime, tmp_p
     assert torch.equal(more.clean[:200], bank.clean)
     alone = sample(teacher, [200, 327], seed=0, num_steps=4, eta=1.0, jitter=True)
     torch.testing.assert_close(more.clean[[200, 327]], alone, rtol=1e-4, atol=1e-4)
-    assert more.trajectory["index"][[0, 800, -1]].tolist() == [0, 200, 327]
+    assert every_call(more)["index"][[0, 800, -1]].tolist() == [0, 200, 327]
     stamps = [file.stat().st_mtime_ns for file in sorted((tmp_path / "grown").iterdir())]
     again = grow(1300)
-    assert all(torch.equal(more.trajectory[name], value) for name, value in again.trajectory.items())
-    most = drawing.call_bytes(teacher.sample_shape) * 4 * (200 + 300)
-    monkeypatch.setattr(drawing, "TRAJECTORY_BYTES", most)
+    assert same_calls(more, again)
+    most = keeping.call_bytes(teacher.sample_shape) * 4 * (200 + 300)
+    monkeypatch.setattr(keeping, "TRAJECTORY_BYTES", most)
     assert grow(10**6).num_samples == 200 + 2 * 128  # what the bytes hold
     kept = [file.stat().st_mtime_ns for file in sorted((tmp_path / "grown").iterdir())]
     assert kept[: len(stamps)] == stamps
 
 
 def test_a_pool_of_large_samples_holds_fewer(tmp_path, teacher, bank, runtime, monkeypatch):
-    monkeypatch.setattr("diffcompress.bank.targets.POOL_BYTES", 17 * drawing.call_bytes(teacher.sample_shape))
+    monkeypatch.setattr("diffcompress.bank.targets.POOL_BYTES", 17 * keeping.call_bytes(teacher.sample_shape))
     source = targets(tmp_path, teacher, bank, runtime, trajectory_share=1.0, pool_size=4096)
     assert source.pool_size == 24  # whole batches of 8
     seen = torch.cat([source.batch(step).noisy.flatten(1)[:, 0] for step in range(99)])
@@ -338,12 +347,13 @@ def test_guidance_leaves_null_entries_in_the_trajectories(guided_teacher, runtim
     bank = banks.fill(tmp_path, guided_teacher, section, 0, None, runtime, Progress())
     null = bank.conditions.null
     assert null == 5 and bank.condition.max() < null
-    condition = bank.trajectory["condition"]
+    calls = every_call(bank)
+    condition = calls["condition"]
     assert 0.1 < (condition == null).float().mean() < 0.4
-    told = bank.condition[bank.trajectory["index"]]
+    told = bank.condition[calls["index"]]
     assert (condition[condition != null] == told[condition != null]).all()
     for row in (0, 17, int((condition == null).nonzero()[0])):
-        one = {name: value[row : row + 1] for name, value in bank.trajectory.items()}
+        one = bank.calls(torch.tensor([row]))
         given = bank.conditions.rows(one["condition"])
         expected = guided_teacher.predict_all(one["noisy"], one["timestep"], given)
         assert expected.shape[1] == 2 * bank.clean.shape[1]  # the learned variance is kept too

@@ -9,6 +9,7 @@ import torch
 from diffcompress import recipe as recipes
 from diffcompress.bank import bank as banks
 from diffcompress.bank.drawing import calls_per_step
+from diffcompress.bank.keeping import Kept
 from diffcompress.bank.targets import Targets, distinct, may_grow
 from diffcompress.jobs.cards import CARDS
 from diffcompress.jobs.forecast import Work, expected
@@ -59,7 +60,7 @@ def test_calls_are_counted_as_a_run_makes_them(folder, tmp_path, changes):
     if may_grow(recipe.targets):
         bank = banks.grown(bank, tmp_path / "bank", wanted, teacher, section, 0, runtime, Progress())
     sampled = sum(asked) - 3  # two calls find the batch that memory holds
-    work = Work.of(recipe, teacher.sample_shape, calls_per_step(teacher, section), None)
+    work = Work.of(recipe, teacher.sample_shape, calls_per_step(teacher, section), bank.kept)
     assert sampled == work.bank
     asked.clear()
     source = Targets(
@@ -79,7 +80,7 @@ def test_calls_are_counted_as_a_run_makes_them(folder, tmp_path, changes):
     assert abs(sum(asked) - work.targets) <= source.pool_size
     assert (work.targets > 0) == bool(asked)
     counting.remove()
-    data = Work.of(recipe, teacher.sample_shape, 1, 160)
+    data = Work.of(recipe, teacher.sample_shape, 1, None)
     assert (data.bank, data.targets) == (0, wanted)
 
 
@@ -89,7 +90,8 @@ def test_guidance_takes_two_calls(tmp_path):
     family, noise = describe(reference)
     teacher = stand_in(reference, family, noise, "float32", torch.device("cpu"), BankSection())
     section = recipe_of(bank__guidance=2.0, bank__null_share=0.1)
-    work = Work.of(section, teacher.sample_shape, calls_per_step(teacher, section.bank), None)
+    kept = Kept.of(teacher.sample_shape, section.bank, tmp_path)
+    work = Work.of(section, teacher.sample_shape, calls_per_step(teacher, section.bank), kept)
     assert work.bank == 2 * 160 * 3
 
 
@@ -121,7 +123,7 @@ def test_a_small_teacher_is_timed_here_and_nobodys_random_numbers_are_taken(fold
         assert told["measured"] and told["device"] == f"this CPU ({torch.get_num_threads()} thread)"
         assert all(told[part] > 0 for part in PARTS if part != "targets")
         assert told["total"] == pytest.approx(sum(told[part] for part in PARTS))
-        assert row["seconds_per_step"] > 0
+        assert row["seconds_per_step"] > 0 and not any("denoiser calls of each" in note for note in row["notes"])
     assert ten["expected"]["training"] > 100 * one["expected"]["training"]
     assert ten["expected"]["bank"] > 2 * one["expected"]["bank"]  # it grows
 
@@ -130,6 +132,10 @@ def test_a_large_one_is_told_by_the_data_sheet_of_the_card_that_would_do():
     planned = plan(CONFIGS / "dit-xl-2-256.json", ratio=0.05)
     told = planned["expected"]
     assert (told["device"], told["measured"]) == (planned["card"], False)
+    assert not any("denoiser calls of each" in note for note in planned["notes"])
+    assert any(
+        "of 25 denoiser calls of each" in note for note in plan(CONFIGS / "sd3-medium.json", ratio=0.02)["notes"]
+    )
     one, large, larger = (
         plan(CONFIGS / "dit-xl-2-256.json", ratio=0.05, overrides=(f"training.batch_size={size}",))["seconds_per_step"]
         for size in (1, 6400, 12800)

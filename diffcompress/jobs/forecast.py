@@ -8,7 +8,7 @@ from diffcompress.bank.keeping import Kept
 from diffcompress.bank.targets import TAYLOR_BATCH_SIZE, TAYLOR_BATCHES, distinct, may_grow
 from diffcompress.evaluation import correction, own_states
 from diffcompress.evaluation.proportion import Calls
-from diffcompress.jobs.pace import PASSES, Pace
+from diffcompress.jobs.pace import Pace
 from diffcompress.jobs.train import PREVIEW_SAMPLES
 from diffcompress.recipe import Recipe
 from diffcompress.records.planned import Expected
@@ -16,6 +16,8 @@ from diffcompress.records.protocol import Protocol
 
 # Loading, the pipeline's rehearsal, its export and proof, the report.
 AROUND_SECONDS = 30.0
+# Forward, again for activations that were not kept, and backward.
+TAYLOR_PASSES = 4
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Work:
         section, uses = recipe.bank, recipe.num_steps * recipe.training.batch_size
         wanted = distinct(recipe.targets, uses)
         taylor = recipe.student.start == "inherit" and recipe.student.importance == "taylor"
-        start = PASSES * TAYLOR_BATCHES * TAYLOR_BATCH_SIZE if taylor else 0
+        start = TAYLOR_PASSES * TAYLOR_BATCHES * TAYLOR_BATCH_SIZE if taylor else 0
         if kept is None:
             return cls(0, start, wanted)
         stored = section.num_samples * kept.positions

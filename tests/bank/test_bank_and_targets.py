@@ -305,10 +305,10 @@ def test_stored_calls_are_used_before_the_teacher_is_asked_again(tmp_path, teach
     assert many.num_trajectory == many.pool_size // 2  # 1,600 predictions wanted, 800 stored
 
 
-def test_a_bank_grows_by_the_samples_after_its_own(teacher, bank, runtime, tmp_path, monkeypatch):
+def test_a_bank_grows_by_the_samples_after_its_own(teacher, bank, runtime, tmp_path):
     """200 samples of 4 calls; for 1,000 calls 50 more, in whole shards of 128; drawn once, the first ones untouched."""
 
-    def grow(calls, section=SECTION):
+    def grow(calls, section=SECTION, bank=bank):
         return banks.grown(bank, tmp_path, calls, teacher, section, 0, runtime, Progress())
 
     assert grow(800) is bank
@@ -323,8 +323,8 @@ def test_a_bank_grows_by_the_samples_after_its_own(teacher, bank, runtime, tmp_p
     again = grow(1300)
     assert same_calls(more, again)
     most = keeping.call_bytes(teacher.sample_shape) * 4 * (200 + 300)
-    monkeypatch.setattr(keeping, "TRAJECTORY_BYTES", most)
-    assert grow(10**6).num_samples == 200 + 2 * 128  # what the bytes hold
+    full = replace(bank, kept=replace(bank.kept, most_bytes=most))
+    assert grow(10**6, bank=full).num_samples == 200 + 2 * 128  # what the bytes hold
     kept = [file.stat().st_mtime_ns for file in sorted((tmp_path / "grown").iterdir())]
     assert kept[: len(stamps)] == stamps
 

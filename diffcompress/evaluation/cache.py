@@ -7,7 +7,8 @@ An entry is one safetensors file `<key>.safetensors` with a row per sample; whil
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from diffcompress.runtime import Progress, StopRequest
 from diffcompress.sources.reference import DEMO_FOLDER
 
 NUM_IMAGES = 128
+BESIDE = ("clip", "pick")
 Tensors = dict[str, Tensor]
 SHIPPED_FOLDER = DEMO_FOLDER / "samples"
 
@@ -33,13 +35,13 @@ SHIPPED_FOLDER = DEMO_FOLDER / "samples"
 class Drawn:
     """Samples 0..N-1 of one model. images: the first `NUM_IMAGES` at most, `[n, C, *spatial]`, latents for latent
     models; variation: `[N]`; features: `[N, D]`, or None without a feature space; pixels: what `images` decode to;
-    clip: `[N, D]`, where CLIP stands beside the feature space."""
+    beside: `[N, D]` in each of the spaces that stand beside the feature space, by name."""
 
     images: Tensor
     variation: Tensor
     features: Tensor | None
     pixels: Tensor
-    clip: Tensor | None = None
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_broken(self) -> int:
@@ -66,8 +68,8 @@ class SampleCache:
         features = tensors["features"][:count] if "features" in tensors else None
         images = tensors["images"][: min(count, NUM_IMAGES)].float()
         pixels = tensors["pixels"][: len(images)].float() if "pixels" in tensors else images
-        clip = tensors["clip"][:count] if "clip" in tensors else None
-        return Drawn(images, tensors["variation"][:count], features, pixels, clip)
+        beside = {name: tensors[name][:count] for name in BESIDE if name in tensors}
+        return Drawn(images, tensors["variation"][:count], features, pixels, beside)
 
     def _find(self, key: str, count: int) -> Tensors | None:
         """An entry of at least `count` rows: sample i follows from (seed, i), so a longer entry serves as well."""
@@ -128,6 +130,8 @@ def entry_key(weights: str, protocol: Protocol) -> str:
         parts += [protocol.guidance, protocol.conditions]
     if protocol.clip is not None:
         parts.append(protocol.clip)
+    if protocol.pick is not None:
+        parts.append(["pick", protocol.pick])
     if protocol.precision != "float32":
         parts.append(protocol.precision)
     return fingerprints.of_json(parts)[:24]
@@ -153,8 +157,7 @@ def _rows(pipeline: LoadedPipeline, protocol: Protocol, space: FeatureSpace | No
     if space is not None:
         finite = pixels.nan_to_num()
         rows["features"] = space.features(finite)
-        if space.clip is not None:
-            rows["clip"] = space.clip.features(finite)
+        rows |= {name: one.features(finite) for name, one in space.beside.items()}
     return rows
 
 

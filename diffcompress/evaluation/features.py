@@ -17,9 +17,11 @@ from diffcompress.evaluation.embedded import DIMENSION, IMAGE_SHAPE, Extractor
 from diffcompress.evaluation.frechet import Moments
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import EvaluationSection
+from diffcompress.records import layout
 from diffcompress.records.fingerprints import sha256
 from diffcompress.records.protocol import Protocol, versions
 from diffcompress.runtime import Progress, dtype_name, exact_float32
+from diffcompress.sources import teacher_card
 from diffcompress.sources.reference import DEMO_FOLDER, demo_names
 from diffcompress.sources.resolve import resolve
 from diffcompress.sources.weights import fingerprint, weight_files
@@ -34,6 +36,7 @@ _NUM_REAL = {"train": 60_000, "test": 10_000}
 _CACHED_FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
 _CACHED_IDS = ("facebook/dinov2-large", "facebook/dinov2-base", "facebook/dinov2-small", "facebook/dinov2-giant")
 _CLIP_IDS = ("openai/clip-vit-large-patch14", "openai/clip-vit-base-patch32", "openai/clip-vit-base-patch16")
+_PICK_IDS = ("yuvalkirstain/PickScore_v1",)
 SMALLEST_SIDE = 32
 
 
@@ -56,7 +59,7 @@ class FeatureSpace:
     """name: distances in it are called fd_<name> and kd_<name>; digest: SHA-256 of the extractor's file.
 
     extractor: a module with `features(images)`; real: the reference distances are measured to; held_out: a second one
-    that nothing was ever tuned on; clip: what judges images by their prompts where this space does not.
+    that nothing was ever tuned on; clip, pick: what judge images by their prompts where this space does not.
     """
 
     name: str
@@ -65,11 +68,23 @@ class FeatureSpace:
     real: RealImages | None = None
     held_out: RealImages | None = None
     clip: FeatureSpace | None = None
+    pick: FeatureSpace | None = None
 
     @property
     def of_prompts(self) -> FeatureSpace | None:
         """Where images are compared with their prompts, if anywhere."""
         return self if self.name == "clip" else self.clip
+
+    def judge_of(self, metric: str) -> FeatureSpace | None:
+        """Of a metric that compares images with prompts, what computes it, if anything does."""
+        if metric == "pick_score":
+            return self if self.name == "pick" else self.pick
+        return self.of_prompts
+
+    @property
+    def beside(self) -> dict[str, FeatureSpace]:
+        """Spaces that samples get features in beside this one, by name."""
+        return {name: one for name, one in (("clip", self.clip), ("pick", self.pick)) if one is not None}
 
     @property
     def dimension(self) -> int:
@@ -132,17 +147,32 @@ def find_space(teacher: LoadedPipeline | None, feature_weights: str | Path | Non
 def choose_space(model: LoadedPipeline, progress: Progress, named: FeatureSpace | None = None) -> FeatureSpace | None:
     """`named`, else the demo's for an embedded teacher, else one that other tools have left on this machine, if any.
 
-    Beside it comes CLIP from the Hub's local cache for RGB images of a model that takes text.
+    Beside it come CLIP and PickScore from the Hub's local cache for RGB images of a model that takes text.
     """
     shape = image_shape(model)
     space = named or find_space(model)
     if space is None and (space := cached_space(shape, progress)) is not None:
         progress.note(f"features: {space.name}, whose weights were found on this machine")
-    if not model.takes_text or not _is_rgb(shape) or (space is not None and space.of_prompts is not None):
+    if not model.takes_text or not _is_rgb(shape):
         return space
-    if (clip := _first_readable([*filter(extractors.cached, _CLIP_IDS)], progress)) is not None:
-        progress.note("clip_score: by CLIP, whose weights were found on this machine")
-    return clip if space is None else replace(space, clip=clip)
+    for name, ids in (("clip", _CLIP_IDS), ("pick", _PICK_IDS)):
+        if space is not None and space.judge_of(f"{name}_score") is not None:
+            continue
+        if (found := _first_readable([*filter(extractors.cached, ids)], progress)) is None:
+            continue
+        judge, of = replace(found, name=name), {"clip": "CLIP", "pick": f"PickScore ({_licence(ids)})"}[name]
+        progress.note(f"{name}_score: by {of}, whose weights were found on this machine")
+        beside: dict[str, Any] = {name: judge}
+        space = judge if space is None else replace(space, **beside)
+    return space
+
+
+def _licence(ids: Sequence[str]) -> str:
+    """Of the first that lies in the local cache, as its card tells."""
+    name, folder = next((one, folder) for one in ids if (folder := extractors.cached(one)) is not None)
+    stated = teacher_card.read(folder / layout.CARD)
+    told = "its card states no licence" if stated is None else stated.id or f"of its licence {stated.why}"
+    return f"{name}, {told}"
 
 
 def cached_space(shape: tuple[int, ...], progress: Progress) -> FeatureSpace | None:
@@ -237,6 +267,6 @@ def protocol_for(
         feature_space=space.name,
         extractor=space.digest,
         reference=space.real.digest if space.real else reference,
-        clip=space.clip.digest if space.clip else None,
+        **{name: one.digest for name, one in space.beside.items()},
         **values,
     )

@@ -17,6 +17,7 @@ from diffcompress.records.metrics import NO_TEACHER, Estimate, Kind, Metric
 from diffcompress.records.protocol import Protocol
 
 NO_CLIP = "it takes CLIP's features: `evaluate --feature-weights` with a CLIP folder (openai/clip-vit-base-patch32)"
+NO_PICK = "it takes PickScore's weights in the Hub's local cache: `hf download yuvalkirstain/PickScore_v1`"
 NO_FEATURES = f"no perceptual metric computed: no feature weights; {ADVICE}"
 NO_REAL = "no perceptual metric to real images computed: there are none for these features; add them with --data"
 
@@ -56,8 +57,8 @@ class Material:
         kind, space = metric.kind, self.space
         if kind.to == "teacher" and "teacher" not in self.drawn:
             return NO_TEACHER
-        if kind.to == "prompts" and (space is None or space.of_prompts is None):
-            return NO_CLIP
+        if kind.to == "prompts" and (space is None or space.judge_of(kind.name) is None):
+            return NO_PICK if kind.name == "pick_score" else NO_CLIP
         if kind.looks_at == "samples" and (broken := self.drawn["teacher"].num_broken):
             return f"{broken} samples of the teacher are not finite"
         return self._why_no_features(metric) if kind.is_perceptual else None

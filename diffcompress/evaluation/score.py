@@ -58,9 +58,8 @@ def evaluate_pipeline(
         role: model for role, model in zip(ROLES, (student, teacher, untrained), strict=True) if model is not None
     }
     _check_shapes(models)
-    for one in (space, space and space.clip):
-        if one is not None:
-            one.extractor.to(student.device)
+    for one in () if space is None else (space, *space.beside.values()):
+        one.extractor.to(student.device)
     metrics = Metrics(not_computed=[])
     drawn: dict[str, Drawn] = {}
     if teacher is not None or space is not None:

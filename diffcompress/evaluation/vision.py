@@ -45,6 +45,11 @@ class Clip(nn.Module):
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output
         return F.normalize(self.model.visual_projection(pooled), dim=-1)
 
+    @property
+    def scale(self) -> float:
+        """What cosines are multiplied with, as it was learned."""
+        return float(self.model.logit_scale.exp())
+
     @torch.no_grad()
     def text_features(self, prompts: Sequence[str], batch_size: int = 256) -> Tensor:
         """`[N, dimension]` of prompts, on the CPU; those longer than CLIP reads are cut."""

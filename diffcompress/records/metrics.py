@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 # Feature spaces by name.
-SPACES = ("demo", "inception", "dinov2", "clip")
+SPACES = ("demo", "inception", "dinov2", "clip", "pick")
 ROLES = ("student", "teacher", "untrained")
 PROBE = "probe"  # named where no metric can be corrected: every corrected one comes from it
 NO_TEACHER = "no teacher was given: name it with --teacher"
@@ -144,6 +144,10 @@ TABLE = (
     Kind(
         name="clip_score", label="CLIP score", unit="100 x cosine", better="higher", looks_at="features",
         measured_in="clip_score", to="prompts", source="Hessel et al. 2021, arXiv 2104.08718",
+    ),
+    Kind(
+        name="pick_score", label="PickScore", unit="", better="higher", looks_at="features",
+        measured_in="clip_score", to="prompts", source="Kirstain et al. 2023, arXiv 2305.01569",
     ),
     Kind(
         name="agreement", label="Agreement with the teacher", unit="", better="higher", looks_at="predictions",

@@ -36,6 +36,7 @@ class Protocol(Record):
     agreement_images: int = AGREEMENT_IMAGES
     agreement_levels: int = 10
     clip: str | None = Field(None, description="SHA-256 of CLIP, where it stands beside another feature space")
+    pick: str | None = Field(None, description="SHA-256 of PickScore, where it stands beside another feature space")
     aside_samples: int | None = Field(
         None, description="samples of the untrained and of the corrected student, where they are fewer"
     )

@@ -50,13 +50,14 @@ def test_computed_or_named_once(space, prompts, count, broken, why, roles):
     end = "" if space is None else "_demo"
     wanted = {f"{kind.name}{end}" for kind in perceptual if kind.in_space}
     wanted |= {"fd_demo_held_out"} if space else set()
-    wanted |= {"clip_score"} if prompts else set()
+    wanted |= {"clip_score", "pick_score"} if prompts else set()
     named = [one.metric for one in metrics.not_computed]
     assert sorted([*metrics.measured, *named]) == sorted(wanted)
     reasons = " ".join(one.why for one in metrics.not_computed)
     if why is not None and space is not None and set(broken) <= set(roles):
         assert why in reasons
     assert ("no teacher was given" in reasons) == ("teacher" not in roles)
+    assert ("hf download yuvalkirstain/PickScore_v1" in reasons) == (prompts is not None)
     assert ("with a CLIP folder" in reasons) == (prompts is not None)
     assert ("no feature weights" in reasons) == (space is None)
 

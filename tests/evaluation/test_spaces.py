@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,13 +14,18 @@ from safetensors.torch import save_file
 from torch import nn
 
 from diffcompress.errors import UsageError
-from diffcompress.evaluation import extractors, features
+from diffcompress.evaluation import extractors, features, vision
+from diffcompress.evaluation.cache import Drawn
 from diffcompress.evaluation.distances import called
 from diffcompress.evaluation.embedded import Extractor
-from diffcompress.evaluation.features import cached_space, find_space
+from diffcompress.evaluation.features import cached_space, demo_space, find_space
 from diffcompress.evaluation.inception import Inception, _stretch
+from diffcompress.evaluation.material import Material
+from diffcompress.evaluation.score import measure
+from diffcompress.records.evaluation import Metrics
 from diffcompress.records.fingerprints import sha256
-from diffcompress.records.metrics import Metric
+from diffcompress.records.metrics import KINDS, Metric
+from diffcompress.records.protocol import Protocol
 from diffcompress.runtime import Progress
 from tests.families.tiny_text import seeded
 
@@ -155,6 +161,27 @@ def test_clip_embeds_images_and_prompts(clip):
     model = CLIPModel.from_pretrained(clip).eval()
     embeds = model(**tokens, pixel_values=torch.zeros(1, 3, 16, 16)).text_embeds
     assert torch.allclose(space.extractor.text_features(prompts, batch_size=3), embeds, atol=1e-5)
+
+
+@torch.no_grad()
+def test_pickscore_is_the_logit_of_its_clip(clip):
+    """Against transformers' own forward pass; beside the demo's space, and alone."""
+    from transformers import CLIPModel, CLIPTokenizer
+
+    prompts, images = ["a b", "c", "h g f"], 2 * torch.rand(3, 3, 16, 16) - 1
+    tokens = CLIPTokenizer.from_pretrained(clip)(prompts, padding=True, return_tensors="pt")
+    model = CLIPModel.from_pretrained(clip).eval()
+    pixels = vision._prepared(images, 16, vision._OPENAI)
+    expected = model(**tokens, pixel_values=pixels).logits_per_image.diagonal().mean()
+    pick = replace(find_space(None, clip), name="pick")
+    features = pick.features(images)
+    protocol = Protocol(feature_space=None, sampler="ddim", sampler_steps=2, num_samples=3, seed=0)
+    for space, beside in ((replace(demo_space(), pick=pick), {"pick": features}), (pick, {})):
+        drawn = Drawn(images, torch.zeros(3), features if space is pick else torch.zeros(3, 128), images, beside)
+        metrics = Metrics(not_computed=[])
+        measure(Material({}, {"student": drawn}, space, protocol, prompts), metrics, [KINDS["pick_score"]])
+        assert metrics["pick_score"].value == pytest.approx(float(expected), rel=1e-4)
+    assert pick.judge_of("clip_score") is None  # whose weights are others
 
 
 def test_what_is_no_extractor(tmp_path, dino):

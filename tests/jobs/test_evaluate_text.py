@@ -82,21 +82,35 @@ def test_without_clip_it_says_how_to_get_the_score(root, tmp_path):
     assert found["metrics"]["paired_distance"]["untrained"]["value"] == pytest.approx(0, abs=1e-6)
     missing = {item["metric"]: item["why"] for item in found["metrics"]["not_computed"]}
     neighbours = ("precision", "recall", "density", "coverage")
-    assert set(missing) == {"fd", "kd", "swd", "fd_teacher", "kd_teacher", "swd_teacher", *neighbours, "clip_score"}
+    assert set(missing) == {
+        "fd",
+        "kd",
+        "swd",
+        "fd_teacher",
+        "kd_teacher",
+        "swd_teacher",
+        *neighbours,
+        "clip_score",
+        "pick_score",
+    }
     assert "evaluate --feature-weights` with a CLIP folder" in missing["clip_score"]
 
 
 def test_clip_in_the_cache_scores_prompts_beside_another_space(root, result, dino, clip, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    for folder, name in ((dino, "facebook--dinov2-small"), (clip, "openai--clip-vit-base-patch32")):
+    pick = "yuvalkirstain--PickScore_v1"
+    for folder, name in ((dino, "facebook--dinov2-small"), (clip, "openai--clip-vit-base-patch32"), (clip, pick)):
         place = tmp_path / "hub" / f"models--{name}"
         shutil.copytree(folder, place / "snapshots" / COMMIT)
         (place / "refs").mkdir()
         (place / "refs" / "main").write_text(COMMIT)
     teacher, student = str(root / "teacher"), str(root / "student" / "pipeline")
     again = {"teacher": teacher, "prompts": str(root / "prompts.txt"), "output": tmp_path / "out", **FAST}
-    found = evaluate(student, **again)
+    told = Told()
+    found = evaluate(student, **again, progress=told)
     assert found["protocol"]["feature_space"] == "dinov2"
+    assert "pick_score: by PickScore (yuvalkirstain/PickScore_v1, its card states no licence)" in " ".join(told.notes)
+    assert found["protocol"]["pick"] == found["protocol"]["clip"] and "pick_score" in found["metrics"]
     assert found["protocol"]["clip"] == result["protocol"]["extractor"]
     assert found["metrics"]["clip_score"]["value"] == pytest.approx(result["metrics"]["clip_score"]["value"])
     assert found["metrics"]["kd_teacher_dinov2"]["value"] != 0

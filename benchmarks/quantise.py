@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 import diffcompress
 from diffcompress import runtime as runtimes
+from diffcompress.errors import DoesNotFitError
 from diffcompress.evaluation.score import evaluate_pipeline
 from diffcompress.jobs.testbed import Testbed, fetched, prepare
 from diffcompress.pipeline.load import LoadedPipeline, state_fingerprint
@@ -95,7 +96,9 @@ def score(testbed: Testbed, student: LoadedPipeline, bits: int) -> dict[str, Any
         quality_alone=True,
     ).metrics
     space = testbed.space.name if testbed.space else ""
-    names = {name: name.replace("fd", f"fd_{space}", 1) if name.startswith("fd") else name for name in METRICS}
+    names = {name: name for name in METRICS} | {
+        "fd": f"fd_{space}", "fd_held_out": f"fd_{space}_held_out", "recall": f"recall_{space}",
+    }  # fmt: skip
     running = replace(student, denoiser=quantised(student.denoiser, bits, torch.float32))
     return {
         "bytes": stored_bytes(stored),
@@ -110,10 +113,14 @@ def run(options: argparse.Namespace, teacher: str, results: Path) -> None:
     sets = (f"stages.0.num_steps={options.steps // 14}", f"stages.1.num_steps={options.steps - options.steps // 14}")
     testbed: Testbed | None = None
     for ratio in options.ratio:
-        made = diffcompress.shrink(
-            teacher, ratio=ratio, seed=options.seed, output=work / f"{ratio:g}-{options.seed}", shared=work,
-            overrides=(*sets, *options.set), device="cpu",
-        )  # fmt: skip
+        try:
+            made = diffcompress.shrink(
+                teacher, ratio=ratio, seed=options.seed, output=work / f"{ratio:g}-{options.seed}", shared=work,
+                overrides=(*sets, *options.set), device="cpu",
+            )  # fmt: skip
+        except DoesNotFitError as error:
+            print(f"{teacher} has no student of {ratio:g}: {error.message}", flush=True)
+            continue
         student = fetched(resolve(made["pipeline"]), runtimes.start("cpu"), Progress())
         for bits in BITS:
             asked = {"teacher": teacher, "ratio": ratio, "bits": bits, "steps": options.steps, "seed": options.seed}

@@ -21,6 +21,7 @@ from huggingface_hub import ModelCard
 
 from diffcompress.records.schemas import SCHEMAS as SCHEMAS_OF_RECORDS
 from diffcompress.records.schemas import schema
+from tests import tiny
 from tests.cli.command import run as cli
 from tests.export.loopback import point_client_at
 from tests.hub_server import HubServer
@@ -305,3 +306,18 @@ def test_links_and_options_of_the_page_exist() -> None:
         assert (ROOT / "docs" / link).exists(), link
     options = set(re.findall(r"--[a-z-]+", cli("shrink", "--help").stdout + cli("evaluate", "--help").stdout))
     assert set(re.findall(r"`(--[a-z-]+)", page)) <= options
+
+
+def test_the_page_says_how_to_quantise_and_every_layer_is(tmp_path: Path) -> None:
+    """In a process of its own: the library warns of other things."""
+    page = (ROOT / "docs" / "release.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "optimum" in block)
+    tiny.save_pipeline(tmp_path / "run" / "pipeline")
+    code += """
+from torch import nn
+from optimum.quanto import QTensor
+layers = [one for one in denoiser.modules() if isinstance(one, (nn.Linear, nn.Conv2d))]
+assert len(layers) > 20 and all(isinstance(one.weight, QTensor) for one in layers)
+assert len(pipeline(batch_size=2, num_inference_steps=2).images) == 2
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)

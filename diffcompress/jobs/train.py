@@ -12,7 +12,7 @@ from torch import nn
 from diffcompress.bank import bank as banks
 from diffcompress.bank import targets
 from diffcompress.bank.bank import Bank
-from diffcompress.errors import DamagedError
+from diffcompress.errors import DamagedError, UsageError
 from diffcompress.jobs.run import Run
 from diffcompress.jobs.students import as_student, averaged_student, copy_student, initial_student, taught_family
 from diffcompress.pipeline.load import LoadedPipeline
@@ -68,6 +68,7 @@ def train(run: Run, start: ModelMixin, bank: Bank, *, look: Look | None = None) 
     """
     trained = trainee(run, start)
     recipe = _settled(run, trained, bank)
+    _recomputing(trained, recipe)
     bank = _grown(run, recipe, bank)
     job = training_job(run, recipe, trained, bank, look=look)
     folders = [run.folder.stage(index, stage.name) for index, stage in enumerate(recipe.stages)]
@@ -142,7 +143,7 @@ def _settled(run: Run, trainee: Trainee, bank: Bank) -> Recipe:
     if recipe is not None:
         more = run.request.more_time(run.folder)
         return recipe if more is None else _extended(run, recipe, more)
-    recipe = _with_micro_batches(run, trainee)
+    recipe = _with_micro_batches(run, trainee, _with_recomputing(run, trainee))
     if (max_time := run.request.asked.max_time) is not None:
         recipe = budget.fit_steps(training_job(run, recipe, trainee, bank), max_time)
         run.progress.note(f"{recipe.num_steps} steps fit into {max_time:g} s of training")
@@ -190,10 +191,32 @@ def _write(run: Run, recipe: Recipe) -> None:
     run.runtime.wait()
 
 
-def _with_micro_batches(run: Run, trainee: Trainee) -> Recipe:
-    """The recipe with a step's batch in parts, where memory cannot hold it whole; every process has the same."""
+def _with_recomputing(run: Run, trainee: Trainee) -> Recipe:
+    """The recipe with activations computed again, where one process has no memory for one sample's otherwise."""
     runtime, recipe = run.runtime, run.request.recipe
-    section = recipe.training
+    section, device = recipe.training, runtime.device
+    if not section.recompute:
+        mine = micro.must_recompute(trainee, run.teacher, recipe.stages[-1], device)
+        if bool(runtime.accelerator.gather(torch.tensor([int(mine)], device=device)).max()):
+            run.progress.note("activations are computed again for the backward pass: memory holds not one sample's")
+            recipe = recipe.model_copy(update={"training": section.model_copy(update={"recompute": True})})
+    _recomputing(trainee, recipe)
+    return recipe
+
+
+def _recomputing(trainee: Trainee, recipe: Recipe) -> None:
+    """Raises UsageError where the recipe asks for what the student's class cannot do."""
+    if not recipe.training.recompute:
+        return
+    try:
+        trainee.student.enable_gradient_checkpointing()
+    except ValueError as error:
+        raise UsageError(f"training.recompute: {error}", "leave it out") from error
+
+
+def _with_micro_batches(run: Run, trainee: Trainee, recipe: Recipe) -> Recipe:
+    """`recipe` with a step's batch in parts, where memory cannot hold it whole; every process has the same."""
+    runtime, section = run.runtime, recipe.training
     if section.micro_batch_size is not None:
         return recipe
     share = len(range(section.batch_size)[runtime.share(section.batch_size)])

@@ -146,6 +146,11 @@ class TrainingSection(Section):
     micro_batch_size: int | None = Field(
         None, ge=1, description="samples of a process's share in one forward; null: all of them, or what memory holds"
     )
+    recompute: bool = Field(
+        False,
+        description="compute the student's activations again for the backward pass: less memory, more time; true by "
+        "itself where one sample's step does not fit otherwise",
+    )
     optimizer: Literal["muon", "adamw"] = Field(
         "muon", description="muon: orthogonal steps for matrices and AdamW for the rest; adamw: for all, as published"
     )

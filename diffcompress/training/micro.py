@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from diffcompress.bank.batch import Batch
 from diffcompress.losses.reduction import Scalar
 from diffcompress.losses.terms import ReduceMean
-from diffcompress.memory import Need, gradients
+from diffcompress.memory import SHARE, Need, gradients
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import StageSection
 from diffcompress.runtime import Runtime, free_memory
-from diffcompress.training.objective import step_losses
+from diffcompress.training.objective import Trainee, step_losses
 
 # Bytes of gradients, averages and optimizer for each trained parameter, not there yet when the batch is chosen.
 STATE_BYTES = 16
@@ -28,6 +28,31 @@ def automatic_size(
 
     From memory alone, never timing, so that the same machine finds the same.
     """
+    fitting = _need(trainee, teacher, stage, device).rows_in(_room(trainee, device))
+    return next(share // parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= fitting)
+
+
+def must_recompute(trainee: Trainee, teacher: LoadedPipeline, stage: StageSection, device: torch.device) -> bool:
+    """Whether not one sample's step fits into free memory, and takes less where the backward pass computes the
+    student's activations again, which changes no bit of its gradients."""
+    need = _need(trainee, teacher, stage, device)
+    if need.bytes(1) <= SHARE * _room(trainee, device):
+        return False
+    try:
+        trainee.student.enable_gradient_checkpointing()
+    except ValueError:  # the class cannot
+        return False
+    less = _need(trainee, teacher, stage, device)
+    trainee.student.disable_gradient_checkpointing()
+    return less.bytes(1) < need.bytes(1)
+
+
+def _room(trainee: nn.Module, device: torch.device) -> int:
+    return free_memory(device) - STATE_BYTES * sum(p.numel() for p in trainee.parameters())
+
+
+def _need(trainee: nn.Module, teacher: LoadedPipeline, stage: StageSection, device: torch.device) -> Need:
+    """What a step takes beside weights and their gradients."""
     with torch.no_grad():
         channels = trainee(*_example(teacher, 1))[0].shape[1]
 
@@ -38,10 +63,7 @@ def automatic_size(
         step_losses(trainee, teacher, batch, stage, lambda value: value)[0].backward()
 
     with gradients(trainee):
-        need = Need.of(step, device)
-    coming = STATE_BYTES * sum(p.numel() for p in trainee.parameters())
-    fitting = need.rows_in(free_memory(device) - coming)
-    return next(share // parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= fitting)
+        return Need.of(step, device)
 
 
 def _example(teacher: LoadedPipeline, rows: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -19,7 +19,7 @@ from diffcompress.report.card import usage
 from diffcompress.runtime import Progress
 from tests import tiny
 from tests.families import pipe_dit
-from tests.jobs.tiny_teacher import command, run, save_teacher, settings
+from tests.jobs.tiny_teacher import command, run, same, save_teacher, settings, weights
 
 
 def overrides(**changes):
@@ -47,6 +47,21 @@ def test_a_teacher_becomes_a_smaller_pipeline_of_the_same_kind(tmp_path, predict
     assert proof["passed"]
     assert [stage["name"] for stage in result["stages"]] == ["lift", "place"]
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+
+
+def test_activations_that_are_computed_again_change_nothing(tmp_path, monkeypatch):
+    """Once because the recipe says so, once because memory does: the same student as without."""
+    teacher = save_teacher(tmp_path / "teacher")
+
+    def made(name, *more):
+        diffcompress.shrink(str(teacher), ratio=0.3, output=str(tmp_path / name), overrides=(*overrides(), *more))
+        return weights(tmp_path / name), recipes.parse((tmp_path / name / "recipe.yaml").read_text(), name)
+
+    (plain, without), (again, asked) = made("plain"), made("asked", "training.recompute=true")
+    monkeypatch.setattr("diffcompress.training.micro.SHARE", 1e-9)
+    _, found = made("found", "training.micro_batch_size=8")
+    assert [recipe.training.recompute for recipe in (without, asked, found)] == [False, True, True]
+    assert same(plain, again) and same(plain, weights(tmp_path / "found"))
 
 
 def test_a_transformer_alone_becomes_a_transformer_alone(tmp_path):

@@ -262,6 +262,31 @@ def test_micro_batches_are_what_memory_holds(world, tmp_path, monkeypatch):
         assert micro.automatic_size(trainee, teacher, stage, 12, device) == expected
 
 
+def test_activations_are_computed_again_where_one_sample_does_not_fit_and_gradients_are_the_same(
+    world, tmp_path, monkeypatch
+):
+    work = job(world, tmp_path)
+    trainee, teacher, stage, device = work.trainee, work.teacher, work.recipe.stages[0], work.runtime.device
+    batch, runtime = work.targets.batch(0), work.runtime
+    assert not micro.must_recompute(trainee, teacher, stage, device)
+    need = micro._need(trainee, teacher, stage, device)
+    state = micro.STATE_BYTES * sum(p.numel() for p in trainee.parameters())
+    for part, asked in ((1.05, False), (0.95, True)):
+        free = types.SimpleNamespace(available=int(part * need.bytes(1) / SHARE) + state)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: free)
+        assert micro.must_recompute(trainee, teacher, stage, device) is asked
+        assert not trainee.student.is_gradient_checkpointing
+    found = []
+    for _ in range(2):
+        trainee.zero_grad()
+        total, _ = micro.backward(trainee, teacher, batch, stage, runtime, runtime.mean, 8)
+        found.append([total, *(p.grad.clone() for p in trainee.parameters())])
+        trainee.student.enable_gradient_checkpointing()
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert micro._need(trainee, teacher, stage, device).bytes(8) < 0.8 * need.bytes(8)
+    trainee.student.disable_gradient_checkpointing()
+
+
 def test_adapters_follow_from_the_seed_alone(world, tmp_path):
     weights = {"output_kd": 1.0, "feature_kd": 1.0}
     first = job(world, tmp_path, weights=weights).trainee.adapters.state_dict()

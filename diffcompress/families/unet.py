@@ -91,11 +91,17 @@ def group_options(config: Config, channels_per_group: int) -> list[tuple[int, fl
     return [(number, weight * math.log2(groups / number)) for number in divisors(groups)]
 
 
-def _fewest_channels(groups: int, per_group: int, finest: bool) -> int:
+def _fewest_channels(groups: int, per_group: int, *, finest: bool, grey: bool) -> int:
     """Channels of a level at least: `per_group` in each norm group, half as many again at full resolution, which every
-    pixel passes, and COMFORTABLE ones in levels that are WIDE, where they cost nothing. As published, one stays one."""
+    pixel passes, and COMFORTABLE ones in levels that are WIDE, where they cost nothing. As published, one stays one.
+
+    Small students of images that are not grey need COMFORTABLE ones too: with fewer a fifth of their samples fails
+    (docs/decisions/0011).
+    """
     if groups == 1 or per_group == 1:
         return max(FEWEST_CHANNELS, groups)
+    if not grey and groups * COMFORTABLE <= WIDE:
+        per_group = max(per_group, COMFORTABLE)
     most = math.ceil(1.5 * per_group) if finest else per_group
     return max(FEWEST_CHANNELS, groups * (max(most, COMFORTABLE) if groups * COMFORTABLE > WIDE else most))
 
@@ -113,7 +119,7 @@ def knobs(
         width = teacher[run[0]]
         step = math.lcm(2, groups, *(multiples[level] for level in run if level in multiples))
         # A teacher may have fewer than a student, which must not be blind to the timestep.
-        fewest = _fewest_channels(groups, channels_per_group, finest=number == 0)
+        fewest = _fewest_channels(groups, channels_per_group, finest=number == 0, grey=config["in_channels"] == 1)
         values = range(-(-fewest // step) * step, width + 1, step)
         if not values:
             return None

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -145,6 +146,7 @@ def a_machine_with_one(monkeypatch: pytest.MonkeyPatch, macos: int = 15) -> Iter
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mps, "is_built", lambda: True)
     monkeypatch.setattr(torch.mps, "synchronize", lambda: None)
+    AcceleratorState._reset_state(reset_partial_state=True)  # which keeps the first device of a process
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(
         True
@@ -154,3 +156,4 @@ def a_machine_with_one(monkeypatch: pytest.MonkeyPatch, macos: int = 15) -> Iter
             yield
     finally:
         torch.__future__.set_swap_module_params_on_conversion(before)
+        AcceleratorState._reset_state(reset_partial_state=True)

@@ -16,7 +16,7 @@ from diffcompress.memory import peak
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.records.evaluation import Metrics
 from diffcompress.records.metrics import Metric
-from diffcompress.runtime import dtype_name, synchronise
+from diffcompress.runtime import dtype_name, seconds_of
 from diffcompress.student import costs
 
 LATENCIES = {"latency_ms": 1, "latency_ms_batch16": 16}
@@ -101,21 +101,13 @@ def _latencies(pipeline: LoadedPipeline) -> dict[int, float | None]:
 def _latency(pipeline: LoadedPipeline, batch: int) -> float:
     """Median milliseconds of some calls; a call of many seconds is made twice only, the first to warm up."""
     call = _call(pipeline, batch)
-    warm_up = _timed(call, pipeline.device)
+    warm_up = seconds_of(call, pipeline.device)
     fewest = 1 if warm_up * FEWEST_REPEATS > LONGEST_SECONDS else FEWEST_REPEATS
     times: list[float] = []
     started = time.perf_counter()
     while len(times) < fewest or (len(times) < MOST_REPEATS and time.perf_counter() - started < SECONDS):
-        times.append(_timed(call, pipeline.device))
+        times.append(seconds_of(call, pipeline.device))
     return median(times) * 1000
-
-
-def _timed(call: Callable[[], Tensor], device: torch.device) -> float:
-    synchronise(device)
-    before = time.perf_counter()
-    call()
-    synchronise(device)
-    return time.perf_counter() - before
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from diffcompress.pipeline.codec import Codec
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.sampling import automatic_batch_size
 from diffcompress.recipe import Recipe
-from diffcompress.runtime import synchronise
+from diffcompress.runtime import seconds_of
 from diffcompress.student.costs import Costs
 from diffcompress.student.plan import StudentPlan
 from diffcompress.student.size import build
@@ -153,26 +152,18 @@ def _of_a_row(call: Callable[[int], object], most: int, device: torch.device) ->
     """Seconds of one of `most` rows in a call, or of as many as take LONG_SECONDS."""
     rows = 1
     call(rows)  # warms up
-    while (took := _once(partial(call, rows), device)) < LONG_SECONDS and rows < most:
+    while (took := seconds_of(partial(call, rows), device)) < LONG_SECONDS and rows < most:
         rows = min(2 * rows, most)
     return _repeated(took, partial(call, rows), device) / rows
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
     call()
-    return _repeated(_once(call, device), call, device)
+    return _repeated(seconds_of(call, device), call, device)
 
 
 def _repeated(took: float, call: Callable[[], object], device: torch.device) -> float:
     """The median of a few calls, of which the first `took` so long; of that one alone where they are endless."""
     if took > TOO_LONG_SECONDS:
         return took
-    return median([took, *(_once(call, device) for _ in range(REPEATS - 1))])
-
-
-def _once(call: Callable[[], object], device: torch.device) -> float:
-    synchronise(device)
-    started = time.monotonic()
-    call()
-    synchronise(device)
-    return time.monotonic() - started
+    return median([took, *(seconds_of(call, device) for _ in range(REPEATS - 1))])

@@ -1,7 +1,8 @@
 """More pixel teachers for measurements of student shapes, so that no rule is derived from `demo` alone.
 
 `grey16`: Fashion-MNIST averaged to 16x16, three levels. `colour24`: three channels at 24x24, garment and background each in a
-colour of their own, four levels, attention in two. `grey20`: 20x20, two layers a block; made when the rule stood. All are under-trained on purpose (minutes on one CPU thread): students
+colour of their own, four levels, attention in two. `grey20`: 20x20, two layers a block; made when the rule stood. `colour16`: images
+as of `colour24` for the net of `grey16`. `emoji24`: pictures in colour (emoji.py). All are under-trained on purpose (minutes on one CPU thread): students
 are judged by their distance to what real images have and by their teacher's own, in the features of a small classifier
 trained beside each. Writes WORK/<name>/{model_index.json, ...} and WORK/<name>-space.safetensors; seeded.
 
@@ -22,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks import fashion_mnist
+from benchmarks import emoji, fashion_mnist
 from diffcompress.evaluation.features import FeatureSpace, RealImages
 from diffcompress.evaluation.frechet import Moments
 from diffcompress.recipe import TrainingSection
@@ -69,13 +70,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "attention_head_dim": 20,
         "norm_num_groups": 4,
     },
+    "emoji24": {
+        "sample_size": 24,
+        "in_channels": 3,
+        "out_channels": 3,
+        "layers_per_block": 1,
+        "block_out_channels": (32, 64, 96),
+        "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        "attention_head_dim": 16,
+        "norm_num_groups": 8,
+    },
 }
+CONFIGS["colour16"] = CONFIGS["grey16"] | {"in_channels": 3, "out_channels": 3}
 
 
 def images(name: str, split: str) -> tuple[Tensor, Tensor]:
     """Images `[N, C, H, W]` in [-1, 1] and labels `[N]`."""
-    grey, labels = fashion_mnist.load(split)
     side = CONFIGS[name]["sample_size"]
+    if name.startswith("emoji"):
+        return emoji.load(split, side)
+    grey, labels = fashion_mnist.load(split)
     small = functional.interpolate(functional.pad(grey, (2, 2, 2, 2), value=-1.0), (side, side), mode="area")
     if CONFIGS[name]["in_channels"] == 1:
         return small, labels
@@ -107,10 +122,10 @@ def train_space(name: str, path: Path) -> None:
     torch.manual_seed(SEED)
     found, labels = images(name, "train")
     model = Classifier(found.shape[1]).train()
-    num_steps = 2 * (len(found) // 128)
+    num_steps = max(900, 2 * (len(found) // 128))
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=num_steps)
-    order = torch.cat([torch.randperm(len(found)) for _ in range(3)])
+    order = torch.cat([torch.randperm(len(found)) for _ in range(num_steps * 128 // len(found) + 1)])
     for step in range(num_steps):
         index = order[step * 128 : (step + 1) * 128]
         loss = functional.cross_entropy(model.head(model.features(found[index])), labels[index])

@@ -12,6 +12,7 @@ told in its row, and the rest goes on; then the exit code is 1.
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import tempfile
 import time
 from dataclasses import replace
 from functools import partial
+from multiprocessing.spawn import get_executable
 from pathlib import Path
 
 import torch
@@ -50,7 +52,6 @@ SHORT += ("student.importance=magnitude", "student.refit=false")
 REPEATED: tuple[str, ...] = (
     "bank.num_samples=16",
     "bank.sampler_steps=8",
-    "training.batch_size=16",
     "training.log_every_steps=1",
 )
 REPEATED += ("stages.0.num_steps=4", "stages.1.num_steps=16", "student.importance=magnitude", "student.refit=false")
@@ -96,7 +97,7 @@ class StopsOnce(Progress):
 
 def repeated(session: Session) -> None:
     """Training of the demo's student: once more, stopped and resumed, and its first loss on the CPU."""
-    recipe = recipes.load("demo", REPEATED)
+    recipe = recipes.load("demo", (*REPEATED, f"training.batch_size={4 if session.tiny else 16}"))
 
     def run_in(name: str, device: str) -> tuple[Run, Bank]:
         teacher = load(resolve("demo"), device)
@@ -140,7 +141,7 @@ def demo(session: Session) -> None:
     asked = ["shrink", "demo", "--ratio", "0.05", "--output", str(place), "--device", str(session.device), *sets]
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "diffcompress", *asked, "--json", "--quiet"],
+        [os.fsdecode(get_executable()), "-m", "diffcompress", *asked, "--json", "--quiet"],
         capture_output=True,
         text=True,
         check=False,
@@ -171,8 +172,9 @@ def main() -> None:
         session.attempt("demo", partial(demo, session))
         session.attempt("training", partial(repeated, session))
         subjects = [Subject(session, name, ratio) for name, ratio in STUDENTS]
-        for measures in ((teacher_call, student_step, planned_memory), (compiled,)):
-            for subject in subjects:
+        once = (teacher_call, student_step, planned_memory)
+        for measures, chosen in ((once, subjects), ((compiled,), subjects[:2] if options.tiny else subjects)):
+            for subject in chosen:
                 for measured in measures:
                     session.attempt(subject.name, partial(measured, subject))
                 subject.forget()

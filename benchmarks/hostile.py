@@ -183,7 +183,7 @@ def damages(world: World, count: int) -> Iterator[str]:
 
     world.check("stopped halfway", world.shrink(halfway, meanwhile=stop), (75,), halfway)
     for number in range(count):
-        output = world.fresh(halfway if number % 7 == 6 else world.reference)
+        output = world.fresh(halfway if number % 7 == 0 else world.reference)
         files = sorted(file for file in output.rglob("*") if file.is_file() and file.name != ".lock")
         file = files[world.random.randrange(len(files))] if number >= len(files) else files[number]
         name, told = file.relative_to(output), _harmed(world.random, file)
@@ -247,9 +247,9 @@ def _started(world: World, output: Path, limit: int) -> forked.Outcome:
 
 
 KINDS: tuple[tuple[str, Callable[[World, int], Iterator[str]], int, int, str], ...] = (
-    ("SIGKILL at any moment", kills, 100, 2, "the same command ends with the same student and metrics"),
+    ("SIGKILL at any moment", kills, 100, 1, "the same command ends with the same student and metrics"),
     ("full disk", disks, 40, 4, "exit code 75; with more space the same command ends with the same student"),
-    ("damaged file", damages, 300, 7, "made again, or exit code 1 and a sentence that names it; never another student"),
+    ("damaged file", damages, 300, 3, "made again, or exit code 1 and a sentence that names it; never another student"),
     ("too little memory", memories, 20, 1, "exit code 5 and one sentence, unless it ends inside a library that aborts"),
 )  # fmt: skip
 

@@ -109,7 +109,7 @@ def score(testbed: Testbed, student: LoadedPipeline, bits: int) -> dict[str, Any
 
 def run(options: argparse.Namespace, teacher: str, results: Path) -> None:
     """All students of one teacher, and all widths of weights of each."""
-    work = options.work / teacher.replace(":", "-")
+    work = options.work / Path(teacher).name.replace(":", "-")
     sets = (f"stages.0.num_steps={options.steps // 14}", f"stages.1.num_steps={options.steps - options.steps // 14}")
     testbed: Testbed | None = None
     for ratio in options.ratio:
@@ -152,7 +152,7 @@ def table(found: list[dict[str, Any]]) -> None:
     print("| teacher | kept | params | bits | kB | fd | held out | agreement | recall | ms, batch 1 | ms, batch 16 |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for row in sorted(found, key=lambda row: (row["teacher"], row["seed"], row["bytes"])):
-        print(f"| {row['teacher']} | {row['ratio']:g} | {row['params']:,} | {row['bits']} {cells(row)} |")
+        print(f"| {Path(row['teacher']).name} | {row['ratio']:g} | {row['params']:,} | {row['bits']} {cells(row)} |")
 
 
 def cells(row: Mapping[str, Any]) -> str:

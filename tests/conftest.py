@@ -43,7 +43,8 @@ def pytest_sessionstart(session: pytest.Session) -> Iterator[None]:
     """One server of warm processes for all workers; proofs of exports run there."""
     if not hasattr(session.config, "workerinput"):
         folder = tempfile.mkdtemp(prefix="warm-")
-        server = warm.start(folder)
+        os.environ[warm.SOCKET] = warm.place(folder)
+        server = warm.start(folder, os.environ)
 
         def stop() -> None:
             server.kill()

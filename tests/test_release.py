@@ -21,7 +21,7 @@ from huggingface_hub import ModelCard
 
 from diffcompress.records.schemas import SCHEMAS as SCHEMAS_OF_RECORDS
 from diffcompress.records.schemas import schema
-from tests import tiny
+from tests import tiny, warm
 from tests.cli.command import run as cli
 from tests.export.loopback import point_client_at
 from tests.hub_server import HubServer
@@ -45,6 +45,7 @@ class Release:
     folder: Path
     teacher: Path
     hub: HubServer
+    bin: Path
 
     @property
     def run(self) -> Path:
@@ -64,7 +65,8 @@ class Release:
             "LEAST_AGREEMENT": "0.01",
             "SHRINK_OPTIONS": " ".join(OPTIONS),
             "EVALUATE_OPTIONS": "--num-samples 4 --sampler-steps 2",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": os.pathsep.join(map(str, (self.bin, Path(sys.executable).parent, os.environ["PATH"]))),
+            warm.SOCKET: warm.place(str(self.bin)),
             "OMP_NUM_THREADS": "1",
         }
         env = os.environ | self.hub.environment(self.folder / "home") | own | variables
@@ -100,8 +102,13 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     folder = tmp_path_factory.mktemp("release")
     teacher = save_teacher(folder / "teacher")
     (teacher / "README.md").write_text("---\nlicense: mit\n---\n# A tiny teacher\n")
+    (folder / "bin").mkdir()
+    warm.script(str(folder / "bin" / "diffcompress"), "-m", "diffcompress")
     with HubServer(folder / "hub") as hub:
-        yield Release(folder, teacher, hub)
+        release = Release(folder, teacher, hub, folder / "bin")
+        with warm.start(str(release.bin), os.environ | hub.environment(folder / "home")) as server:
+            yield release
+            server.kill()
 
 
 @pytest.fixture(scope="module")

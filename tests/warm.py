@@ -19,11 +19,20 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 SOCKET = "DIFFCOMPRESS_TESTS_WARM"
 # What libraries read while they load; any other value than the server's needs a fresh interpreter.
 _READ_ON_LOADING = ("HF_", "HUGGING", "TRANSFORMERS_", "DIFFUSERS_", "TORCH_", "OMP_", "MKL_", "PYTHON", "USE_")
+_NOT_READ = ("PYTHON_EXEC", "PYTHONUNBUFFERED", "TORCH_NCCL_ASYNC_ERROR_HANDLING")  # torchrun's, for its processes
+# As diffcompress has it, which sets them too late here: libraries keep their bars and warnings to themselves.
+_SILENCE = {
+    "DIFFUSERS_VERBOSITY": "error",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+}
 _LOADED = ("accelerate", "jinja2", "pydantic", "rich", "transformers", "typer", "yaml")
 _CLASSES = ("DDPMPipeline", "UNet2DModel", "StableDiffusionPipeline", "DiTPipeline", "StableDiffusion3Pipeline")
 _WIDTH = 12  # of a number on the wire
@@ -67,12 +76,18 @@ class Warm:
         return int(self._server.recv(_WIDTH) or -signal.SIGKILL)
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
 
 
 def main() -> NoReturn:
-    """In place of `python`: ask the server, wait, and end as the process did."""
+    """In place of `python`: ask the server, hand on what asks it to stop, and end as the process did."""
+    asks_to_stop = (signal.SIGINT, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, asks_to_stop)
     process = Warm(sys.argv[1:], dict(os.environ), (0, 1, 2))
+    for number in asks_to_stop:
+        signal.signal(number, lambda number, _: process.send_signal(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, asks_to_stop)
     code = process.wait()
     assert code is not None
     if code < 0:
@@ -81,24 +96,35 @@ def main() -> NoReturn:
     os._exit(code)
 
 
-def start(folder: str) -> subprocess.Popen[bytes]:
-    """The server; it listens in `folder`, where what stands for `python` lies too."""
-    os.environ[SOCKET] = place = os.path.join(folder, "socket")
-    with open(interpreter(), "w", opener=lambda path, flags: os.open(path, flags, 0o755)) as file:
-        file.write(f'#!/bin/sh\nexec "{sys.executable}" -IS "{__file__}" "$@"\n')
+def start(folder: str, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A server whose libraries load in `env`; it listens in `folder`, where what stands for `python` lies too."""
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(place)
+    listener.bind(place(folder))
     listener.listen(16)
+    script(interpreter(folder))
     with listener:
         command = [sys.executable, "-c", f"from tests.warm import serve; serve({listener.fileno()})"]
         root = os.path.dirname(os.path.dirname(__file__))
+        env = {**env, SOCKET: place(folder)}
         with open(os.path.join(folder, "log"), "w") as log:
-            return subprocess.Popen(command, pass_fds=[listener.fileno()], cwd=root, stdout=log, stderr=log)
+            return subprocess.Popen(command, pass_fds=[listener.fileno()], cwd=root, env=env, stdout=log, stderr=log)
 
 
-def interpreter() -> str:
-    """The path of what stands for `python`."""
-    return os.path.join(os.path.dirname(os.environ[SOCKET]), "python")
+def place(folder: str) -> str:
+    """Where the server of `folder` listens."""
+    return os.path.join(folder, "socket")
+
+
+def interpreter(folder: str = "") -> str:
+    """The path of what stands for `python`, of the server that this process asks or of that in `folder`."""
+    return os.path.join(folder or os.path.dirname(os.environ[SOCKET]), "python")
+
+
+def script(path: str, *arguments: str) -> None:
+    """An executable file at `path` that is `python *arguments` and what it is called with."""
+    with open(path, "w", opener=lambda path, flags: os.open(path, flags, 0o755)) as file:
+        given = " ".join(f'"{argument}"' for argument in arguments)
+        file.write(f'#!/bin/sh\nexec "{sys.executable}" -IS "{__file__}" {given} "$@"\n')
 
 
 def serve(listener_fd: int) -> NoReturn:
@@ -126,6 +152,7 @@ def _load() -> None:
     import importlib
     import multiprocessing
 
+    os.environ |= _SILENCE
     import diffusers
     import torch
 
@@ -172,7 +199,8 @@ def _become(asked: dict[str, Any], streams: list[int], told: dict[str, str]) -> 
     os.environ.clear()
     os.environ.update(asked["env"])
     isolated = arguments[:1] == ["-I"]
-    command = arguments[isolated:]
+    command = arguments[isolated or arguments[:1] == ["-u"] :]  # -u: streams are written by lines in any case
+
     if fresh or not command or (command[0].startswith("-") and command[0] not in ("-m", "-c")):
         os.execv(sys.executable, [sys.executable, *arguments])
     code = 1
@@ -225,8 +253,10 @@ def _python_path() -> list[str]:
 
 
 def _reads(env: dict[str, str]) -> dict[str, str]:
-    """What the environment tells libraries that load; text in UTF-8 is what the forks have in any case."""
-    return {k: v for k, v in env.items() if k.startswith(_READ_ON_LOADING) and (k, v) != ("PYTHONUTF8", "1")}
+    """What the environment tells libraries that load, but for what changes nothing here: text is UTF-8 in any case."""
+    same = {("PYTHONUTF8", "1"), *_SILENCE.items()}
+    read = {name: value for name, value in env.items() if name.startswith(_READ_ON_LOADING)}
+    return {name: read[name] for name in read if name not in _NOT_READ and (name, read[name]) not in same}
 
 
 if __name__ == "__main__":

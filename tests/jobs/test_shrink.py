@@ -17,7 +17,7 @@ from diffcompress.records.provenance import Provenance
 from diffcompress.records.run_files import read_json
 from diffcompress.report.card import usage
 from diffcompress.runtime import Progress
-from tests import tiny
+from tests import tiny, warm
 from tests.families import pipe_dit
 from tests.jobs.tiny_teacher import command, run, same, save_teacher, settings, weights
 
@@ -185,7 +185,7 @@ def launched_twice(arguments):
     """The command `arguments` in two processes."""
     rendezvous = ["--master_port", "0", "--rdzv_endpoint", "127.0.0.1:0", "--rdzv_backend", "c10d"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *rendezvous]
-    return run([*launcher, *arguments[1:]], ACCELERATE_USE_CPU="true")
+    return run([*launcher, *arguments[1:]], ACCELERATE_USE_CPU="true", PYTHON_EXEC=warm.interpreter())
 
 
 def test_two_processes_start_like_one(tmp_path):

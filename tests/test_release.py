@@ -26,6 +26,7 @@ from tests.cli.command import run as cli
 from tests.export.loopback import point_client_at
 from tests.hub_server import HubServer
 from tests.jobs.tiny_teacher import save_teacher, settings
+from tests.tutorials import command, missing
 
 ROOT = Path(__file__).parent.parent
 SCHEMAS = ROOT / "docs" / "schemas"
@@ -70,7 +71,9 @@ class Release:
             "OMP_NUM_THREADS": "1",
         }
         env = os.environ | self.hub.environment(self.folder / "home") | own | variables
-        script = ["sh", str(ROOT / "examples" / "release.sh")]
+        page = command("release-pipeline", "release.sh").words
+        assert {word.partition("=")[0] for word in page[:-2]} <= own.keys()
+        script = [page[-2], str(ROOT / page[-1])]
         pipe = subprocess.PIPE
         return subprocess.Popen(
             script, env=env, cwd=self.folder, stdout=pipe, stderr=pipe, text=True, start_new_session=True
@@ -136,6 +139,7 @@ def released(release: Release) -> tuple[Release, str]:
 
 def test_the_script_releases_through_every_stop(released: tuple[Release, str]) -> None:
     release, out = released
+    assert not missing(command("release-pipeline", "release.sh").shown, out)
     assert re.findall(r"release: (\w+) done", out) == ["plan", "shrink", "evaluate", "report", "push"]
     files = release.hub.files(REPO)
     assert release.hub.repositories[REPO].private

@@ -12,6 +12,8 @@ from tests.hub_server import TOKEN, HubServer
 def point_client_at(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also cuts the waiting between our own attempts short."""
     constants = huggingface_hub.constants
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)

@@ -17,7 +17,7 @@ from diffcompress.records.provenance import Provenance
 from diffcompress.records.run_files import read_json
 from diffcompress.report.card import usage
 from diffcompress.runtime import Progress
-from tests import tiny, warm
+from tests import tiny, tutorials, warm
 from tests.families import pipe_dit
 from tests.jobs.tiny_teacher import command, run, same, save_teacher, settings, weights
 
@@ -184,7 +184,9 @@ def test_a_diverging_run_ends_with_one_sentence_and_no_pipeline(tmp_path, steps)
 def launched_twice(arguments):
     """The command `arguments` in two processes."""
     rendezvous = ["--master_port", "0", "--rdzv_endpoint", "127.0.0.1:0", "--rdzv_backend", "c10d"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *rendezvous]
+    program, option, _, *module = tutorials.command("many-gpus", "torchrun").words
+    assert (program, module[:3]) == ("torchrun", arguments[1:4])
+    launcher = [sys.executable, "-m", "torch.distributed.run", option, "2", *rendezvous]
     return run([*launcher, *arguments[1:]], ACCELERATE_USE_CPU="true", PYTHON_EXEC=warm.interpreter())
 
 
@@ -194,6 +196,7 @@ def test_two_processes_start_like_one(tmp_path):
     assert one.returncode == 0, one.stderr
     two = launched_twice(command(teacher, tmp_path / "two", "--json"))
     assert two.returncode == 0, two.stderr
+    assert not tutorials.missing(tutorials.command("many-gpus", "torchrun").shown[:3], two.stderr)
     rows = {}
     for name in ("one", "two"):
         path = tmp_path / name / "stage-1-lift" / "metrics.jsonl"

@@ -2,6 +2,8 @@ import json
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 from tests.jobs.tiny_teacher import run, save_teacher, settings
 
 ROOT = Path(__file__).parents[1]
@@ -80,3 +82,18 @@ def test_what_remains_of_a_pipeline_is_as_the_page_on_releases_says() -> None:
     for name, whole, student, half, without in rows:
         half = "as before: half already" if half == student else half
         assert f"| {name} | {whole} | {student} | {half} | {without}" in page
+
+
+def test_the_gallery_shows_every_student_beside_its_teacher(tmp_path: Path) -> None:
+    teacher, docs = save_teacher(tmp_path / "teacher"), tmp_path / "docs"
+    asked = ["--teacher", teacher, "--ratio", 0.3, *settings(), "--work", tmp_path / "work", "--docs", docs]
+    script("gallery.py", *asked)
+    page = (docs / "gallery.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows] == ["ratio", "---", "teacher", "0.3"]
+    assert rows[2][:3] == ["teacher", "163,985", "1"]
+    with Image.open(docs / "images" / "gallery-teacher.png") as sheet:
+        assert sheet.size == (4 * 8, 2 * 8)
+    (docs / "gallery.md").unlink()
+    script("gallery.py", *asked, "--table")
+    assert (docs / "gallery.md").read_text(encoding="utf-8") == page

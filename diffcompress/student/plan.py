@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from diffcompress.families.base import Config, Family, TensorRules, Variant, com
 from diffcompress.families.shapes import shapes
 from diffcompress.noise import NoiseProcess
 from diffcompress.recipe import StudentSection
+from diffcompress.sources import original_shapes
 from diffcompress.student import adapters
 from diffcompress.student.search import TOLERANCE, Candidate, Search
 from diffcompress.student.size import build, check_forward, file_bytes, num_parameters
@@ -125,7 +127,8 @@ def _plan_stack(
     family: Family, config: Config, variants: tuple[Variant, ...], target: float, teacher_params: int
 ) -> StudentPlan:
     asked = target / teacher_params
-    search = StackSearch(family, config, variants, target, lambda choice: _count(family, config, choice))
+    count = partial(_count, family, config)
+    search = StackSearch(family, config, variants, target, count, partial(_can_be_said, family, config))
     best = search.best()
     student = _verified(family, config, best, teacher_params, asked, KEPT_TOLERANCE) if best else None
     if student is None:
@@ -161,6 +164,11 @@ def _plan_stack(
 
 def _count(family: Family, config: Config, choice: Mapping[str, int]) -> int:
     return shapes(family.class_name, family.shrunk_config(config, choice)).num_parameters
+
+
+def _can_be_said(family: Family, config: Config, choice: Mapping[str, int]) -> bool:
+    """Whether programs that read the authors' layout can load the student."""
+    return original_shapes.limit(family.class_name, family.shrunk_config(config, choice)) is None
 
 
 def _target(

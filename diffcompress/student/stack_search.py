@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -27,19 +27,25 @@ BALANCED = math.log(1.8)
 LOOSE = math.log(2.4)
 # Channels of a wide enough student, in values of a token (docs/decisions/0008).
 ROOM = 1.5
+# So much more may a student cost that is preferred (docs/families.md, shapes that an original layout can say).
+FREE = 0.2
 # Builds at most, for one target.
 MOST_BUILDS = 30
 
 
 @dataclass
 class StackSearch:
-    """Students of `config` with `target` parameters. count: the exact parameters of a choice, from a build."""
+    """Students of `config` with `target` parameters.
+
+    count: the exact parameters of a choice, from a build; preferred: whether a choice is welcome beyond its cost.
+    """
 
     family: Family
     config: Config
     variants: tuple[Variant, ...]
     target: float
     count: Callable[[Mapping[str, int]], int]
+    preferred: Callable[[Mapping[str, int]], bool] = field(default=lambda choice: False)
 
     def best(self) -> Candidate | None:
         """The most balanced student within tolerance, None if there is none: one that is wide enough if there is any,
@@ -86,10 +92,12 @@ class StackSearch:
             (kept, KEPT_TOLERANCE, KEPT_MULTIPLE, math.inf),
             (self.variants, TOLERANCE, 1, math.inf),
         ):
-            ranked = self._candidates(variants, multiple, limit, 2 * tolerance + 0.02, narrowest)
-            found = self._first(sorted(ranked, key=lambda c: c.cost), tolerance)
+            reached = self._candidates(variants, multiple, limit, 2 * tolerance + 0.02, narrowest)
+            ranked = sorted(reached, key=lambda c: c.cost)
+            found = self._first(ranked, tolerance)
             if found is not None:
-                return found
+                free = [c for c in ranked if c.cost <= found.cost + FREE and self.preferred(c.choice)]
+                return self._first(free, tolerance) or found
         nearest = self._nearest(narrowest)
         return nearest if nearest and abs(nearest.error) <= TOLERANCE else None
 

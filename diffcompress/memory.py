@@ -70,7 +70,7 @@ def peak(call: Callable[[], object], device: torch.device) -> int:
         result = call()
         del result
         return torch.cuda.max_memory_allocated(device) - before
-    with LiveBytes() as live:
+    with LiveBytes(device.type) as live:
         result = call()
         del result
     return live.peak
@@ -92,10 +92,14 @@ def gradients(model: nn.Module) -> Iterator[None]:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of memory that operations under this mode have made and that is in use, whoever uses it."""
+    """Bytes of memory that operations under this mode have made and that is in use, whoever uses it.
 
-    def __init__(self) -> None:
+    kind: of the devices whose memory counts.
+    """
+
+    def __init__(self, kind: str = "cpu") -> None:
         super().__init__()
+        self._kind = kind
         self.peak = self._now = 0
         self._alive: set[int] = set()
 
@@ -105,7 +109,9 @@ class LiveBytes(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         given = {_address(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
         for value in tree_leaves(result):
-            if isinstance(value, Tensor) and _address(value) not in self._alive | given:
+            if not isinstance(value, Tensor) or value.device.type != self._kind:
+                continue
+            if _address(value) not in self._alive | given:
                 self._add(value.untyped_storage())
         return result
 

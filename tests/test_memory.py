@@ -57,7 +57,7 @@ def test_what_autograd_keeps_counts_until_it_is_let_go(device):
         assert peak(forward, device) == pytest.approx(2 * whole, abs=99)
     assert peak(forward, device) == pytest.approx(2 * whole, abs=99)
     assert peak(step, device) == pytest.approx(3 * whole, abs=99)  # what sin keeps, its cosine, the gradient behind it
-    with LiveBytes() as live:
+    with LiveBytes(device.type) as live:
         kept = forward()
         assert live._now == whole + 4
         del kept

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+import torch
+
+from diffcompress.runtime import computes_bfloat16
 
 # Of a card's memory, what is there for tensors.
 USABLE = 0.93
@@ -35,3 +40,11 @@ CARDS = (
     Card("H200", 141, 989),
     Card("B200", 180, 2250),
 )
+
+
+def card_of(device: torch.device) -> Card | None:
+    """The one that `device` is, of which its speed is not known; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    known = torch.cuda.get_device_properties(device)
+    return Card(known.name, round(known.total_memory / 2**30), math.nan, bfloat16=computes_bfloat16(device))

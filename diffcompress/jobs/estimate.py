@@ -18,6 +18,9 @@ from diffcompress.training import budget
 def estimate(run: Run) -> str:
     """A sentence for the user."""
     teacher, plan, recipe, count = run.teacher, run.plan, run.request.recipe, run.runtime.count
+    if teacher.placed is not None:  # as `initial_student` ranks its channels then
+        student = recipe.student.model_copy(update={"importance": "magnitude"})
+        recipe = recipe.model_copy(update={"student": student})
     share = max(1, recipe.training.batch_size // count)
     pace = timed(teacher, timed_teacher(teacher, teacher.codec), plan, recipe, share)
     if (max_time := run.request.asked.max_time) is not None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
 from diffcompress.families.base import Family
-from diffcompress.jobs.cards import CARDS, Card
+from diffcompress.jobs.cards import CARDS, Card, card_of
 from diffcompress.memory import Need
 from diffcompress.recipe import TrainingSection
+from diffcompress.sources.reference import Reference
 from diffcompress.student import costs
 from diffcompress.student.plan import StudentPlan
 from diffcompress.student.size import build
@@ -34,7 +38,12 @@ class Footprint:
     @property
     def peak(self) -> int:
         """The largest of what is there at once: the teacher with its text encoders, asked, or beside its student."""
-        return self.teacher + max(self.encoders, self.call, self.student + max(self.step, self.update))
+        return self.teacher + max(self.encoders, self.beside)
+
+    @property
+    def beside(self) -> int:
+        """What is there beside the teacher at most, once its prompts are encoded."""
+        return max(self.call, self.student + max(self.step, self.update))
 
     def told(self) -> str:
         parts = {
@@ -84,6 +93,37 @@ class Models:
     @cached_property
     def _optimizer(self) -> tuple[int, int]:
         return optim.memory(build(self.family, self.plan.config, "meta"), self.section)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Bytes that a run takes of `device` beside its teacher's weights, counted when they are asked for; encoding: while
+    its text encoders are there."""
+
+    reference: Reference
+    family: Family
+    plan: StudentPlan
+    section: TrainingSection
+    stored: str
+    device: torch.device
+
+    def __call__(self) -> int:
+        return self._footprint.beside
+
+    def encoding(self) -> int:
+        return max(self(), self._footprint.encoders)
+
+    @cached_property
+    def _footprint(self) -> Footprint:
+        call = costs.call_memory(self.family, self.plan.teacher_config, alone=True)
+        encoders = encoder_bytes(self.reference.part_sizes())
+        models = Models(self.family, self.plan, self.section, call, self.stored, encoders)
+        return models.on(card_of(self.device))
+
+
+def encoder_bytes(parts: Mapping[str, int] | None) -> int:
+    """Of the text encoders among `parts` of a pipeline, as far as they are known."""
+    return sum(size for part, size in (parts or {}).items() if part.startswith("text_encoder"))
 
 
 def smallest(models: Models) -> Card | None:

@@ -15,7 +15,7 @@ from diffcompress.export import formats
 from diffcompress.families import registry
 from diffcompress.families.base import Family, complete
 from diffcompress.jobs.cards import CARDS, Card
-from diffcompress.jobs.footprint import Footprint, Models, smallest
+from diffcompress.jobs.footprint import Footprint, Models, encoder_bytes, smallest
 from diffcompress.jobs.outlook import Outlook
 from diffcompress.jobs.signature import as_function
 from diffcompress.memory import Need
@@ -200,7 +200,7 @@ def _from_reference(reference: Reference, recipe: Recipe) -> _Teacher:
     if not licence.is_known:
         notes = (*notes, f"the licence is unknown ({licence.source}); before a push to the Hub, {licence.advice}")
     config, ours, theirs = asked.complete_config, asked.part_sizes(), reference.part_sizes()
-    encoders = sum(size for part, size in (ours or {}).items() if part.startswith("text_encoder"))
+    encoders = encoder_bytes(ours)
     if recipe.export.half_parts and ours is not None:
         ours = {part: size - (saving(asked, part) if part != asked.denoiser_part else 0) for part, size in ours.items()}
     return _Teacher(reference.id, family, config, noise, dtype, ours, theirs, encoders, notes, asked)

@@ -62,8 +62,15 @@ def initial_student(
 def _ranked(
     teacher: LoadedPipeline, recipe: Recipe, bank: banks.Bank, progress: Progress
 ) -> Mapping[str, AxisScores] | None:
-    """How important the teacher's channels are by their gradients; None, told, where these are not finite."""
+    """How important the teacher's channels are by their gradients; None, told, where these are not finite, or
+    its weights not in memory."""
     denoiser: Any = teacher.denoiser
+    if teacher.placed is not None:
+        progress.warn(
+            f"the channels of '{teacher.reference.id}' are ranked by magnitude: for gradients memory would "
+            "have to hold all its weights"
+        )
+        return None
     held = rows_held(denoiser, teacher.predict, next(taylor_batches(teacher, bank, recipe.seed)))
     fitting = replace(bank, batch_size=min(bank.batch_size, held))
     try:
@@ -127,7 +134,7 @@ def as_student(teacher: LoadedPipeline, student_plan: StudentPlan, denoiser: Mod
         fingerprint = hashlib.sha256(f"{fingerprint} {student_plan.prediction_type}".encode()).hexdigest()
     if teacher.precision != torch.float32:
         denoiser = cast(copy.deepcopy(denoiser), teacher.precision)
-    return replace(around, reference=reference, denoiser=denoiser, fingerprint=fingerprint)
+    return replace(around, reference=reference, denoiser=denoiser, fingerprint=fingerprint, placed=None)
 
 
 def taught_family(teacher: LoadedPipeline, student_plan: StudentPlan) -> Family:

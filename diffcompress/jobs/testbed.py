@@ -12,6 +12,7 @@ from diffcompress import recipe as recipes
 from diffcompress.errors import UsageError
 from diffcompress.evaluation.features import FeatureSpace, choose_space, image_shape, protocol_for
 from diffcompress.evaluation.neighbours import FEWEST
+from diffcompress.families import registry
 from diffcompress.images import images
 from diffcompress.images.texts import texts_for
 from diffcompress.pipeline.encoding import with_prompts
@@ -24,6 +25,7 @@ from diffcompress.records.run_files import writable
 from diffcompress.runtime import Progress, Runtime
 from diffcompress.sources.fetch import fetch
 from diffcompress.sources.reference import Reference
+from diffcompress.student import costs
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,15 @@ def fetched(
     """
     fetch(reference, progress)
     size, precision = _recipe(reference).bank.sample_size, None if like is None else like.precision
-    return load(reference, runtime.device, sample_size=size, precision=precision, progress=progress)
+
+    def call() -> int:
+        family = registry.find(reference.class_name)
+        return costs.call_memory(family, reference.complete_config, alone=True).bytes(1)
+
+    model = load(reference, runtime.device, sample_size=size, precision=precision, progress=progress, beside=call)
+    if model.placed is not None:
+        progress.note(model.placed)
+    return model
 
 
 def _recipe(reference: Reference) -> Recipe:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,11 +17,11 @@ from diffcompress.errors import UsageError
 from diffcompress.families import registry
 from diffcompress.families.base import Family
 from diffcompress.noise import NoiseProcess, from_scheduler, generator, streams
-from diffcompress.pipeline import checks
+from diffcompress.pipeline import checks, placing
 from diffcompress.pipeline import precision as precisions
 from diffcompress.pipeline.codec import Codec, load_codec
 from diffcompress.pipeline.conditions import Conditions, as_dtype, without_text
-from diffcompress.records import fingerprints
+from diffcompress.records import fingerprints, units
 from diffcompress.runtime import Progress, dtype_name, exact_float32, free_memory
 from diffcompress.sources.assembly import assembled
 from diffcompress.sources.model_index import check_config
@@ -45,7 +45,8 @@ class LoadedPipeline:
 
     dtype: of the stored weights (the default for exports); fingerprint: SHA-256 over configs and weights; sample_shape:
     of one clean sample; conditions: what samples are conditioned on, empty for a text denoiser until its prompts are
-    encoded (`encoding.with_prompts`).
+    encoded (`encoding.with_prompts`); placed: what a person should know of weights that `device` does not hold, in a
+    sentence; None where it holds all.
     """
 
     reference: Reference
@@ -56,6 +57,7 @@ class LoadedPipeline:
     fingerprint: str
     sample_shape: tuple[int, ...]
     conditions: Conditions
+    placed: str | None = None
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -64,7 +66,7 @@ class LoadedPipeline:
 
     @property
     def device(self) -> torch.device:
-        return next(self.denoiser.parameters()).device
+        return placing.device_of(self.denoiser)
 
     @property
     def precision(self) -> torch.dtype:
@@ -138,12 +140,14 @@ def load(
     sample_size: int | None = None,
     precision: torch.dtype | None = None,
     progress: Progress | None = None,
+    beside: Callable[[], int] = lambda: 0,
 ) -> LoadedPipeline:
     """Read the weights of `reference`, downloaded first when they lie on the Hub.
 
     sample_size: height and width of samples (of latents, for latent models); None: as its pipeline makes them.
     precision: to compute in, None for what suits the device (`precision.choose`), which a few calls are held against
-    float32 for where that fits; the progress is told. Raises
+    float32 for where that fits; the progress is told. beside: bytes of what the device must hold beside the weights,
+    which stay in their files where it cannot (`placing`). Raises
     UsageError when weights are missing, truncated, of other shapes, not finite, or pickled beyond a state dict;
     AccessError when the Hub refuses.
     """
@@ -166,7 +170,27 @@ def load(
         shape,
         without_text(family, reference.complete_config),
     )
-    _fill(pipeline, state, torch.device(device), precision, progress or Progress())
+    return _filled(pipeline, state, torch.device(device), precision, progress or Progress(), beside)
+
+
+def _filled(
+    pipeline: LoadedPipeline,
+    state: TeacherState,
+    device: torch.device,
+    precision: torch.dtype | None,
+    progress: Progress,
+    beside: Callable[[], int],
+) -> LoadedPipeline:
+    """`pipeline` with weights in its hollow denoiser: on `device`, or as far as that holds them."""
+    denoiser = pipeline.denoiser
+    params = sum(p.numel() for p in denoiser.parameters())
+    chosen = precision or precisions.choose(device, state.dtype, params)
+    precisions.cast(denoiser, chosen)
+    free, name = free_memory(device), f"'{pipeline.reference.id}'"
+    if (rooms := placing.rooms(denoiser, state, device, free, beside)) is not None:
+        told = placing.place(denoiser, state, device, rooms)
+        return replace(pipeline, placed=f"{name} does not fit in {units.size(free)} of free memory: {told}")
+    _fill(pipeline, state, device, chosen, progress, checked=precision is None and chosen != torch.float32)
     return pipeline
 
 
@@ -174,13 +198,14 @@ def _fill(
     pipeline: LoadedPipeline,
     state: TeacherState,
     device: torch.device,
-    precision: torch.dtype | None,
+    chosen: torch.dtype,
     progress: Progress,
+    *,
+    checked: bool,
 ) -> None:
-    """Weights into the hollow denoiser of `pipeline`, on `device`."""
-    denoiser = pipeline.denoiser
+    """All weights into the denoiser of `pipeline`, on `device`; checked: in float32 where `chosen` differs too much."""
+    denoiser, name = pipeline.denoiser, f"'{pipeline.reference.id}'"
     params = sum(p.numel() for p in denoiser.parameters())
-    chosen = precision or precisions.choose(device, state.dtype, params)
 
     def fill(dtype: torch.dtype) -> None:
         # One precision for all of it: some classes are stored with a few tensors in another.
@@ -188,10 +213,9 @@ def _fill(
         denoiser.load_state_dict(tensors, assign=True)
         nn.Module.to(denoiser, device).eval().requires_grad_(False)
 
-    if precision is not None or chosen == torch.float32:
+    if not checked:
         fill(chosen)
         return
-    name = f"'{pipeline.reference.id}'"
     if free_memory(device) < CHECK_ROOM * 4 * params:
         fill(chosen)
         progress.note(f"{name} computes in {dtype_name(chosen)}, unchecked: {device} has no room for it in float32")

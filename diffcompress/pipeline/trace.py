@@ -34,7 +34,7 @@ def calls_of(denoiser: nn.Module, *, most: int | None = None, computes: bool = T
     most: the block ends with that call, which computes nothing. computes: without, earlier ones return zeros of the
     shape of the sample.
     """
-    forward = denoiser.forward
+    forward, own = denoiser.forward, vars(denoiser).get("forward")  # a hook of accelerate's, where there is one
     signature = inspect.signature(type(denoiser).forward)
     calls: list[dict[str, Any]] = []
 
@@ -54,6 +54,8 @@ def calls_of(denoiser: nn.Module, *, most: int | None = None, computes: bool = T
             yield calls
     finally:
         del denoiser.forward
+        if own is not None:
+            denoiser.forward = own
 
 
 def trace(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from diffcompress.errors import UsageError
 from diffcompress.pipeline.load import LoadedPipeline
@@ -26,7 +27,11 @@ def load_whole(folder: Path, pipeline: LoadedPipeline, dtype: torch.dtype) -> An
     unlist(folder, name)
     given: dict[str, Any] = {name: pipeline.denoiser, "torch_dtype": dtype}
     given |= dict.fromkeys(pipeline.reference.left_out) | _encoders(folder, pipeline.reference.id, dtype)
-    return DiffusionPipeline.from_pretrained(folder, **given).to(pipeline.device)
+    whole = DiffusionPipeline.from_pretrained(folder, **given)
+    for part in whole.components.values():
+        if isinstance(part, nn.Module) and part is not pipeline.denoiser:
+            part.to(pipeline.device)
+    return whole
 
 
 def _encoders(folder: Path, of: str, dtype: torch.dtype) -> dict[str, Any]:

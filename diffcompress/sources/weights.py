@@ -35,6 +35,11 @@ class TeacherState(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[self._stored_names[name]]
 
+    def anew(self, name: str) -> Tensor:
+        """As `[name]`; what was read of its file leaves memory with the tensor."""
+        tensors, name = self._tensors, self._stored_names[name]
+        return tensors.anew(name) if isinstance(tensors, StoredState) else tensors[name]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored_names)
 
@@ -44,6 +49,12 @@ class TeacherState(Mapping[str, Tensor]):
     def shape(self, name: str) -> tuple[int, ...]:
         tensors, name = self._tensors, self._stored_names[name]
         return tensors.shape(name) if isinstance(tensors, StoredState) else tuple(tensors[name].shape)
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """Of a tensor as it is stored."""
+        tensors, name = self._tensors, self._stored_names[name]
+        told = tensors.dtype_of(name) if isinstance(tensors, StoredState) else None
+        return getattr(torch, told) if told else tensors[name].dtype  # integers are few and small
 
     def is_coarse(self, name: str) -> bool:
         """Whether the tensor is stored as integers, or in floating point of less than 16 bits."""

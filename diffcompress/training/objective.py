@@ -102,9 +102,7 @@ def make_adapters(student: ModelMixin, teacher: LoadedPipeline, seed: int) -> lo
     family = teacher.family
     widths = []
     for model in (student, teacher.denoiser):
-        device = next(model.parameters()).device
-        inputs = {name: value.to(device) for name, value in teacher.example_inputs().items()}
-        given = as_dtype(inputs, model.dtype)
+        given = as_dtype(teacher.example_inputs(), model.dtype)
         with torch.no_grad(), FeatureTap(model, family) as tap:
             family.predict(model, given.pop("noisy"), given.pop("timestep"), given)
         widths.append([feature.shape[1] for feature in tap.features])

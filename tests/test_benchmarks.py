@@ -97,3 +97,10 @@ def test_the_gallery_shows_every_student_beside_its_teacher(tmp_path: Path) -> N
     (docs / "gallery.md").unlink()
     script("gallery.py", *asked, "--table")
     assert (docs / "gallery.md").read_text(encoding="utf-8") == page
+
+
+def test_the_doctor_names_no_cause_in_healthy_runs_and_some_in_others() -> None:
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in script("false_alarms.py").splitlines()[2:]]
+    assert len(rows) == 4
+    assert all(int(runs) > 100 and alarms == "0" for _, runs, alarms, *_ in rows)
+    assert sum(int(row[-1]) for row in rows) >= 3

@@ -49,6 +49,12 @@ def test_a_public_name_is_described_and_used(module, name):
     assert re.search(rf"\bdiffcompress\.{name}\(" if module == "diffcompress" else rf"\b{name}\b", used)
 
 
+def test_every_page_is_in_the_navigation_of_the_site():
+    docs = ROOT / "docs"
+    told = re.findall(r"^ +- (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert sorted(told) == sorted(page.relative_to(docs).as_posix() for page in docs.rglob("*.md"))
+
+
 @pytest.mark.skipif(importlib.util.find_spec("mkdocstrings") is None, reason="the site's generator is in extra docs")
 def test_the_site_builds_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]

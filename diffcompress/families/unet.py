@@ -20,6 +20,8 @@ FEWEST_CHANNELS = 4
 NARROW = 16
 # Levels from this width up have at least so many channels in a norm group.
 WIDE, COMFORTABLE = 64, 4
+# Of images in red, green and blue: channels in a norm group at least, and a share of the teacher's width.
+RGB, COLOURED, NEARLY = 3, 3, 0.75
 # Halving the head size is as bad as this much imbalance between widths.
 HEAD_COST = 0.15
 
@@ -91,18 +93,20 @@ def group_options(config: Config, channels_per_group: int) -> list[tuple[int, fl
     return [(number, weight * math.log2(groups / number)) for number in divisors(groups)]
 
 
-def _fewest_channels(groups: int, per_group: int, *, finest: bool, grey: bool) -> int:
+def _fewest_channels(config: Config, groups: int, per_group: int, level: int) -> int:
     """Channels of a level at least: `per_group` in each norm group, half as many again at full resolution, which every
     pixel passes, and COMFORTABLE ones in levels that are WIDE, where they cost nothing. As published, one stays one.
 
-    Small students of images that are not grey need COMFORTABLE ones too: with fewer a fifth of their samples fails
-    (docs/decisions/0011).
+    Small students of images in colour need COLOURED ones, and may have all of their teacher's groups only where they
+    are NEARLY as wide: else up to half of their samples fail (docs/decisions/0011).
     """
     if groups == 1 or per_group == 1:
         return max(FEWEST_CHANNELS, groups)
-    if not grey and groups * COMFORTABLE <= WIDE:
-        per_group = max(per_group, COMFORTABLE)
-    most = math.ceil(1.5 * per_group) if finest else per_group
+    if config["in_channels"] == RGB and groups * COMFORTABLE <= WIDE:
+        if groups == config["norm_num_groups"]:
+            return math.ceil(NEARLY * config["block_out_channels"][level])
+        per_group = max(per_group, COLOURED)
+    most = math.ceil(1.5 * per_group) if level == 0 else per_group
     return max(FEWEST_CHANNELS, groups * (max(most, COMFORTABLE) if groups * COMFORTABLE > WIDE else most))
 
 
@@ -119,7 +123,7 @@ def knobs(
         width = teacher[run[0]]
         step = math.lcm(2, groups, *(multiples[level] for level in run if level in multiples))
         # A teacher may have fewer than a student, which must not be blind to the timestep.
-        fewest = _fewest_channels(groups, channels_per_group, finest=number == 0, grey=config["in_channels"] == 1)
+        fewest = _fewest_channels(config, groups, channels_per_group, run[0])
         values = range(-(-fewest // step) * step, width + 1, step)
         if not values:
             return None

@@ -11,6 +11,7 @@ import torch
 from diffusers import UNet2DModel
 from safetensors.torch import save_file
 
+from benchmarks import shape_teachers
 from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.families import registry
 from diffcompress.families.base import complete
@@ -301,3 +302,18 @@ def _time_effects(model: UNet2DModel, after: str, hold_input: bool = False) -> l
         for handle in handles:
             handle.remove()
     return [float((seen[1][n] - seen[0][n]).norm() / seen[0][n].norm()) for n in names]
+
+
+@pytest.mark.parametrize("name", ["colour16", "colour24"])
+def test_students_of_coloured_images_keep_fewer_norm_groups(name):
+    """docs/decisions/0011: with all of their teacher's up to half of their samples failed."""
+    coloured = complete("UNet2DModel", shape_teachers.CONFIGS[name])
+    grey = coloured | {"in_channels": 1, "out_channels": 1}
+    every = coloured["norm_num_groups"]
+    for ratio in (0.5, 0.25, 0.05):
+        found = plan(FAMILY, coloured, ratio=ratio).config
+        groups, widths = found["norm_num_groups"], found["block_out_channels"]
+        assert groups <= every // 2
+        assert groups == 1 or (min(widths) >= 3 * groups and widths[0] >= 5 * groups)
+    assert plan(FAMILY, coloured, ratio=0.9).config["norm_num_groups"] == every
+    assert plan(FAMILY, grey, ratio=0.25).config["norm_num_groups"] == every

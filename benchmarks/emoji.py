@@ -33,7 +33,10 @@ def load(split: str, side: int) -> tuple[Tensor, Tensor]:
         )
     font = TTFont(FONT, lazy=True)
     glyph_of, ligatures, pictures = font.getBestCmap(), _ligatures(font), font["CBDT"].strikeData[0]
-    images, labels, groups, bases = [], [], [], []
+    images: list[np.ndarray] = []
+    labels: list[int] = []
+    groups: list[str] = []
+    bases: list[str] = []
     for code_points, group, name in _listed():
         glyphs = [glyph_of[code] for code in code_points if code in glyph_of]
         glyph = glyphs[0] if len(glyphs) == 1 else ligatures.get(tuple(glyphs))

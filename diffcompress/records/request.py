@@ -124,6 +124,9 @@ class ShrinkOptions:
 
     def __post_init__(self) -> None:
         check_target(self.ratio, self.params, self.size)
+        if isinstance(self.ratio, Sequence):  # from Python, where nothing reads it before
+            told = ", ".join(f"{ratio:g}" for ratio in self.ratio)
+            raise UsageError(f"one call makes one student, but the ratios are {told}", "call it once for each ratio")
         if self.max_time is not None and not 0 < self.max_time < math.inf:
             raise UsageError(
                 f"--max-time of {self.max_time:g} seconds is not a positive number", "for example 1800 for 30m"

@@ -61,3 +61,9 @@ def test_what_several_students_cannot_be(tmp_path, ratios, push, words):
     with pytest.raises(UsageError, match=words):
         shrink_several(each, Progress())
     assert not (tmp_path / "out").exists()
+
+
+def test_one_call_from_python_makes_one_student():
+    with pytest.raises(UsageError, match=r"the ratios are 0\.1, 0\.05") as caught:
+        diffcompress.shrink("demo", ratio=[0.1, 0.05])
+    assert "once for each" in caught.value.hint

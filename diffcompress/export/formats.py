@@ -14,6 +14,7 @@ from torch import nn
 
 from diffcompress.errors import DamagedError
 from diffcompress.export.adapter import check_adapter, export_adapter
+from diffcompress.export.gguf import check_gguf, export_gguf
 from diffcompress.export.onnx import check_inputs, check_installed, export_onnx
 from diffcompress.export.original import check_shape, export_original
 from diffcompress.export.weights import as_shipped
@@ -23,7 +24,7 @@ from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import ExportSection
 from diffcompress.records import shapes
 from diffcompress.records.fingerprints import sha256
-from diffcompress.records.layout import ADAPTER, EXPORT_RECORD, ONNX, ORIGINAL, SINGLE_FILE
+from diffcompress.records.layout import ADAPTER, EXPORT_RECORD, GGUF, ONNX, ORIGINAL, SINGLE_FILE
 from diffcompress.records.provenance import Provenance
 from diffcompress.records.run_files import read_json, read_record, write_atomically, write_checked
 from diffcompress.records.run_folder import RunFolder
@@ -42,6 +43,8 @@ def check(
         check_inputs(family, config)
     if section.original:
         check_shape(family.class_name, config)
+    if section.gguf:
+        check_gguf(family.class_name, config)
     if section.adapter is not None:
         check_adapter(Path(section.adapter), layers or {}, shapes_of(family.class_name, config).tensors)
 
@@ -95,6 +98,11 @@ def write_formats(
             header = _header(run, teacher, config)
             export_original(rounded, name, teacher.reference.scheduler, header, folder / ORIGINAL)
             record["original"] = {"file": ORIGINAL, "dtype": dtype_name(dtype), "prediction_type": noise}
+        if section.gguf:
+            told = export_gguf(
+                rounded.state_dict(), {**config, "_class_name": teacher.family.class_name}, folder / GGUF
+            )
+            record["gguf"] = {"file": GGUF, "prediction_type": teacher.noise.prediction_type} | told
         if section.adapter is not None:
             tensors = shapes_of(teacher.family.class_name, config).tensors
             told = export_adapter(Path(section.adapter), layers or {}, tensors, folder / ADAPTER)

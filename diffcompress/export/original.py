@@ -17,12 +17,12 @@ from diffcompress.sources.originals import marks, to_original
 from diffcompress.sources.state import StoredState
 
 
-def check_shape(class_name: str, config: Mapping[str, Any]) -> None:
-    """Raise UsageError for a student whose shape a file in the original layout cannot say."""
+def check_shape(class_name: str, config: Mapping[str, Any], asked: str = "export.original") -> None:
+    """Raise UsageError for a student whose shape a file in the original layout cannot say. asked: a recipe's value."""
     if (why := limit(class_name, config)) is not None:
         raise UsageError(
-            f"export.original cannot write this student: {why}",
-            "--set export.original=false goes on without it; docs/families.md says which shapes such a file can say",
+            f"{asked} cannot write this student: {why}",
+            f"--set {asked}=false goes on without it; docs/families.md says which shapes such a file can say",
         )
 
 

@@ -58,7 +58,8 @@ def _check_shapes(each: Sequence[ShrinkOptions], reference: Reference, progress:
     """Raise UsageError for a student whose shape an export cannot say now, and not when those before it are made."""
     asked = each[0]
     name = asked.recipe or recipes.default_for(reference.id, registry.find(reference.class_name).recipe)
-    if recipes.load(name, tuple(asked.overrides)).export.original:
+    export = recipes.load(name, tuple(asked.overrides)).export
+    if export.original or export.gguf:
         ratios = [one.ratio for one in each if one.ratio is not None]
         same = {key: getattr(asked, key) for key in ("recipe", "overrides", "dtype", "scheduler")}
         plan(asked.teacher, ratio=ratios, progress=progress, **same)

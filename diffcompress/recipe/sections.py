@@ -182,6 +182,7 @@ class ExportSection(Section):
     onnx: bool = Field(False, description="also the denoiser as ONNX, checked with onnxruntime (diffcompress[onnx])")
     single_file: bool = Field(False, description="also the denoiser as one safetensors file with its config inside")
     original: bool = Field(False, description="also the denoiser in the layout of its authors (SD, FLUX.1)")
+    gguf: bool = Field(False, description="that in GGUF, weights of 8 bits (SD 3, FLUX.1; diffcompress[gguf])")
     adapter: str | None = Field(
         None, description="a LoRA adapter of the teacher (.safetensors): also its layers that the student kept whole"
     )

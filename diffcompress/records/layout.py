@@ -27,7 +27,7 @@ STATE, COUNTERS = "state.safetensors", "state.json"
 # An exported pipeline, and its other formats.
 PROVENANCE, CARD = "diffcompress.json", "README.md"
 EXPORT_RECORD, ONNX, SINGLE_FILE = "exports.json", "denoiser.onnx", "denoiser.safetensors"
-ORIGINAL, ADAPTER = "original.safetensors", "adapter.safetensors"
+ORIGINAL, GGUF, ADAPTER = "original.safetensors", "denoiser.gguf", "adapter.safetensors"
 
 # An evaluation; of several students, beside each other.
 EVALUATION_FOLDER, EVALUATION = "evaluation", "evaluation.json"

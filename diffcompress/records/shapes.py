@@ -83,6 +83,7 @@ class Exports(TypedDict):
     single_file: NotRequired[dict[str, Any]]
     onnx: NotRequired[dict[str, Any]]
     original: NotRequired[dict[str, Any]]
+    gguf: NotRequired[dict[str, Any]]
     adapter: NotRequired[dict[str, Any]]
 
 

@@ -16,7 +16,8 @@ from jaxtyping import install_import_hook
 
 from tests import typechecked, warm
 
-# A worker holds half a million objects that all stay: a tenth of its time went into looking for garbage among them.
+# A worker holds half a million objects that all stay (see `pytest_collection_finish`): a tenth of its time went into
+# looking for garbage among them.
 gc.set_threshold(100_000, *gc.get_threshold()[1:])
 
 # The same few examples everywhere; a slow machine is no failure.
@@ -62,6 +63,11 @@ LONG = ("test_benchmarks.py", "test_resume.py", "test_families.py", "test_fuzz.p
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

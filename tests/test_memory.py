@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from diffcompress import recipe as recipes
 from diffcompress.families import registry
 from diffcompress.families.base import complete
-from diffcompress.memory import SHARE, FusedAttention, LiveBytes, Need, attention_in_pieces, peak
+from diffcompress.memory import SHARE, FusedAttention, LiveBytes, Need, attention_in_pieces, gradients, peak
 from diffcompress.student.costs import call_memory, training_memory
 from diffcompress.student.plan import plan
 from diffcompress.student.size import build
@@ -136,3 +136,21 @@ def test_a_step_of_a_real_student_takes_little_more_than_autograd_keeps(name):
 
     each = saved(2) - saved(1)
     assert each <= training_memory(family, student).row <= 1.2 * each
+
+
+@pytest.mark.parametrize("class_name", ["DiTTransformer2DModel", "UNet2DModel"])
+def test_activations_that_are_computed_again_count_as_they_are_taken(class_name):
+    family = registry.find(class_name)
+    config = complete(class_name, family.tiny_config() | ({"num_layers": 8} if "DiT" in class_name else {}))
+    denoiser = build(family, config, "cpu").train()
+    denoiser.enable_gradient_checkpointing()
+
+    def step(rows):
+        inputs = family.example_inputs(config, rows)
+        family.predict(denoiser, inputs.pop("noisy"), inputs.pop("timestep"), inputs).sum().backward()
+
+    with gradients(denoiser):
+        taken = Need.of(step, CPU)
+    counted, plain = (training_memory(family, config, recompute=again) for again in (True, False))
+    assert counted.row == pytest.approx(taken.row, rel=0.15)
+    assert counted.row < 0.8 * plain.row

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +12,7 @@ import torch
 
 from diffcompress.families.base import Family
 from diffcompress.jobs.cards import CARDS, Card, card_of
-from diffcompress.memory import Need
+from diffcompress.memory import SHARE, Need
 from diffcompress.recipe import TrainingSection
 from diffcompress.sources.reference import Reference
 from diffcompress.student import costs
@@ -25,20 +27,28 @@ MIXED = 0.6
 @dataclass(frozen=True)
 class Footprint:
     """Bytes of one sample at a time, which is the least that a run can do with. encoders: the text encoders; teacher:
-    its weights; call: of it; student: weights, gradients, averages and the optimizer's moments; step: forward and
-    backward pass; update: what the optimizer works with."""
+    its weights; layer: the largest of its tensors; call: of it; student: weights, gradients, averages and the
+    optimizer's moments; step: forward and backward pass; update: what the optimizer works with; recomputed: whether
+    the student's activations are computed again for the backward pass."""
 
     encoders: int
     teacher: int
+    layer: int
     call: int
     student: int
     step: int
     update: int
+    recomputed: bool = False
 
     @property
     def peak(self) -> int:
         """The largest of what is there at once: the teacher with its text encoders, asked, or beside its student."""
         return self.teacher + max(self.encoders, self.beside)
+
+    @property
+    def apart(self) -> int:
+        """The peak with the teacher's layers left on disk."""
+        return self.layer + max(self.encoders, self.beside)
 
     @property
     def beside(self) -> int:
@@ -50,7 +60,7 @@ class Footprint:
             "the teacher's weights": self.teacher,
             "one sample in it": self.call,
             "the student with gradients, average and moments": self.student,
-            "one sample's step": self.step,
+            "one sample's step" + " with activations computed again" * self.recomputed: self.step,
             "the optimizer's update": self.update,
             "text encoders, which then leave,": self.encoders,
         }
@@ -74,21 +84,40 @@ class Models:
         return card is not None and (card.bfloat16 or self.stored == "float16")
 
     def on(self, card: Card | None) -> Footprint:
+        """As a run goes there: activations are computed again where a sample's step does not fit otherwise."""
+        plain = self._at(card, self._step, recompute=self.section.recompute)
+        room = math.inf if card is None else card.bytes - plain.teacher - plain.student
+        if plain.recomputed or plain.step <= SHARE * room or self._recomputed is None:
+            return plain
+        again = self._at(card, self._recomputed, recompute=True)
+        return again if again.step < plain.step else plain
+
+    def _at(self, card: Card | None, step: Need, *, recompute: bool) -> Footprint:
         moments, working = self._optimizer
         mixed = card is not None and card.bfloat16 and self.section.precision == "bfloat16"
         half = self.half(card)
+        shapes = costs.count(self.family, self.plan.teacher_config).shapes.values()
         return Footprint(
             encoders=self.encoders,
             teacher=(2 if half else 4) * self.plan.teacher_params,
+            layer=(2 if half else 4) * max(map(math.prod, shapes)),
             call=self.call.bytes(1) // (2 if half else 1),
             student=12 * self.plan.params + moments,
-            step=self._step.fixed + int(self._step.row * (MIXED if mixed else 1.0)),
+            step=step.fixed + int(step.row * (MIXED if mixed else 1.0)),
             update=working,
+            recomputed=recompute,
         )
 
     @cached_property
     def _step(self) -> Need:
-        return costs.training_memory(self.family, self.plan.config, alone=True)
+        recompute = self.section.recompute
+        return costs.training_memory(self.family, self.plan.config, alone=True, recompute=recompute)
+
+    @cached_property
+    def _recomputed(self) -> Need | None:
+        with contextlib.suppress(ValueError):  # the class cannot
+            return costs.training_memory(self.family, self.plan.config, alone=True, recompute=True)
+        return None
 
     @cached_property
     def _optimizer(self) -> tuple[int, int]:
@@ -129,3 +158,8 @@ def encoder_bytes(parts: Mapping[str, int] | None) -> int:
 def smallest(models: Models) -> Card | None:
     """The card with the least memory that has enough; None where one alone does not."""
     return next((card for card in CARDS if models.on(card).peak <= card.bytes), None)
+
+
+def slowest(models: Models) -> Card | None:
+    """The card with the least memory that has enough for all but the teacher, whose layers then stay on disk."""
+    return next((card for card in CARDS if models.on(card).apart <= card.bytes), None)

@@ -41,16 +41,16 @@ class Outlook:
     stored: str
     recipe: Recipe
 
-    def of(self, student: StudentPlan, card: Card | None) -> tuple[Expected, float] | None:
+    def of(self, student: StudentPlan, card: Card | None, *, recomputed: bool = False) -> tuple[Expected, float] | None:
         """A run in one process, and the seconds of one of its steps; None where neither the device at hand nor `card`
-        does."""
+        does. recomputed: whether activations are computed again on `card`."""
         recipe, batch_size = self.recipe, self.recipe.training.batch_size
         teacher = self._here(student)
         if teacher is not None:
             pace = timed(teacher, self._seconds, student, recipe, batch_size)
         elif card is not None:
             whole, own = (costs.count(self.family, config) for config in (student.teacher_config, student.config))
-            pace = of_card(card, whole.macs, own, batch_size)
+            pace = of_card(card, whole.macs, own, batch_size, recomputed=recomputed)
         else:
             return None
         return self._expected(student, teacher, pace), pace.step

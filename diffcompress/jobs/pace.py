@@ -24,7 +24,7 @@ from diffcompress.student.costs import Costs
 from diffcompress.student.plan import StudentPlan
 from diffcompress.student.size import build
 from diffcompress.training.ema import Ema
-from diffcompress.training.micro import automatic_size
+from diffcompress.training.micro import automatic_size, must_recompute
 from diffcompress.training.objective import Trainee, freeze_unused, make_adapters, step_losses
 from diffcompress.training.optim import Optimizer
 
@@ -52,10 +52,11 @@ class Pace:
     picture: float = 0.0
 
 
-def of_card(card: Card, teacher: int, student: Costs, batch_size: int) -> Pace:
-    """By the data sheet; teacher: multiply-accumulates of one call at batch 1."""
+def of_card(card: Card, teacher: int, student: Costs, batch_size: int, *, recomputed: bool) -> Pace:
+    """By the data sheet; teacher: multiply-accumulates of one call at batch 1; recomputed: whether a step computes
+    activations twice."""
     rate = SHARE_OF_PEAK * card.tflops * 1e12 / 2
-    step = max(PASSES * batch_size * student.macs / rate, SECONDS_A_TENSOR * len(student.shapes))
+    step = max((PASSES + recomputed) * batch_size * student.macs / rate, SECONDS_A_TENSOR * len(student.shapes))
     return Pace(card.name, False, teacher / rate, student.macs / rate, step)
 
 
@@ -130,6 +131,8 @@ def _step(trainee: Trainee, teacher: LoadedPipeline, recipe: Recipe, batch_size:
     if stage.weights.feature_kd:
         trainee.adapters = make_adapters(trainee.student, teacher, recipe.seed).to(teacher.device)
     freeze_unused(trainee, teacher.example_inputs())
+    if section.recompute or must_recompute(trainee, teacher, stage, teacher.device):
+        trainee.student.enable_gradient_checkpointing()
     size = section.micro_batch_size or automatic_size(trainee, teacher, stage, batch_size, teacher.device)
     with torch.no_grad():
         target = torch.randn_like(_predicted(trainee, teacher, size))

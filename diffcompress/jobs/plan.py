@@ -15,7 +15,7 @@ from diffcompress.export import formats
 from diffcompress.families import registry
 from diffcompress.families.base import Family, complete
 from diffcompress.jobs.cards import CARDS, Card
-from diffcompress.jobs.footprint import Footprint, Models, encoder_bytes, smallest
+from diffcompress.jobs.footprint import Footprint, Models, encoder_bytes, slowest, smallest
 from diffcompress.jobs.outlook import Outlook
 from diffcompress.jobs.signature import as_function
 from diffcompress.memory import Need
@@ -109,7 +109,7 @@ def _row(teacher: _Teacher, student: StudentPlan, outlook: Outlook, dtype: str) 
     card = smallest(models)
     footprint = models.on(card or CARDS[-1])
     known = evidence.lookup(teacher.family.class_name, student.ratio)
-    expected, step = outlook.of(student, card) or (None, None)
+    expected, step = outlook.of(student, card, recomputed=footprint.recomputed) or (None, None)
     parts, whole = _pipeline(teacher, size)
     return Planned(
         teacher=teacher.id,
@@ -134,15 +134,17 @@ def _row(teacher: _Teacher, student: StudentPlan, outlook: Outlook, dtype: str) 
             *teacher.notes,
             *student.notes,
             *original_shapes.notes(teacher.family.class_name, student.config),
-            _memory(card, footprint),
+            _memory(card, slowest(models), footprint),
             *_kept(teacher, recipe),
             known.told if known else evidence.NOTHING_KNOWN,
         ],
     )
 
 
-def _memory(card: Card | None, footprint: Footprint) -> str:
+def _memory(card: Card | None, slow: Card | None, footprint: Footprint) -> str:
     least = f"the smallest card that would do: {card.name} ({card.gib} GB)" if card else "no card alone has as much"
+    if slow is not None and slow != card:
+        least += f", with the teacher's layers left on disk, which is slower, {slow.name} ({slow.gib} GB)"
     return (
         f"{least}; peak memory is an estimate, of one sample at a time (larger batches where memory holds them): "
         f"{footprint.told()}"

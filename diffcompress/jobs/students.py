@@ -19,6 +19,7 @@ from diffcompress.families.base import Family
 from diffcompress.families.unet import OUTPUT_LAYER
 from diffcompress.pipeline.conditions import as_dtype
 from diffcompress.pipeline.load import LoadedPipeline, state_fingerprint
+from diffcompress.pipeline.placing import Anew
 from diffcompress.pipeline.precision import cast
 from diffcompress.pipeline.predicting import in_terms_of, predicting
 from diffcompress.recipe import Recipe
@@ -50,7 +51,8 @@ def initial_student(
     section, scores = recipe.student, None
     if ranked and section.start == "inherit" and section.importance == "taylor":
         scores = _ranked(teacher, recipe, bank, progress or Progress())
-    state = open_state(teacher.reference)
+    stored = open_state(teacher.reference)
+    state = stored if teacher.placed is None else Anew(stored)
     student = start_student(teacher.family, student_plan, section, state, scores=scores, seed=recipe.seed)
     if ranked and section.start == "inherit" and section.refit and teacher.family.kind == "unet":
         rules = student_plan.rules(teacher.family)

@@ -90,7 +90,7 @@ def place(hollow: ModelMixin, state: TeacherState, device: torch.device, rooms: 
         hollow,
         execution_device={"": device} | {name: device if spot == FILES else spot for name, spot in modules.items()},
         offload={name: spot == FILES for name, spot in modules.items()},
-        weights_map=_Anew(state),
+        weights_map=Anew(state),
         preload_module_classes=WHOLE,
     )
     return _told([(parameters[name].nbytes, there[name]) for name in parameters])
@@ -125,7 +125,7 @@ def _told(weights: list[tuple[int, Any]]) -> str:
     return ", ".join([*shares, rest] if left else shares)
 
 
-class _Anew(Mapping[str, Tensor]):
+class Anew(Mapping[str, Tensor]):
     """Weights, each read from its file when it is asked for, whatever is read besides."""
 
     def __init__(self, state: TeacherState) -> None:
@@ -143,5 +143,5 @@ class _Anew(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._names)
 
-    def __deepcopy__(self, memo: object) -> _Anew:
+    def __deepcopy__(self, memo: object) -> Anew:
         return self  # a copy of a denoiser reads the same files

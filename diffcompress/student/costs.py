@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffcompress.families import registry
@@ -67,16 +69,24 @@ def call_memory(family: Family, config: Mapping[str, Any], *, alone: bool = Fals
         return Need.of(lambda rows: _predicted(family, config, denoiser, rows), torch.device("meta"), alone=alone)
 
 
-def training_memory(family: Family, config: Mapping[str, Any], *, alone: bool = False) -> Need:
+def training_memory(family: Family, config: Mapping[str, Any], *, alone: bool = False, recompute: bool = False) -> Need:
     """What forward and backward pass take in float32 beside weights and their gradients, by rows of the batch; alone:
-    see `Need.of`."""
+    see `Need.of`; recompute: with activations computed again, which raises ValueError where the class cannot."""
     denoiser = build(family, config, "meta").train()
+    if recompute:
+        denoiser.enable_gradient_checkpointing(_checkpointed)
     with gradients(denoiser):
         return Need.of(
             lambda rows: _predicted(family, config, denoiser, rows).sum().backward(),  # type: ignore[no-untyped-call]
             torch.device("meta"),
             alone=alone,
         )
+
+
+def _checkpointed(module: nn.Module, *given: Any) -> Any:
+    """The module's output, computed again in the backward pass, which does not know of modes around the forward one."""
+    again = (contextlib.nullcontext(), FusedAttention())
+    return checkpoint(module.__call__, *given, use_reentrant=False, context_fn=lambda: again)
 
 
 def _predicted(family: Family, config: Mapping[str, Any], denoiser: nn.Module, rows: int) -> Tensor:

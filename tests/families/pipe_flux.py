@@ -11,9 +11,12 @@ from tests.families.test_contract import lively
 from tests.families.tiny_text import clip_text, clip_tokenizer, seeded, t5_encoder, t5_tokenizer
 
 
-def pipeline() -> FluxPipeline:
-    """As FLUX.1 [dev], which is told a guidance; latents are 128 x 128, images 256 x 256, unless asked for others."""
-    return FluxPipeline(**_parts())
+def pipeline(**changes: Any) -> FluxPipeline:
+    """As FLUX.1 [dev], which is told a guidance; latents are 128 x 128, images 256 x 256, unless asked for others.
+
+    changes: to its denoiser's config.
+    """
+    return FluxPipeline(**_parts(**changes))
 
 
 def schnell() -> FluxPipeline:

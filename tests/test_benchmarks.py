@@ -4,6 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from diffcompress.families.flux import FAMILY as FLUX
 from tests.jobs.tiny_teacher import run, save_teacher, settings
 
 ROOT = Path(__file__).parents[1]
@@ -104,3 +105,13 @@ def test_the_doctor_names_no_cause_in_healthy_runs_and_some_in_others() -> None:
     assert len(rows) == 4
     assert all(int(runs) > 100 and alarms == "0" for _, runs, alarms, *_ in rows)
     assert sum(int(row[-1]) for row in rows) >= 3
+
+
+def test_a_teacher_larger_than_memory_is_planned_and_taught_from(tmp_path: Path) -> None:
+    config = tmp_path / "tiny.json"
+    config.write_text(json.dumps({"_class_name": "FluxTransformer2DModel", **FLUX.tiny_config()}))
+    (line,) = script("too_large.py", config, "--ratio", 0.5, "--memory", 1000, "--work", tmp_path).splitlines()
+    told = json.loads(line)
+    assert told["teacher"] == "tiny" and told["card"] == "RTX 4060"
+    assert all(told[part] > 0 for part in ("bank", "student-init", "stage-1-lift", "stage-2-place", "resident_gb"))
+    assert not (tmp_path / "tiny").exists()

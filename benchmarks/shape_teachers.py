@@ -70,19 +70,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "attention_head_dim": 20,
         "norm_num_groups": 4,
     },
-    "emoji24": {
-        "sample_size": 24,
-        "in_channels": 3,
-        "out_channels": 3,
-        "layers_per_block": 1,
-        "block_out_channels": (32, 64, 96),
-        "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        "attention_head_dim": 16,
-        "norm_num_groups": 8,
-    },
 }
 CONFIGS["colour16"] = CONFIGS["grey16"] | {"in_channels": 3, "out_channels": 3}
+CONFIGS["emoji24"] = CONFIGS["colour16"] | {"sample_size": 24}
 
 
 def images(name: str, split: str) -> tuple[Tensor, Tensor]:

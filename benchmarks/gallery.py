@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from benchmarks import shape_teachers
@@ -31,7 +32,7 @@ from diffcompress.records.record import plain
 from diffcompress.records.request import ShrinkOptions
 from diffcompress.records.run_files import read_json
 from diffcompress.records.run_folder import RunFolder
-from diffcompress.report.sheets import write_sheet
+from diffcompress.report.sheets import grid
 from diffcompress.runtime import Progress
 from diffcompress.sources.resolve import resolve
 
@@ -43,7 +44,7 @@ TITLES = {
     "emoji24": "`emoji24`: unconditional U-Net, pixels in colour",
 }
 RATIOS = (0.5, 0.25, 0.1, 0.05, 0.02, 0.01)
-SHOWN = 16
+SHOWN, SCALE = 16, 2
 HEAD = """# Gallery
 
 Students of the teachers that ship, by their default recipes (100 steps of LIFT, 1,300 of PLACE, batches of 32, seed {seed}), and of one in
@@ -54,7 +55,10 @@ are the first {shown} samples of each evaluation, none chosen.
 `fd` is a Fréchet distance to the training images in the features of a small classifier of them, not FID, with its 95 % interval and {samples} samples for each row;
 that of `emoji24` is in another space than the others. "Work" is the share of multiply-accumulates; "faster" is a call of the
 denoiser at batch 16 beside its teacher's on one thread; minutes are the run's on one thread of a machine that had
-other work too, evaluation and export included. `python benchmarks/gallery.py` makes this page.
+other work too, evaluation and export included. A ratio that is missing has no student within tolerance. `python benchmarks/gallery.py` makes this page.
+
+**What falls short**: a half is behind a quarter twice. One learning rate for all sizes is too high for large students
+([benchmarks](benchmarks.md#learning-rates-of-large-students)).
 """
 
 
@@ -124,7 +128,8 @@ def picture(rows: list[Row], path: Path) -> None:
     """The teacher's first samples, and below them each student's from the same noise."""
     files = [rows[0].run.samples_of("teacher"), *(row.run.samples_of("student") for row in rows)]
     drawn = [load_file(file)["images"][:SHOWN] for file in files]
-    write_sheet(torch.cat(drawn), path, columns=len(drawn[0]))
+    sheet = grid(torch.cat(drawn), columns=len(drawn[0]))
+    sheet.resize((SCALE * sheet.width, SCALE * sheet.height), Image.Resampling.NEAREST).save(path, optimize=True)
 
 
 def sections(work: Path, teachers: list[str], images: Path) -> Iterator[str]:

@@ -94,7 +94,7 @@ def test_the_gallery_shows_every_student_beside_its_teacher(tmp_path: Path) -> N
     assert [row[0] for row in rows] == ["ratio", "---", "teacher", "0.3"]
     assert rows[2][:3] == ["teacher", "163,985", "1"]
     with Image.open(docs / "images" / "gallery-teacher.png") as sheet:
-        assert sheet.size == (4 * 8, 2 * 8)
+        assert sheet.size == (2 * 4 * 8, 2 * 2 * 8)
     (docs / "gallery.md").unlink()
     script("gallery.py", *asked, "--table")
     assert (docs / "gallery.md").read_text(encoding="utf-8") == page

@@ -33,7 +33,7 @@ from diffcompress.report.sheets import write_sheet
 from diffcompress.training import budget, micro, trackers
 from diffcompress.training.ema import Ema
 from diffcompress.training.objective import Trainee, freeze_unused, make_adapters
-from diffcompress.training.optim import Optimizer
+from diffcompress.training.optim import Optimizer, rate_of
 from diffcompress.training.stage import Job, run_stage
 from diffcompress.training.state import Checkpoints, TrainingState
 
@@ -143,7 +143,7 @@ def _settled(run: Run, trainee: Trainee, bank: Bank) -> Recipe:
     if recipe is not None:
         more = run.request.more_time(run.folder)
         return recipe if more is None else _extended(run, recipe, more)
-    recipe = _with_micro_batches(run, trainee, _with_recomputing(run, trainee))
+    recipe = _with_micro_batches(run, trainee, _with_recomputing(run, trainee, _at_its_rate(run)))
     if (max_time := run.request.asked.max_time) is not None:
         recipe = budget.fit_steps(training_job(run, recipe, trainee, bank), max_time)
         run.progress.note(f"{recipe.num_steps} steps fit into {max_time:g} s of training")
@@ -191,10 +191,20 @@ def _write(run: Run, recipe: Recipe) -> None:
     run.runtime.wait()
 
 
-def _with_recomputing(run: Run, trainee: Trainee) -> Recipe:
-    """The recipe with activations computed again, where one process has no memory for one sample's otherwise."""
-    runtime, recipe = run.runtime, run.request.recipe
-    section, device = recipe.training, runtime.device
+def _at_its_rate(run: Run) -> Recipe:
+    """The recipe that was asked for, with the learning rate of a student of this size."""
+    recipe = run.request.recipe
+    section, rate = recipe.training, rate_of(recipe.training, run.plan.requested_ratio)
+    if rate == section.learning_rate:
+        return recipe
+    told = f"the recipe's {section.learning_rate:g} is for students of up to {section.tuned_ratio:g}"
+    run.progress.note(f"learning rate {rate:.2g}: {told}")
+    return recipe.model_copy(update={"training": section.model_copy(update={"learning_rate": rate})})
+
+
+def _with_recomputing(run: Run, trainee: Trainee, recipe: Recipe) -> Recipe:
+    """`recipe` with activations computed again, where one process has no memory for one sample's otherwise."""
+    runtime, section, device = run.runtime, recipe.training, run.runtime.device
     if not section.recompute:
         mine = micro.must_recompute(trainee, run.teacher, recipe.stages[-1], device)
         if bool(runtime.accelerator.gather(torch.tensor([int(mine)], device=device)).max()):

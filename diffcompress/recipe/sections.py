@@ -154,7 +154,14 @@ class TrainingSection(Section):
     optimizer: Literal["muon", "adamw"] = Field(
         "muon", description="muon: orthogonal steps for matrices and AdamW for the rest; adamw: for all, as published"
     )
-    learning_rate: float = Field(1e-2, gt=0.0)
+    learning_rate: float = Field(1e-2, gt=0.0, description="of students of up to tuned_ratio")
+    tuned_ratio: float | None = Field(
+        0.05,
+        gt=0.0,
+        le=1.0,
+        description="share of the teacher's parameters; larger students learn at learning_rate times the root of it by "
+        "theirs; null: all alike",
+    )
     warmup_steps: int = Field(50, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     betas: tuple[Share, Share] = Field((0.9, 0.99), description="of AdamW")

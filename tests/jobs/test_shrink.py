@@ -47,6 +47,9 @@ def test_a_teacher_becomes_a_smaller_pipeline_of_the_same_kind(tmp_path, predict
     assert proof["passed"]
     assert [stage["name"] for stage in result["stages"]] == ["lift", "place"]
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    asked = recipes.load("default", overrides()).training.learning_rate
+    kept = recipes.parse((tmp_path / "run" / "recipe.yaml").read_text(), "").training.learning_rate
+    assert kept == pytest.approx(asked * (0.05 / 0.3) ** 0.5)
 
 
 def test_activations_that_are_computed_again_change_nothing(tmp_path, monkeypatch):

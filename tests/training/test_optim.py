@@ -8,7 +8,7 @@ from torch import nn
 
 from diffcompress.recipe import TrainingSection
 from diffcompress.training.muon import Muon
-from diffcompress.training.optim import Optimizer
+from diffcompress.training.optim import Optimizer, rate_of
 
 
 def network() -> nn.Module:
@@ -172,3 +172,10 @@ def test_tables_and_frozen_weights():
     assert torch.equal(frozen.weight, kept)
     assert [key for key in optimizer.tensors() if key.startswith("muon")] == ["muon.0.moment"]
     assert len(optimizer.parameters) == 3
+
+
+@pytest.mark.parametrize(("ratio", "rate"), [(0.01, 2e-2), (0.05, 2e-2), (0.2, 1e-2), (0.8, 5e-3)])
+def test_large_students_learn_slower(ratio, rate):
+    section = TrainingSection(learning_rate=2e-2)
+    assert rate_of(section, ratio) == pytest.approx(rate)
+    assert rate_of(section.model_copy(update={"tuned_ratio": None}), ratio) == 2e-2

@@ -33,7 +33,7 @@ from diffcompress.report.sheets import write_sheet
 from diffcompress.training import budget, micro, trackers
 from diffcompress.training.ema import Ema
 from diffcompress.training.objective import Trainee, freeze_unused, make_adapters
-from diffcompress.training.optim import Optimizer, rate_of
+from diffcompress.training.optim import Optimizer, rate_share
 from diffcompress.training.stage import Job, run_stage
 from diffcompress.training.state import Checkpoints, TrainingState
 
@@ -126,7 +126,8 @@ def training_job(run: Run, recipe: Recipe, trainee: Trainee, bank: Bank, *, look
         look(step, as_student(run.teacher, run.plan, averaged_student(run.plan, trainee.student, state)))
 
     wrapped = run.runtime.accelerator.prepare(trainee)
-    return Job(recipe, run.teacher, wrapped, state, stored, run.runtime, run.progress, preview)
+    share = rate_share(recipe.training, run.plan.requested_ratio)
+    return Job(recipe, run.teacher, wrapped, state, stored, run.runtime, run.progress, preview, share)
 
 
 def _draw_sheet(run: Run, recipe: Recipe, step: int, student: LoadedPipeline) -> None:
@@ -143,7 +144,10 @@ def _settled(run: Run, trainee: Trainee, bank: Bank) -> Recipe:
     if recipe is not None:
         more = run.request.more_time(run.folder)
         return recipe if more is None else _extended(run, recipe, more)
-    recipe = _with_micro_batches(run, trainee, _with_recomputing(run, trainee, _at_its_rate(run)))
+    recipe = _with_micro_batches(run, trainee, _with_recomputing(run, trainee))
+    if (share := rate_share(recipe.training, run.plan.requested_ratio)) < 1:
+        rate, tuned = recipe.training.learning_rate, recipe.training.tuned_ratio
+        run.progress.note(f"learning rate {share * rate:.2g}: the recipe's {rate:g} is for students of up to {tuned:g}")
     if (max_time := run.request.asked.max_time) is not None:
         recipe = budget.fit_steps(training_job(run, recipe, trainee, bank), max_time)
         run.progress.note(f"{recipe.num_steps} steps fit into {max_time:g} s of training")
@@ -191,20 +195,10 @@ def _write(run: Run, recipe: Recipe) -> None:
     run.runtime.wait()
 
 
-def _at_its_rate(run: Run) -> Recipe:
-    """The recipe that was asked for, with the learning rate of a student of this size."""
-    recipe = run.request.recipe
-    section, rate = recipe.training, rate_of(recipe.training, run.plan.requested_ratio)
-    if rate == section.learning_rate:
-        return recipe
-    told = f"the recipe's {section.learning_rate:g} is for students of up to {section.tuned_ratio:g}"
-    run.progress.note(f"learning rate {rate:.2g}: {told}")
-    return recipe.model_copy(update={"training": section.model_copy(update={"learning_rate": rate})})
-
-
-def _with_recomputing(run: Run, trainee: Trainee, recipe: Recipe) -> Recipe:
-    """`recipe` with activations computed again, where one process has no memory for one sample's otherwise."""
-    runtime, section, device = run.runtime, recipe.training, run.runtime.device
+def _with_recomputing(run: Run, trainee: Trainee) -> Recipe:
+    """The recipe with activations computed again, where one process has no memory for one sample's otherwise."""
+    runtime, recipe = run.runtime, run.request.recipe
+    section, device = recipe.training, runtime.device
     if not section.recompute:
         mine = micro.must_recompute(trainee, run.teacher, recipe.stages[-1], device)
         if bool(runtime.accelerator.gather(torch.tensor([int(mine)], device=device)).max()):

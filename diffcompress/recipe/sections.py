@@ -156,7 +156,7 @@ class TrainingSection(Section):
     )
     learning_rate: float = Field(1e-2, gt=0.0, description="of students of up to tuned_ratio")
     tuned_ratio: float | None = Field(
-        0.05,
+        None,
         gt=0.0,
         le=1.0,
         description="share of the teacher's parameters; larger students learn at learning_rate times the root of it by "

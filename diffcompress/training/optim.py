@@ -94,11 +94,10 @@ def _matrices(model: nn.Module) -> set[Tensor]:
     return {weight for weight in weights if min(weight.flatten(1).shape) > 1}
 
 
-def rate_of(section: TrainingSection, ratio: float) -> float:
-    """The learning rate of a student with `ratio` of its teacher's parameters: a large one starts near its teacher, and
-    long steps lose that (docs/benchmarks.md, learning rates of large students)."""
-    tuned = section.tuned_ratio
-    return section.learning_rate if tuned is None else section.learning_rate * math.sqrt(min(1.0, tuned / ratio))
+def rate_share(section: TrainingSection, ratio: float) -> float:
+    """Of the learning rate, for a student with `ratio` of its teacher's parameters: a large one starts near its
+    teacher, and long steps lose that (docs/benchmarks.md, learning rates of large students)."""
+    return 1.0 if section.tuned_ratio is None else math.sqrt(min(1.0, section.tuned_ratio / ratio))
 
 
 def learning_rate(section: TrainingSection, step: int, num_steps: int) -> float:

@@ -29,7 +29,8 @@ MOST_ROLLBACKS = 6
 
 @dataclass
 class Job:
-    """What stays the same over the stages of a run. `trainee` is wrapped for the process group, if there is one."""
+    """What stays the same over the stages of a run. `trainee` is wrapped for the process group, if there is one;
+    rate_share: of the recipe's learning rate, for a student of this size."""
 
     recipe: Recipe
     teacher: LoadedPipeline
@@ -39,6 +40,7 @@ class Job:
     runtime: Runtime
     progress: Progress
     preview: Callable[[int], None]
+    rate_share: float = 1.0
 
 
 def run_stage(job: Job, index: int, folder: Path) -> None:
@@ -131,7 +133,8 @@ def update(job: Job, stage: StageSection, step: int, batch: Batch) -> tuple[Mapp
 
 
 def _rate(job: Job, step: int) -> float:
-    return learning_rate(job.recipe.training, step, job.recipe.num_steps) * job.state.counters.learning_rate_scale
+    scheduled = learning_rate(job.recipe.training, step, job.recipe.num_steps)
+    return scheduled * job.rate_share * job.state.counters.learning_rate_scale
 
 
 def _read(terms: Mapping[str, Tensor], runtime: Runtime) -> dict[str, float]:

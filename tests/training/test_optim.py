@@ -8,7 +8,7 @@ from torch import nn
 
 from diffcompress.recipe import TrainingSection
 from diffcompress.training.muon import Muon
-from diffcompress.training.optim import Optimizer, rate_of
+from diffcompress.training.optim import Optimizer, rate_share
 
 
 def network() -> nn.Module:
@@ -174,8 +174,7 @@ def test_tables_and_frozen_weights():
     assert len(optimizer.parameters) == 3
 
 
-@pytest.mark.parametrize(("ratio", "rate"), [(0.01, 2e-2), (0.05, 2e-2), (0.2, 1e-2), (0.8, 5e-3)])
-def test_large_students_learn_slower(ratio, rate):
-    section = TrainingSection(learning_rate=2e-2)
-    assert rate_of(section, ratio) == pytest.approx(rate)
-    assert rate_of(section.model_copy(update={"tuned_ratio": None}), ratio) == 2e-2
+@pytest.mark.parametrize(("ratio", "share"), [(0.01, 1), (0.05, 1), (0.2, 0.5), (0.8, 0.25)])
+def test_large_students_learn_slower(ratio, share):
+    assert rate_share(TrainingSection(tuned_ratio=0.05), ratio) == pytest.approx(share)
+    assert rate_share(TrainingSection(), ratio) == 1

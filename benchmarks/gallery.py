@@ -56,9 +56,6 @@ are the first {shown} samples of each evaluation, none chosen.
 that of `emoji24` is in another space than the others. "Work" is the share of multiply-accumulates; "faster" is a call of the
 denoiser at batch 16 beside its teacher's on one thread; minutes are the run's on one thread of a machine that had
 other work too, evaluation and export included. A ratio that is missing has no student within tolerance. `python benchmarks/gallery.py` makes this page.
-
-**What falls short**: a half is behind a quarter twice. One learning rate for all sizes is too high for large students
-([benchmarks](benchmarks.md#learning-rates-of-large-students)).
 """
 
 

@@ -47,14 +47,9 @@ ARMS = yaml.safe_load((Path(__file__).parent / "arms.yaml").read_text(encoding="
 CURVE_SAMPLES = 512
 
 
-def place_of(name: str) -> str:
-    """What a teacher's name resolves to: those of shape_teachers.py lie in their work folder."""
-    return str(shape_teachers.WORK / name) if name in shape_teachers.CONFIGS else name
-
-
 def recipe_of(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str, ...]) -> recipes.Recipe:
     """The arm's recipe at the asked budget, with scores on the way for the curve."""
-    settings, reference = ARMS[arm], resolve(place_of(options.teacher))
+    settings, reference = ARMS[arm], resolve(shape_teachers.place_of(options.teacher))
     name = settings.get("recipe") or recipes.default_for(reference.id, describe(reference)[0].recipe)
     if options.teacher in shape_teachers.CONFIGS:
         name = "demo"
@@ -70,7 +65,7 @@ def recipe_of(options: argparse.Namespace, arm: str, seed: int, extra: tuple[str
 
 def loaded(options: argparse.Namespace, recipe: recipes.Recipe) -> LoadedPipeline:
     """The teacher with its prompts encoded, in the work folder."""
-    teacher, texts_at = load(resolve(place_of(options.teacher))), options.work / "conditions"
+    teacher, texts_at = load(resolve(shape_teachers.place_of(options.teacher))), options.work / "conditions"
     texts = texts_for(teacher, recipe, None, None)
     return with_prompts(teacher, texts, texts_at, runtimes.start("cpu"), Progress(), recipe.bank.text_length)
 
@@ -238,7 +233,7 @@ def main() -> None:
         return table(results)
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
-    fingerprint = load(resolve(place_of(options.teacher))).fingerprint[:12]
+    fingerprint = load(resolve(shape_teachers.place_of(options.teacher))).fingerprint[:12]
     for seed in options.seeds:
         tries = [tuple(group.split(";")) for group in options.tries] or [()]
         for shape, extra in itertools.product(options.shape or [""], tries):

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from benchmarks import shape_teachers
+from benchmarks import runs, shape_teachers
 from diffcompress.evaluation.features import protocol_for
 from diffcompress.evaluation.score import evaluate_pipeline
 from diffcompress.jobs.several import shrink_several
@@ -109,17 +109,13 @@ def in_own_space(run: Path, name: str) -> dict[str, Any]:
     """Metrics of a student in the feature space of a teacher that the product has none for; kept beside its run."""
     kept = run / "own-space.json"
     if not kept.exists():
-        space, teacher = shape_teachers.space(name), load(resolve(place(name)))
+        space, teacher = shape_teachers.space(name), load(resolve(shape_teachers.place_of(name)))
         student, protocol = load(resolve(str(run / "pipeline"))), protocol_for(space, teacher)
         cache = run.parent / "own-space"
         found = evaluate_pipeline(student, teacher, protocol, space=space, cache_folder=cache, quality_alone=True)
         told = {metric: plain(one) for metric, one in found.metrics.measured.items()}
         kept.write_text(json.dumps(told), encoding="utf-8")
     return json.loads(kept.read_text(encoding="utf-8"))
-
-
-def place(teacher: str) -> str:
-    return str(shape_teachers.WORK / teacher) if teacher in shape_teachers.CONFIGS else teacher
 
 
 def picture(rows: list[Row], path: Path) -> None:
@@ -132,10 +128,10 @@ def picture(rows: list[Row], path: Path) -> None:
 
 def sections(work: Path, teachers: list[str], images: Path) -> Iterator[str]:
     for teacher in teachers:
-        rows = finished(folder_of(work, teacher), teacher)
+        rows = finished(runs.folder_of(work, teacher), teacher)
         if not rows:
             continue
-        name = f"gallery-{folder_of(work, teacher).name}.png"
+        name = f"gallery-{runs.folder_of(work, teacher).name}.png"
         picture(rows, images / name)
         yield f"\n## {TITLES.get(teacher, Path(teacher).name)}\n"
         shown = ", ".join(f"{row.ratio:g}" for row in rows)
@@ -144,10 +140,6 @@ def sections(work: Path, teachers: list[str], images: Path) -> Iterator[str]:
         yield "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |"
         yield rows[0].line("teacher")
         yield from (row.line() for row in rows)
-
-
-def folder_of(work: Path, teacher: str) -> Path:
-    return work / Path(teacher).name.replace(":", "-")
 
 
 def main() -> None:
@@ -163,15 +155,14 @@ def main() -> None:
     torch.set_num_threads(1)
     teachers = options.teacher or list(TITLES)
     for teacher in () if options.table else teachers:
-        same = {"output": folder_of(options.work, teacher), "seed": options.seed, "device": "cpu"}
-        recipe = "demo" if teacher in shape_teachers.CONFIGS else None
+        same = {"output": runs.folder_of(options.work, teacher), "seed": options.seed, "device": "cpu"}
+        placed, recipe = shape_teachers.place_of(teacher), "demo" if teacher in shape_teachers.CONFIGS else None
         each = [
-            ShrinkOptions(place(teacher), ratio=ratio, recipe=recipe, overrides=options.set, **same)
-            for ratio in options.ratio
+            ShrinkOptions(placed, ratio=ratio, recipe=recipe, overrides=options.set, **same) for ratio in options.ratio
         ]
         shrink_several(each, Progress())
     (options.docs / "images").mkdir(parents=True, exist_ok=True)
-    told = next(row.told for teacher in teachers for row in finished(folder_of(options.work, teacher), teacher))
+    told = next(row.told for teacher in teachers for row in finished(runs.folder_of(options.work, teacher), teacher))
     head = HEAD.format(seed=options.seed, shown=SHOWN, samples=f"{told['protocol']['num_samples']:,}")
     page = "\n".join([head, *sections(options.work, teachers, options.docs / "images"), ""])
     (options.docs / "gallery.md").write_text(page, encoding="utf-8")

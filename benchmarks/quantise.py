@@ -26,6 +26,7 @@ from optimum.quanto import QTensor, freeze, qint4, qint8, quantize
 from torch import Tensor, nn
 
 import diffcompress
+from benchmarks import runs
 from diffcompress import runtime as runtimes
 from diffcompress.errors import DoesNotFitError
 from diffcompress.evaluation.score import evaluate_pipeline
@@ -109,7 +110,7 @@ def score(testbed: Testbed, student: LoadedPipeline, bits: int) -> dict[str, Any
 
 def run(options: argparse.Namespace, teacher: str, results: Path) -> None:
     """All students of one teacher, and all widths of weights of each."""
-    work = options.work / Path(teacher).name.replace(":", "-")
+    work = runs.folder_of(options.work, teacher)
     sets = (f"stages.0.num_steps={options.steps // 14}", f"stages.1.num_steps={options.steps - options.steps // 14}")
     testbed: Testbed | None = None
     for ratio in options.ratio:

@@ -44,6 +44,11 @@ def shaped(teacher: LoadedPipeline, ratio: float, recipe: Recipe, changes: Mappi
     return dataclasses.replace(planned, config=config, params=params, choice={}, notes=())
 
 
+def folder_of(work: Path, teacher: str) -> Path:
+    """Where what is made of `teacher`, a name or a path, lies in `work`."""
+    return work / Path(teacher).name.replace(":", "-")
+
+
 def last_row(log: Path) -> dict[str, Any]:
     """The last line of a stage's log."""
     return json.loads(log.read_text(encoding="utf-8").splitlines()[-1])

@@ -75,6 +75,11 @@ CONFIGS["colour16"] = CONFIGS["grey16"] | {"in_channels": 3, "out_channels": 3}
 CONFIGS["emoji24"] = CONFIGS["colour16"] | {"sample_size": 24}
 
 
+def place_of(name: str) -> str:
+    """What a teacher's name resolves to: those made here lie in their work folder."""
+    return str(WORK / name) if name in CONFIGS else name
+
+
 def images(name: str, split: str) -> tuple[Tensor, Tensor]:
     """Images `[N, C, H, W]` in [-1, 1] and labels `[N]`."""
     side = CONFIGS[name]["sample_size"]

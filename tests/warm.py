@@ -200,7 +200,6 @@ def _become(asked: dict[str, Any], streams: list[int], told: dict[str, str]) -> 
     os.environ.update(asked["env"])
     isolated = arguments[:1] == ["-I"]
     command = arguments[isolated or arguments[:1] == ["-u"] :]  # -u: streams are written by lines in any case
-
     if fresh or not command or (command[0].startswith("-") and command[0] not in ("-m", "-c")):
         os.execv(sys.executable, [sys.executable, *arguments])
     code = 1

@@ -90,21 +90,19 @@ def write_formats(
 
     def write(folder: Path) -> None:
         folder.mkdir()
+        noise, name = teacher.noise.prediction_type, teacher.family.class_name
         if section.single_file:
             record["single_file"] = {"file": SINGLE_FILE, "dtype": dtype_name(dtype)}
             save_file(rounded.state_dict(), folder / SINGLE_FILE, _header(run, teacher, config))
         if section.original:
-            noise, name = teacher.noise.prediction_type, teacher.family.class_name
             header = _header(run, teacher, config)
             export_original(rounded, name, teacher.reference.scheduler, header, folder / ORIGINAL)
             record["original"] = {"file": ORIGINAL, "dtype": dtype_name(dtype), "prediction_type": noise}
         if section.gguf:
-            told = export_gguf(
-                rounded.state_dict(), {**config, "_class_name": teacher.family.class_name}, folder / GGUF
-            )
-            record["gguf"] = {"file": GGUF, "prediction_type": teacher.noise.prediction_type} | told
+            told = export_gguf(rounded.state_dict(), {**config, "_class_name": name}, folder / GGUF)
+            record["gguf"] = {"file": GGUF, "prediction_type": noise} | told
         if section.adapter is not None:
-            tensors = shapes_of(teacher.family.class_name, config).tensors
+            tensors = shapes_of(name, config).tensors
             told = export_adapter(Path(section.adapter), layers or {}, tensors, folder / ADAPTER)
             record["adapter"] = told | {"of": _digest(section.adapter)}
         if section.onnx:

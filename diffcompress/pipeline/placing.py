@@ -73,7 +73,8 @@ def _is_mapped(state: TeacherState, name: str, value: Tensor, device: torch.devi
 def place(hollow: ModelMixin, state: TeacherState, device: torch.device, rooms: Rooms) -> str:
     """Give `hollow` the weights of `state`, in the precision that it has: to call it on `device`.
 
-    rooms: bytes for them by card, or "cpu". Returns what became of them, in the middle of a sentence.
+    rooms: bytes for them by card; without any all stay in their files. Returns what became of them, in the middle of
+    a sentence.
     """
     where = _where(hollow, device, rooms)
     parameters = dict(hollow.named_parameters())

@@ -140,7 +140,7 @@ class Subject:
         run = runs.run_for(self.teacher, self.plan, self.recipe, folder, device=str(device))
         trained = trainee(run, build(self.family, self.plan.config, device))
         whole = batch_size or self.recipe.training.batch_size
-        size = batch_size or micro.automatic_size(trained, self.teacher, self.recipe.stages[-1], whole, device)
+        size = batch_size or micro.fit(trained, self.teacher, self.recipe.stages[-1], device).part(whole)
         training = self.recipe.training.model_copy(update={"batch_size": whole, "micro_batch_size": size})
         return training_job(run, self.recipe.model_copy(update={"training": training}), trained, self.bank)
 

@@ -25,7 +25,10 @@ from typing import Any, NoReturn
 SOCKET = "DIFFCOMPRESS_TESTS_WARM"
 # What libraries read while they load; any other value than the server's needs a fresh interpreter.
 _READ_ON_LOADING = ("HF_", "HUGGING", "TRANSFORMERS_", "DIFFUSERS_", "TORCH_", "OMP_", "MKL_", "PYTHON", "USE_")
-_NOT_READ = ("PYTHON_EXEC", "PYTHONUNBUFFERED", "TORCH_NCCL_ASYNC_ERROR_HANDLING")  # torchrun's, for its processes
+_NOT_READ = (
+    *("PYTHON_EXEC", "PYTHONUNBUFFERED", "TORCH_NCCL_ASYNC_ERROR_HANDLING"),  # torchrun's, for its processes
+    *("HF_TOKEN", "PYTHONIOENCODING"),  # read when it is needed, and below
+)
 # As diffcompress has it, which sets them too late here: libraries keep their bars and warnings to themselves.
 _SILENCE = {
     "DIFFUSERS_VERBOSITY": "error",
@@ -224,8 +227,11 @@ def _run(command: list[str], isolated: bool) -> int:
 
     random.seed()
     np.random.seed()
+    told = os.environ.get("PYTHONIOENCODING", "utf-8")
     for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
-        setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", buffering=1, closefd=False))
+        errors = "backslashreplace" if number == 2 else "strict"
+        stream = os.fdopen(number, "w" if number else "r", 1, encoding=told, errors=errors, closefd=False)
+        setattr(sys, name, stream)
     sys.path[:] = [path for path in sys.path if path and not (isolated and path in _python_path())]
     try:
         if command[0] == "-m":

@@ -23,8 +23,8 @@ from diffcompress.runtime import seconds_of
 from diffcompress.student.costs import Costs
 from diffcompress.student.plan import StudentPlan
 from diffcompress.student.size import build
+from diffcompress.training import micro
 from diffcompress.training.ema import Ema
-from diffcompress.training.micro import automatic_size, must_recompute
 from diffcompress.training.objective import Trainee, freeze_unused, make_adapters, step_losses
 from diffcompress.training.optim import Optimizer
 
@@ -131,9 +131,12 @@ def _step(trainee: Trainee, teacher: LoadedPipeline, recipe: Recipe, batch_size:
     if stage.weights.feature_kd:
         trainee.adapters = make_adapters(trainee.student, teacher, recipe.seed).to(teacher.device)
     freeze_unused(trainee, teacher.example_inputs())
-    if section.recompute or must_recompute(trainee, teacher, stage, teacher.device):
+    if section.recompute:
         trainee.student.enable_gradient_checkpointing()
-    size = section.micro_batch_size or automatic_size(trainee, teacher, stage, batch_size, teacher.device)
+    fit = micro.fit(trainee, teacher, stage, teacher.device)
+    if fit.recompute:
+        trainee.student.enable_gradient_checkpointing()
+    size = section.micro_batch_size or fit.part(batch_size)
     with torch.no_grad():
         target = torch.randn_like(_predicted(trainee, teacher, size))
     noisy, timestep, conditioning = _inputs(teacher, size)

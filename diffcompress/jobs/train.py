@@ -17,7 +17,7 @@ from diffcompress.jobs.run import Run
 from diffcompress.jobs.students import as_student, averaged_student, copy_student, initial_student, taught_family
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.sampling import sample
-from diffcompress.recipe import Recipe
+from diffcompress.recipe import Recipe, TrainingSection
 from diffcompress.records import layout
 from diffcompress.records.run_files import (
     damaged,
@@ -68,7 +68,7 @@ def train(run: Run, start: ModelMixin, bank: Bank, *, look: Look | None = None) 
     """
     trained = trainee(run, start)
     recipe = _settled(run, trained, bank)
-    _recomputing(trained, recipe)
+    _recomputing(trained, recipe.training)
     bank = _grown(run, recipe, bank)
     job = training_job(run, recipe, trained, bank, look=look)
     folders = [run.folder.stage(index, stage.name) for index, stage in enumerate(recipe.stages)]
@@ -144,7 +144,7 @@ def _settled(run: Run, trainee: Trainee, bank: Bank) -> Recipe:
     if recipe is not None:
         more = run.request.more_time(run.folder)
         return recipe if more is None else _extended(run, recipe, more)
-    recipe = _with_micro_batches(run, trainee, _with_recomputing(run, trainee))
+    recipe = _fitted(run, trainee)
     if (share := rate_share(recipe.training, run.plan.requested_ratio)) < 1:
         rate, tuned = recipe.training.learning_rate, recipe.training.tuned_ratio
         run.progress.note(f"learning rate {share * rate:.2g}: the recipe's {rate:g} is for students of up to {tuned:g}")
@@ -195,38 +195,33 @@ def _write(run: Run, recipe: Recipe) -> None:
     run.runtime.wait()
 
 
-def _with_recomputing(run: Run, trainee: Trainee) -> Recipe:
-    """The recipe with activations computed again, where one process has no memory for one sample's otherwise."""
+def _fitted(run: Run, trainee: Trainee) -> Recipe:
+    """The recipe as memory holds it, the same for every process: with activations computed again where one of them
+    cannot hold one sample's otherwise, and with a step's batch in parts where it cannot hold it whole."""
     runtime, recipe = run.runtime, run.request.recipe
-    section, device = recipe.training, runtime.device
-    if not section.recompute:
-        mine = micro.must_recompute(trainee, run.teacher, recipe.stages[-1], device)
-        if bool(runtime.accelerator.gather(torch.tensor([int(mine)], device=device)).max()):
-            run.progress.note("activations are computed again for the backward pass: memory holds not one sample's")
-            recipe = recipe.model_copy(update={"training": section.model_copy(update={"recompute": True})})
-    _recomputing(trainee, recipe)
-    return recipe
+    section = recipe.training
+    _recomputing(trainee, section)
+    if section.recompute and section.micro_batch_size is not None:
+        return recipe
+    mine = micro.fit(trainee, run.teacher, recipe.stages[-1], runtime.device)
+    share = len(range(section.batch_size)[runtime.share(section.batch_size)])
+    found = torch.tensor([[mine.part(share), -int(mine.recompute)]], device=runtime.device)
+    size, again = runtime.accelerator.gather(found).amin(0).tolist()
+    if again:
+        run.progress.note("activations are computed again for the backward pass: memory holds not one sample's")
+        section = section.model_copy(update={"recompute": True})
+        _recomputing(trainee, section)
+    if section.micro_batch_size is None and size < share:
+        run.progress.note(f"batches of {share} are trained in parts of {size}: what memory holds")
+        section = section.model_copy(update={"micro_batch_size": size})
+    return recipe.model_copy(update={"training": section})
 
 
-def _recomputing(trainee: Trainee, recipe: Recipe) -> None:
+def _recomputing(trainee: Trainee, section: TrainingSection) -> None:
     """Raises UsageError where the recipe asks for what the student's class cannot do."""
-    if not recipe.training.recompute:
+    if not section.recompute:
         return
     try:
         trainee.student.enable_gradient_checkpointing()
     except ValueError as error:
         raise UsageError(f"training.recompute: {error}", "leave it out") from error
-
-
-def _with_micro_batches(run: Run, trainee: Trainee, recipe: Recipe) -> Recipe:
-    """`recipe` with a step's batch in parts, where memory cannot hold it whole; every process has the same."""
-    runtime, section = run.runtime, recipe.training
-    if section.micro_batch_size is not None:
-        return recipe
-    share = len(range(section.batch_size)[runtime.share(section.batch_size)])
-    mine = micro.automatic_size(trainee, run.teacher, recipe.stages[-1], share, runtime.device)
-    size = int(runtime.accelerator.gather(torch.tensor([mine], device=runtime.device)).min())
-    if size >= share:
-        return recipe
-    run.progress.note(f"batches of {share} are trained in parts of {size}: what memory holds")
-    return recipe.model_copy(update={"training": section.model_copy(update={"micro_batch_size": size})})

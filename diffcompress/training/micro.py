@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,34 +22,36 @@ from diffcompress.training.objective import Trainee, step_losses
 STATE_BYTES = 16
 
 
-def automatic_size(
-    trainee: nn.Module, teacher: LoadedPipeline, stage: StageSection, share: int, device: torch.device
-) -> int:
-    """Rows of a micro-batch: the largest part of `share` (by a whole divisor) whose step fits into free memory.
+@dataclass(frozen=True)
+class Fit:
+    """What free memory holds of a step. rows: at once, 1 at least; recompute: with the student's activations computed
+    again for the backward pass, which changes no bit of its gradients."""
 
-    From memory alone, never timing, so that the same machine finds the same.
+    rows: int
+    recompute: bool = False
+
+    def part(self, share: int) -> int:
+        """Rows of a micro-batch: the largest part of `share` rows, by a whole divisor, that memory holds."""
+        return next(
+            share // parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= self.rows
+        )
+
+
+def fit(trainee: Trainee, teacher: LoadedPipeline, stage: StageSection, device: torch.device) -> Fit:
+    """How a step fits into free memory; activations are computed again where not one sample's step does otherwise.
+
+    From memory alone, never timing, so that the same machine finds the same. The student stays as it is.
     """
-    fitting = _need(trainee, teacher, stage, device).rows_in(_room(trainee, device))
-    return next(share // parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= fitting)
-
-
-def must_recompute(trainee: Trainee, teacher: LoadedPipeline, stage: StageSection, device: torch.device) -> bool:
-    """Whether not one sample's step fits into free memory, and takes less where the backward pass computes the
-    student's activations again, which changes no bit of its gradients."""
+    room = free_memory(device) - STATE_BYTES * sum(p.numel() for p in trainee.parameters())
     need = _need(trainee, teacher, stage, device)
-    if need.bytes(1) <= SHARE * _room(trainee, device):
-        return False
-    try:
-        trainee.student.enable_gradient_checkpointing()
-    except ValueError:  # the class cannot
-        return False
-    less = _need(trainee, teacher, stage, device)
-    trainee.student.disable_gradient_checkpointing()
-    return less.bytes(1) < need.bytes(1)
-
-
-def _room(trainee: nn.Module, device: torch.device) -> int:
-    return free_memory(device) - STATE_BYTES * sum(p.numel() for p in trainee.parameters())
+    if need.bytes(1) > SHARE * room and not trainee.student.is_gradient_checkpointing:
+        with contextlib.suppress(ValueError):  # the class cannot
+            trainee.student.enable_gradient_checkpointing()
+            less = _need(trainee, teacher, stage, device)
+            trainee.student.disable_gradient_checkpointing()
+            if less.bytes(1) < need.bytes(1):
+                return Fit(less.rows_in(room), recompute=True)
+    return Fit(need.rows_in(room))
 
 
 def _need(trainee: nn.Module, teacher: LoadedPipeline, stage: StageSection, device: torch.device) -> Need:

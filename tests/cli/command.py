@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffcompress.cli.app import app
+from tests import warm
 
 
 @dataclass
@@ -32,10 +33,12 @@ def run(*arguments: object) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def spawn(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python *arguments` in its own process."""
+def spawn(
+    *arguments: str, cwd: Path | None = None, fresh: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`python *arguments` in its own process; fresh: of which nothing is loaded before (see tests/warm.py)."""
     return subprocess.run(
-        [sys.executable, *arguments],
+        [sys.executable if fresh else warm.interpreter(), *arguments],
         cwd=cwd,
         env={**os.environ, **environment},
         capture_output=True,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from diffcompress.sources import linking
-from tests import tiny
+from tests import tiny, warm
 from tests.families.pipe_stable_diffusion import pipeline
 
 _WITHOUT = """
@@ -56,7 +55,7 @@ main()
 def _run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[bytes]:
     code = _WITHOUT.format(arguments=arguments, no_replace=os.path.isdir("/proc/self/fd"))
     own = {"PYTHONIOENCODING": "cp1252", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", code]
+    command = [warm.interpreter(), "-c", code]
     return subprocess.run(command, cwd=folder, env=os.environ | own, capture_output=True, check=False)
 
 

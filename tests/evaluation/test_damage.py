@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffcompress.evaluation import correction, gates, speed
+from diffcompress.evaluation import correction, gates
 from diffcompress.evaluation.cache import SampleCache
 from diffcompress.evaluation.failed import failed_share
 from diffcompress.evaluation.features import demo_space, protocol_for
@@ -68,8 +68,6 @@ def score(tmp_path_factory, teacher):
     def run(damage=None):
         student = teacher if damage is None else damaged(teacher, damage)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(speed, "SECONDS", 0.0)
-            patch.setattr(speed, "FEWEST_REPEATS", 1)
             patch.setattr(correction, "NUM_IMAGES", 8)
             return evaluate_pipeline(student, teacher, protocol, space=space, cache_folder=folder)
 

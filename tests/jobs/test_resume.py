@@ -182,7 +182,7 @@ def test_the_answer_needs_neither_bank_nor_diffusers(teacher, uninterrupted, tmp
         "except SystemExit as stop: assert not stop.code\n"
         "sys.exit(1 if 'diffusers' in sys.modules else 0)"
     )
-    done = spawn("-c", code)
+    done = spawn("-c", code, fresh=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["pipeline"] == str(moved / "pipeline")
     assert not (moved / "bank").exists()

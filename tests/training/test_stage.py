@@ -246,7 +246,7 @@ def test_micro_batches_are_what_memory_holds(world, tmp_path, monkeypatch):
     """By what a step on a real batch takes, beside optimizer and averages that are not there yet."""
     work = job(world, tmp_path)
     trainee, teacher, stage, device = work.trainee, work.teacher, work.recipe.stages[0], work.runtime.device
-    assert micro.automatic_size(trainee, teacher, stage, 12, device) == 12
+    assert micro.fit(trainee, teacher, stage, device).part(12) == 12
     batch = work.targets.batch(0)
 
     def step(rows):
@@ -259,7 +259,8 @@ def test_micro_batches_are_what_memory_holds(world, tmp_path, monkeypatch):
     for fitting, expected in ((11, 6), (4, 4), (1, 1), (0, 1)):
         free = types.SimpleNamespace(available=int((need.bytes(fitting) + need.row / 2) / SHARE) + state)
         monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: free)
-        assert micro.automatic_size(trainee, teacher, stage, 12, device) == expected
+        found = micro.fit(trainee, teacher, stage, device)
+        assert (found.part(12), found.recompute) == (expected, fitting == 0)
 
 
 def test_activations_are_computed_again_where_one_sample_does_not_fit_and_gradients_are_the_same(
@@ -268,13 +269,13 @@ def test_activations_are_computed_again_where_one_sample_does_not_fit_and_gradie
     work = job(world, tmp_path)
     trainee, teacher, stage, device = work.trainee, work.teacher, work.recipe.stages[0], work.runtime.device
     batch, runtime = work.targets.batch(0), work.runtime
-    assert not micro.must_recompute(trainee, teacher, stage, device)
+    assert not micro.fit(trainee, teacher, stage, device).recompute
     need = micro._need(trainee, teacher, stage, device)
     state = micro.STATE_BYTES * sum(p.numel() for p in trainee.parameters())
     for part, asked in ((1.05, False), (0.95, True)):
         free = types.SimpleNamespace(available=int(part * need.bytes(1) / SHARE) + state)
         monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: free)
-        assert micro.must_recompute(trainee, teacher, stage, device) is asked
+        assert micro.fit(trainee, teacher, stage, device).recompute is asked
         assert not trainee.student.is_gradient_checkpointing
     found = []
     for _ in range(2):

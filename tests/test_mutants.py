@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests import mutants
+from tests import mutants, warm
 
 LIST = mutants.read()
 
@@ -40,7 +39,9 @@ def test_a_change_that_means_nothing_survives_and_the_checkout_stays_as_it_is(tm
         "from tests.mutants import *\nimport tests.mutants as m\n"
         f"m.read = lambda: {[real, harmless]!r}\nsys.exit(main())"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=mutants.ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [warm.interpreter(), "-c", code], cwd=mutants.ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1, done.stderr
     assert "1 of 2 mutants noticed" in done.stdout
     assert "survived: harmless (losses/variance_kd.py)" in done.stdout

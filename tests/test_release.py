@@ -60,7 +60,7 @@ class Release:
         own = {
             "TEACHER": str(self.teacher),
             "RATIO": "0.3",
-            "MAX_TIME": "5s",
+            "MAX_TIME": "3s",
             "OUT": str(self.folder / "out"),
             "REPO": REPO,
             "LEAST_AGREEMENT": "0.01",
@@ -96,7 +96,7 @@ class Release:
 
     def command(self, *more: str) -> list[str]:
         """The shrink of the script."""
-        target = ["--ratio", "0.3", "--max-time", "5s", "--output", str(self.run)]
+        target = ["--ratio", "0.3", "--max-time", "3s", "--output", str(self.run)]
         return ["shrink", str(self.teacher), *target, *OPTIONS, "--json", "--quiet", *more]
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
+
+from tests import warm
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_no_input_does_what_none_may() -> None:
-    command = [sys.executable, "-m", "tests.fuzz.run", "--inputs", "22", "--workers", "1", "--seed", "12"]
+    command = [warm.interpreter(), "-m", "tests.fuzz.run", "--inputs", "22", "--workers", "1", "--seed", "12"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("22 inputs in ") and done.stdout.endswith(" 0 with faults\n"), done.stdout

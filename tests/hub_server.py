@@ -156,6 +156,7 @@ class _Refused(Exception):
 
 
 class _Handler(BaseHTTPRequestHandler):
+    disable_nagle_algorithm = True
     hub: HubServer
     protocol_version = "HTTP/1.1"
 

@@ -47,6 +47,7 @@ class Release:
     teacher: Path
     hub: HubServer
     bin: Path
+    client: dict[str, str]
 
     @property
     def run(self) -> Path:
@@ -67,10 +68,9 @@ class Release:
             "SHRINK_OPTIONS": " ".join(OPTIONS),
             "EVALUATE_OPTIONS": "--num-samples 4 --sampler-steps 2",
             "PATH": os.pathsep.join(map(str, (self.bin, Path(sys.executable).parent, os.environ["PATH"]))),
-            warm.SOCKET: warm.place(str(self.bin)),
             "OMP_NUM_THREADS": "1",
         }
-        env = os.environ | self.hub.environment(self.folder / "home") | own | variables
+        env = os.environ | self.client | own | variables
         page = command("release-pipeline", "release.sh").words
         assert {word.partition("=")[0] for word in page[:-2]} <= own.keys()
         script = [page[-2], str(ROOT / page[-1])]
@@ -108,10 +108,8 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     (folder / "bin").mkdir()
     warm.script(str(folder / "bin" / "diffcompress"), "-m", "diffcompress")
     with HubServer(folder / "hub") as hub:
-        release = Release(folder, teacher, hub, folder / "bin")
-        with warm.start(str(release.bin), os.environ | hub.environment(folder / "home")) as server:
-            yield release
-            server.kill()
+        with warm.started(str(folder / "bin"), hub.environment(folder / "home")) as client:
+            yield Release(folder, teacher, hub, folder / "bin", client)
 
 
 @pytest.fixture(scope="module")

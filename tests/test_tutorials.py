@@ -23,7 +23,7 @@ from tests.tutorials import FOLDER, command, examples, missing
 
 # What makes a command quick.
 MORE = {
-    "shrink": [f"--set={one}" for one in (*tiny.SHORTEST, "student.importance=magnitude", "bank.num_prompts=2")],
+    "shrink": [f"--set={one}" for one in (*tiny.SHORTEST, "student.importance=magnitude")],
     "evaluate": ["--num-samples=4", "--sampler-steps=2"],
 }
 # Tiny models have whole heads and layers at other ratios than large ones.

@@ -40,6 +40,7 @@ DEMO: dict[str, Any] = {
 # Overrides of the shortest run that passes through every step of `shrink`.
 SHORTEST = (
     "bank.num_samples=4",
+    "bank.num_prompts=3",
     "bank.sampler_steps=2",
     "targets.pool_size=8",
     "stages.0.num_steps=2",

@@ -19,7 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 SOCKET = "DIFFCOMPRESS_TESTS_WARM"
@@ -27,7 +27,7 @@ SOCKET = "DIFFCOMPRESS_TESTS_WARM"
 _READ_ON_LOADING = ("HF_", "HUGGING", "TRANSFORMERS_", "DIFFUSERS_", "TORCH_", "OMP_", "MKL_", "PYTHON", "USE_")
 _NOT_READ = (
     *("PYTHON_EXEC", "PYTHONUNBUFFERED", "TORCH_NCCL_ASYNC_ERROR_HANDLING"),  # torchrun's, for its processes
-    *("HF_TOKEN", "PYTHONIOENCODING"),  # read when it is needed, and below
+    *("HF_TOKEN", "HF_HUB_OFFLINE", "PYTHONIOENCODING"),  # read when it is needed, and below
 )
 # As diffcompress has it, which sets them too late here: libraries keep their bars and warnings to themselves.
 _SILENCE = {
@@ -111,6 +111,14 @@ def start(folder: str, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
         env = {**env, SOCKET: place(folder)}
         with open(os.path.join(folder, "log"), "w") as log:
             return subprocess.Popen(command, pass_fds=[listener.fileno()], cwd=root, env=env, stdout=log, stderr=log)
+
+
+@contextlib.contextmanager
+def started(folder: str, env: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """A server of one's own, for processes whose `env` is none that the other can serve; `env`, and where to ask."""
+    with start(folder, os.environ | env) as server:
+        yield {**env, SOCKET: place(folder)}
+        server.kill()
 
 
 def place(folder: str) -> str:
@@ -223,8 +231,10 @@ def _run(command: list[str], isolated: bool) -> int:
     import random
     import runpy
 
+    import huggingface_hub
     import numpy as np
 
+    huggingface_hub.constants.HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE") == "1"
     random.seed()
     np.random.seed()
     told = os.environ.get("PYTHONIOENCODING", "utf-8")

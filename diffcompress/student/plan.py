@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 
 from diffcompress.errors import DoesNotFitError, UsageError
+from diffcompress.families import registry
 from diffcompress.families.base import Config, Family, TensorRules, Variant, complete
 from diffcompress.families.shapes import shapes
 from diffcompress.noise import NoiseProcess
@@ -238,7 +240,7 @@ def _check_runs(family: Family, config: Config, variant: Variant) -> None:
     if family.kind == "transformer":  # blocks alike: one tells what sixty would in as many times the seconds
         config = {**config, **{knob.name: knob.values[0] for knob in variant.knobs if knob.kind == "depth"}}
     try:
-        check_forward(family, build(family, config, "meta"), config)
+        _checked(family.class_name, json.dumps(dict(config), sort_keys=True))
     except UsageError:
         raise
     except Exception as error:
@@ -246,6 +248,13 @@ def _check_runs(family: Family, config: Config, variant: Variant) -> None:
             f"the teacher does not run on samples of its own shape {family.sample_shape(config)}: {error}",
             "check its config, sample_size first",
         ) from error
+
+
+@lru_cache(maxsize=8)
+def _checked(class_name: str, text: str) -> None:
+    """Once for all students of a teacher."""
+    family, config = registry.find(class_name), json.loads(text)
+    check_forward(family, build(family, config, "meta"), config)
 
 
 def _notes(config: Config, student: Config, reasons: Mapping[str, str]) -> list[str]:

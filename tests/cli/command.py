@@ -33,15 +33,17 @@ def run(*arguments: object) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def spawn(
-    *arguments: str, cwd: Path | None = None, fresh: bool = False, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """`python *arguments` in its own process; fresh: of which nothing is loaded before (see tests/warm.py)."""
-    return subprocess.run(
-        [sys.executable if fresh else warm.interpreter(), *arguments],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+def spawn(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python *arguments` in its own process, a warm one (see tests/warm.py)."""
+    server = environment.get(warm.SOCKET, os.environ[warm.SOCKET])
+    return _spawn(warm.interpreter(os.path.dirname(server)), *arguments, cwd=cwd, **environment)
+
+
+def spawn_fresh(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same in a new interpreter, where it matters what is loaded."""
+    return _spawn(sys.executable, *arguments)
+
+
+def _spawn(*command: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, **environment}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)

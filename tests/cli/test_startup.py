@@ -10,7 +10,7 @@ import pytest
 
 import diffcompress
 from diffcompress import jobs
-from tests.cli.command import spawn
+from tests.cli.command import spawn, spawn_fresh
 
 HEAVY = "{'torch', 'diffusers', 'accelerate', 'numpy', 'click'}"
 
@@ -30,7 +30,7 @@ def test_help_and_recipes_load_nothing_heavy(arguments):
         f"found = {HEAVY} & set(sys.modules)\n"
         "sys.exit(f'loaded {found}' if found else 0)"
     )
-    done = spawn("-c", code, fresh=True)
+    done = spawn_fresh("-c", code)
     assert done.returncode == 0, done.stderr
 
 
@@ -38,14 +38,14 @@ def test_help_takes_less_than_half_a_second_of_cpu():
     taken = []
     for _ in range(3):
         before = cpu_seconds_of_children()
-        assert spawn("-m", "diffcompress", "--help", fresh=True).returncode == 0
+        assert spawn_fresh("-m", "diffcompress", "--help").returncode == 0
         taken.append(cpu_seconds_of_children() - before)
     assert min(taken) < 0.5, taken
 
 
 def test_importing_the_package_loads_no_torch():
     code = f"import sys, diffcompress, diffcompress.jobs; sys.exit(', '.join({HEAVY} & set(sys.modules)) or 0)"
-    done = spawn("-c", code, fresh=True)
+    done = spawn_fresh("-c", code)
     assert done.returncode == 0, done.stderr
 
 
@@ -57,7 +57,7 @@ def test_a_bad_option_is_refused_before_torch_is_loaded():
         "except SystemExit as stop: assert stop.code == 2, stop.code\n"
         "sys.exit('loaded torch' if 'torch' in sys.modules else 0)"
     )
-    done = spawn("-c", code, fresh=True)
+    done = spawn_fresh("-c", code)
     assert done.returncode == 0, done.stderr
 
 

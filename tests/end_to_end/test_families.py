@@ -44,9 +44,7 @@ def test_a_teacher_of_any_family_becomes_a_student(name: str, tmp_path: Path) ->
     shape = registry.find(reference.class_name).sample_shape(reference.complete_config)
     # Importance by gradients is the dearest part here: class- and text-conditional have it once each.
     ranked = "taylor" if name in ("pipe_dit", "pipe_sd3") else "magnitude"
-    overrides = (*tiny.SHORTEST, "bank.num_prompts=3", f"student.importance={ranked}") + (
-        ("bank.sample_size=8",) if shape[-1] > 16 else ()
-    )
+    overrides = (*tiny.SHORTEST, f"student.importance={ranked}") + (("bank.sample_size=8",) if shape[-1] > 16 else ())
     result = diffcompress.shrink(teacher, ratio=reachable(teacher), output=str(tmp_path / "run"), overrides=overrides)
 
     params = result["student"]["params"]

@@ -18,7 +18,7 @@ from tests import tiny
 from tests.families import pipe_flux, pipe_sd3
 from tests.jobs.tiny_teacher import save_teacher
 
-SHORT = (*tiny.SHORTEST, "bank.num_prompts=3", "training.micro_batch_size=1", "training.recompute=false")
+SHORT = (*tiny.SHORTEST, "training.micro_batch_size=1", "training.recompute=false")
 LITTLE = 1000
 
 

@@ -20,7 +20,7 @@ from diffcompress.records.run_files import discard, read_json, write_json
 from diffcompress.records.run_folder import RunFolder
 from diffcompress.runtime import Progress, start
 from tests.cli.command import run as cli
-from tests.cli.command import spawn
+from tests.cli.command import spawn_fresh
 from tests.jobs.tiny_teacher import command, environment, run, same, save_teacher, stop_when, weights
 
 
@@ -182,7 +182,7 @@ def test_the_answer_needs_neither_bank_nor_diffusers(teacher, uninterrupted, tmp
         "except SystemExit as stop: assert not stop.code\n"
         "sys.exit(1 if 'diffusers' in sys.modules else 0)"
     )
-    done = spawn("-c", code, fresh=True)
+    done = spawn_fresh("-c", code)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["pipeline"] == str(moved / "pipeline")
     assert not (moved / "bank").exists()

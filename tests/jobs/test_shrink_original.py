@@ -33,7 +33,7 @@ SHAPE = {
     "num_layers": 3,
     "num_attention_heads": 3,
 }
-ASKED = (*tiny.SHORTEST, "student.importance=magnitude", "bank.num_prompts=2", "export.original=true")
+ASKED = (*tiny.SHORTEST, "student.importance=magnitude", "export.original=true")
 GGUF = (*ASKED, "export.gguf=true")
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from diffcompress.jobs.plan import plan
 from diffcompress.pipeline.load import load
 from diffcompress.sources.resolve import resolve
-from tests import tiny
+from tests import tiny, warm
 from tests.cli.command import spawn
 from tests.families import pipe_dit
 from tests.hub_server import HubServer
@@ -57,7 +57,9 @@ def test_from_a_flat_repository_to_a_student(flat, tmp_path):
         hub.add("someone/flat", flat)
         steps = settings(stages__0__num_steps=2, stages__1__num_steps=2)
         command = ["-m", "diffcompress", "shrink", "someone/flat", "--ratio", "0.3", "--json", *steps]
-        shrunk = spawn(*command, cwd=tmp_path, **hub.environment(tmp_path / "home"))
+        (tmp_path / "warm").mkdir()
+        with warm.started(str(tmp_path / "warm"), hub.environment(tmp_path / "home")) as client:
+            shrunk = spawn(*command, cwd=tmp_path, **client)
     assert shrunk.returncode == 0, shrunk.stderr
     student: Any = DDPMPipeline.from_pretrained(tmp_path / json.loads(shrunk.stdout)["pipeline"])
     assert student(num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDPMPipeline
 
-from tests import tiny
+from tests import tiny, warm
 from tests.cli.command import spawn
 from tests.hub_server import HubServer
 from tests.jobs.tiny_teacher import settings
@@ -34,8 +34,13 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("home")
 
 
-def test_from_an_id_to_a_student(hub, home, tmp_path):
-    client = hub.environment(home)
+@pytest.fixture(scope="module")
+def client(hub, home, tmp_path_factory):
+    with warm.started(str(tmp_path_factory.mktemp("warm")), hub.environment(home)) as client:
+        yield client
+
+
+def test_from_an_id_to_a_student(hub, home, client, tmp_path):
     commit = hub.repositories[NAME].refs["main"]
     whole = sum(len(v) for k, v in hub.files(NAME).items() if k.endswith(".safetensors"))
 

@@ -33,7 +33,7 @@ from tests.sources import originals
 KNOWN = layouts.published()
 KINDS = ("pipe_stable_diffusion", "pipe_stable_diffusion_xl", "pipe_sd3")
 NAME = "someone/stable-diffusion"
-SMALL = (*tiny.SHORTEST, "bank.num_prompts=2", "student.importance=magnitude")
+SMALL = (*tiny.SHORTEST, "student.importance=magnitude")
 # What a user runs who has diffusers alone.
 CLEAN = """
 import sys

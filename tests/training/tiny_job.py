@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from diffusers import ModelMixin
 
 from diffcompress.bank import bank as banks
 from diffcompress.bank.targets import Batch, Targets
@@ -29,15 +33,23 @@ from diffcompress.training.optim import Optimizer
 from diffcompress.training.stage import Job
 from diffcompress.training.state import TrainingState
 
+# A start that is far from its end: what changes is seen in a few steps.
+STUDENT = StudentSection(refit=False)
+
 
 @dataclass(frozen=True)
 class World:
-    """What jobs share: a teacher, its bank, and the size of students that it can have."""
+    """What jobs share: a teacher, its bank, and the student of some size that they start with."""
 
     teacher: LoadedPipeline
     runtime: Runtime
     bank: banks.Bank
     ratio: float
+
+    @cached_property
+    def start(self) -> ModelMixin:
+        shape = plan(self.teacher.family, self.teacher.config, ratio=self.ratio)
+        return initial_student(self.teacher, shape, Recipe(student=STUDENT), self.bank)
 
 
 @dataclass
@@ -80,10 +92,9 @@ def job(
         stages=stages or (one,),
         targets=TargetsSection(reuse=4, pool_size=64),
         training=TrainingSection(**values),
-        student=StudentSection(refit=False),  # a start that is far from its end: what changes is seen in a few steps
+        student=STUDENT,
     )
-    teacher = world.teacher
-    student = initial_student(teacher, plan(teacher.family, teacher.config, ratio=world.ratio), recipe, world.bank)
+    teacher, student = world.teacher, copy.deepcopy(world.start)
     adapters = make_adapters(student, teacher, 0) if weights and "feature_kd" in weights else None
     trainee = Trainee(student, teacher.family, adapters).train()
     state = TrainingState(trainee, Ema(trainee, 5), Optimizer(trainee, recipe.training))

@@ -7,9 +7,11 @@ from diffcompress.bank.keeping import Kept
 from diffcompress.evaluation.cache import is_shipped
 from diffcompress.evaluation.proportion import Calls, in_proportion
 from diffcompress.jobs.deliver import judged
-from diffcompress.jobs.forecast import Work, expected
+from diffcompress.jobs.forecast import Work, expected, in_rounds
 from diffcompress.jobs.pace import timed, timed_teacher
 from diffcompress.jobs.run import Run
+from diffcompress.recipe import Recipe
+from diffcompress.records.planned import Expected
 from diffcompress.runtime import Progress
 from diffcompress.student import costs
 from diffcompress.training import budget
@@ -23,14 +25,17 @@ def estimate(run: Run) -> str:
         recipe = recipe.model_copy(update={"student": student})
     share = max(1, recipe.training.batch_size // count)
     pace = timed(teacher, timed_teacher(teacher, teacher.codec), plan, recipe, share)
-    if (max_time := run.request.asked.max_time) is not None:
-        recipe = budget.scaled(recipe, budget.TRAINING_SHARE * max_time / pace.step)
     space, asked = judged(teacher, recipe, Progress())
     drawn = is_shipped(teacher.fingerprint, asked)
     small, whole = (costs.count(teacher.family, config).macs for config in (plan.config, teacher.config))
     kept = None if run.own is not None else Kept.of(teacher.sample_shape, recipe.bank, run.folder.bank)
-    work = Work.of(recipe, teacher.sample_shape, calls_per_step(teacher, recipe.bank), kept)
-    protocol = (
-        asked if run.folder.shared is not None else in_proportion(asked, recipe, space, Calls(small, whole, drawn))
-    )
-    return expected(work, recipe, protocol, pace, drawn=drawn, count=count).told()
+
+    def of(recipe: Recipe) -> Expected:
+        work = Work.of(recipe, teacher.sample_shape, calls_per_step(teacher, recipe.bank), kept)
+        alone = run.folder.shared is None
+        protocol = in_proportion(asked, recipe, space, Calls(small, whole, drawn)) if alone else asked
+        return expected(work, recipe, protocol, pace, drawn=drawn, count=count)
+
+    if (max_time := run.request.asked.max_time) is not None:
+        return of(budget.scaled(recipe, budget.TRAINING_SHARE * max_time / pace.step)).told()
+    return in_rounds(recipe, of).told()

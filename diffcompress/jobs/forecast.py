@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from diffcompress.bank.keeping import Kept
@@ -13,6 +14,7 @@ from diffcompress.jobs.train import PREVIEW_SAMPLES
 from diffcompress.recipe import Recipe
 from diffcompress.records.planned import Expected
 from diffcompress.records.protocol import Protocol
+from diffcompress.training import budget
 
 # Loading, the pipeline's rehearsal, its export and proof, the report.
 AROUND_SECONDS = 30.0
@@ -59,6 +61,14 @@ def expected(work: Work, recipe: Recipe, protocol: Protocol, pace: Pace, *, draw
     parts = {"bank": bank, "start": start, "targets": targets, "training": training, "evaluation": evaluation}
     told = {name: round(seconds, 2) for name, seconds in (parts | {"around": AROUND_SECONDS}).items()}
     return Expected(device=pace.device, measured=pace.measured, **told, total=round(sum(told.values()), 2))
+
+
+def in_rounds(recipe: Recipe, of: Callable[[Recipe], Expected]) -> Expected:
+    """`of` the recipe, or of the fewest and most rounds of one that goes on while that pays (jobs/rounds.py)."""
+    if recipe.stages[-1].least_gain is None:
+        return of(recipe)
+    fewest, most = (budget.doubled(recipe, times) for times in (1, budget.MOST_ROUNDS - 1))
+    return of(fewest).model_copy(update={"most": of(most).total})
 
 
 def evaluation_seconds(protocol: Protocol, pace: Pace, *, drawn: bool) -> float:

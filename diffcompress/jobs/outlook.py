@@ -16,7 +16,7 @@ from diffcompress.evaluation.proportion import Calls, in_proportion
 from diffcompress.families.base import Family
 from diffcompress.jobs.cards import Card
 from diffcompress.jobs.deliver import SAMPLES_WITHOUT_SPACE, protocol_in
-from diffcompress.jobs.forecast import Work, expected
+from diffcompress.jobs.forecast import Work, expected, in_rounds
 from diffcompress.jobs.pace import Pace, of_card, timed, timed_teacher
 from diffcompress.jobs.stand_in import fits, is_demo, stand_in
 from diffcompress.noise import NoiseProcess
@@ -53,7 +53,7 @@ class Outlook:
             pace = of_card(card, whole.macs, own, batch_size, recomputed=recomputed)
         else:
             return None
-        return self._expected(student, teacher, pace), pace.step
+        return in_rounds(recipe, lambda one: self._expected(one, student, teacher, pace)), pace.step
 
     def _here(self, student: StudentPlan) -> LoadedPipeline | None:
         """The teacher on the device at hand, with random weights; None where that would take long or does not fit."""
@@ -75,8 +75,8 @@ class Outlook:
     def _seconds(self) -> tuple[float, float]:
         return timed_teacher(self._stand_in, random_codec(self._stand_in.reference, self._device))
 
-    def _expected(self, student: StudentPlan, teacher: LoadedPipeline | None, pace: Pace) -> Expected:
-        recipe, config = self.recipe, student.teacher_config
+    def _expected(self, recipe: Recipe, student: StudentPlan, teacher: LoadedPipeline | None, pace: Pace) -> Expected:
+        config = student.teacher_config
         if teacher is not None:
             shape, per_step = teacher.sample_shape, calls_per_step(teacher, recipe.bank)
         else:

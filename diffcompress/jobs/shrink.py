@@ -44,8 +44,9 @@ def _make(request: Request, progress: Progress) -> Shrunk:
     from diffcompress.bank import bank as banks
     from diffcompress.jobs.deliver import conclude
     from diffcompress.jobs.estimate import estimate
+    from diffcompress.jobs.rounds import trained
     from diffcompress.jobs.run import opened
-    from diffcompress.jobs.train import starting_student, train
+    from diffcompress.jobs.train import starting_student
 
     with opened(request, progress) as run:
         folder, runtime, recipe = run.folder, run.runtime, request.recipe
@@ -55,8 +56,8 @@ def _make(request: Request, progress: Progress) -> Shrunk:
             bank = banks.fill(folder.bank, run.teacher, recipe.bank, recipe.seed, run.own, runtime, progress)
         with run.timed("student-init"):
             start = starting_student(run, bank)
-        settled, trained = train(run, start, bank)
+        settled, student = trained(run, start, bank)
         if runtime.is_main:
-            conclude(run, settled, start, trained, bank)
+            conclude(run, settled, start, student, bank)
         runtime.wait()
         return result(folder)

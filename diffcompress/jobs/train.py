@@ -151,7 +151,8 @@ def _settled(run: Run, trainee: Trainee, bank: Bank) -> Recipe:
     if (max_time := run.request.asked.max_time) is not None:
         recipe = budget.fit_steps(training_job(run, recipe, trainee, bank), max_time)
         run.progress.note(f"{recipe.num_steps} steps fit into {max_time:g} s of training")
-    _write(run, recipe)
+    write_recipe(run, recipe)
+    run.runtime.wait()
     return recipe
 
 
@@ -183,16 +184,17 @@ def _extended(run: Run, recipe: Recipe, max_time: float) -> Recipe:
         if run.runtime.is_main:
             for path in (folder.metrics, folder.proof, folder.report_json, folder.exports):
                 discard(path)
-    _write(run, recipe)
+    write_recipe(run, recipe)
+    run.runtime.wait()
     return recipe
 
 
-def _write(run: Run, recipe: Recipe) -> None:
+def write_recipe(run: Run, recipe: Recipe) -> None:
+    """What `train` goes by from now on; for all processes to wait for."""
     if run.runtime.is_main:
         write_stamped(run.folder.recipe, recipe.to_yaml())
         if run.request.asked.max_time is not None:
             write_checked(run.folder.budget, {"max_time": run.request.asked.max_time})
-    run.runtime.wait()
 
 
 def _fitted(run: Run, trainee: Trainee) -> Recipe:

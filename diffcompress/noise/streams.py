@@ -41,6 +41,8 @@ PROMPT = 401
 # another than a bank's (records/protocol.py). Weights of adapters and of random students follow from the bare seed, as
 # torch draws them; an export is proved on inputs of its own seeds.
 PROBE_SEED_SHIFT = 2_000_003
+# So do those that tell when a run has trained enough (jobs/rounds.py).
+ROUNDS_SEED_SHIFT = 3_000_017
 
 
 def generator(*integers: int) -> torch.Generator:

@@ -23,6 +23,8 @@ def override(data: dict[str, Any], text: str) -> None:
     for part in parents:
         node = node.setdefault(part, {}) if isinstance(node, dict) else node[_item(node, part)]
     node[last if isinstance(node, dict) else _item(node, last)] = _read(value)
+    if parents[:1] == ["stages"] and last == "num_steps":
+        node["least_gain"] = None  # who says how many steps means as many
 
 
 def _item(node: Any, part: str) -> int:

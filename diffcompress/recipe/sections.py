@@ -110,6 +110,13 @@ class LossWeights(Section):
 class StageSection(Section):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="names the stage's folder")
     num_steps: int = Field(ge=0, description="optimizer updates")
+    least_gain: float | None = Field(
+        None,
+        ge=0.0,
+        lt=1.0,
+        description="of the last stage: all steps so far are trained again as often as that takes such a share of the "
+        "error on held-out samples away; null, or with --max-time or num_steps set: never",
+    )
     weights: LossWeights
     group_size: int = Field(4, ge=1, description="elements per PLACE group")
     norm: Literal["l1", "squared", "relative", "explained"] = Field(
@@ -203,12 +210,16 @@ class ExportSection(Section):
         return self.model_dump(exclude={"half_parts"})
 
 
+# Where training more is worth little: docs/decisions/0021.
+LEAST_GAIN = 0.05
+
+
 def default_stages() -> tuple[StageSection, ...]:
     """LIFT, then PLACE, for pixels (docs/decisions/0016); recipes of latent teachers hold them with relative terms."""
     form: dict[str, Any] = {"norm": "explained", "fine": "squared", "power": 0.625}
     return (
         StageSection(name="lift", num_steps=140, weights=LossWeights(lift=1.0), **form),
-        StageSection(name="place", num_steps=1860, weights=LossWeights(place=1.0), **form),
+        StageSection(name="place", num_steps=1860, least_gain=LEAST_GAIN, weights=LossWeights(place=1.0), **form),
     )
 
 

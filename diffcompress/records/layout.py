@@ -11,6 +11,7 @@ from pathlib import Path
 RUN, RUN_COPY, LOCK, HOLDER = "run.json", ".run.json", ".lock", ".holder"
 RECIPE, PLAN, METRICS, PROOF = "recipe.yaml", "plan.json", "metrics.json", "export-proof.json"
 TIMINGS, BUDGET, ENVIRONMENT, WARNINGS = "timings.json", "budget.json", "environment.json", "warnings.json"
+ROUNDS, HELD_OUT = "rounds.json", "held-out.safetensors"
 REPORT_PAGE, REPORT, PUSHED = "report.html", "report.json", "pushed.json"
 STUDENT_INIT, STUDENT = "student-init", "student.safetensors"
 SAMPLES, PIPELINE, EXPORTS = "samples", "pipeline", "exports"
@@ -44,6 +45,8 @@ MADE_BY = {
     TARGETS: "is asked of the teacher",
     STUDENT_INIT: "is inherited",
     STAGE: "is trained",
+    "rounds": "is judged",
+    "held-out": "is drawn",
     CACHE: "is drawn",
     "metrics": "is evaluated",
     "export": "is exported and proved",

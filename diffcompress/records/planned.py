@@ -26,12 +26,16 @@ class Expected(Record):
     evaluation: float
     around: float = Field(description="loading, export, proof and report: a guess")
     total: float
+    most: float | None = Field(
+        None, description="in place of the total, where the training goes on while that pays, at the longest"
+    )
 
     def told(self) -> str:
         parts = {name: getattr(self, name) for name in ("bank", "start", "targets", "training", "evaluation")}
         listed = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds >= 1)
+        most = "" if self.most is None else f", up to {duration(self.most)} while twice the steps pay"
         by = "by a short timing" if self.measured else "by its data sheet, which was never held against a run"
-        return f"expected on {self.device}: {duration(self.total)}, {by}{f' ({listed})' if listed else ''}"
+        return f"expected on {self.device}: {duration(self.total)}{most}, {by}{f' ({listed})' if listed else ''}"
 
 
 class Planned(Record):

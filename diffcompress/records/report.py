@@ -14,6 +14,7 @@ from diffcompress.records.layout import RUN
 from diffcompress.records.protocol import Protocol
 from diffcompress.records.provenance import PREDICTS, Provenance
 from diffcompress.records.record import Empty, Number, Record
+from diffcompress.records.rounds import Rounds
 
 
 class TeacherTold(Record):
@@ -212,6 +213,7 @@ class Report(Shrunk):
     parts: list[Part]
     proof: dict[str, Any] | None
     timings: dict[str, Number | None]
+    rounds: Rounds | None = Field(description="of a training that nobody gave a time")
     environment: dict[str, Any]
     exports: dict[str, Any] | None
     provenance: Provenance | Empty

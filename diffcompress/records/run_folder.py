@@ -68,6 +68,8 @@ class RunFolder:
         self.proof = self.path / layout.PROOF
         self.timings = self.path / layout.TIMINGS
         self.budget = self.path / layout.BUDGET
+        self.rounds = self.path / layout.ROUNDS
+        self.held_out = common / layout.HELD_OUT
         self.environment = self.path / layout.ENVIRONMENT
         self.warnings = self.path / layout.WARNINGS
         self.report_html = self.path / layout.REPORT_PAGE

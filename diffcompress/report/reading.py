@@ -31,6 +31,7 @@ from diffcompress.records.report import (
     TeacherTold,
 )
 from diffcompress.records.request import command
+from diffcompress.records.rounds import Rounds
 from diffcompress.records.run_files import read_json, read_record, read_stamped, read_text
 from diffcompress.records.run_folder import RunFolder, read_recipe
 from diffcompress.report import doctor, evidence, numbers
@@ -108,6 +109,7 @@ def collect(run: RunFolder) -> Report:
         whole=PipelineSize.of(sum(p.bytes for p in parts) or None, plan.teacher_pipeline_bytes if plan else None),
         proof=proof,
         timings=timings,
+        rounds=reader.record(run.rounds, None, Rounds),
         environment=environment,
         exports=reader.json(run.export_record, None, shapes.Exports, None),
         provenance=provenance or Empty(),

@@ -11,6 +11,8 @@ from diffcompress.runtime import synchronise
 from diffcompress.training.stage import Job, update
 
 WARMUP_STEPS, TIMED_STEPS = 2, 6
+# Of a run that nobody gave a time (jobs/rounds.py): 128,000 steps from 2,000.
+MOST_ROUNDS = 7
 # Checkpoints, previews and logs take the rest.
 TRAINING_SHARE = 0.93
 
@@ -66,8 +68,17 @@ def fitting(
     return min(by_share, (seconds + free_steps * asked) / (step_seconds + asked))
 
 
+def doubled(recipe: Recipe, times: int = 1) -> Recipe:
+    """As many steps again, all of the last stage; so many times."""
+    return _longer(recipe, (2**times - 1) * recipe.num_steps)
+
+
 def extend(recipe: Recipe, seconds: float, spent: float) -> Recipe:
     """More time for a finished run: the last stage gets as many more steps as fit, at the speed seen so far."""
     more = max(1, round(max(0.0, TRAINING_SHARE * seconds - spent) * recipe.num_steps / max(spent, 1e-6)))
-    last = recipe.stages[-1].model_copy(update={"num_steps": recipe.stages[-1].num_steps + more})
+    return _longer(recipe, more)
+
+
+def _longer(recipe: Recipe, steps: int) -> Recipe:
+    last = recipe.stages[-1].model_copy(update={"num_steps": recipe.stages[-1].num_steps + steps})
     return recipe.model_copy(update={"stages": (*recipe.stages[:-1], last)})

@@ -197,9 +197,10 @@ def launched_twice(arguments):
 
 def test_two_processes_start_like_one(tmp_path):
     teacher = save_teacher(tmp_path / "teacher")
-    one = run(command(teacher, tmp_path / "one", "--json"))
+    rounds = {"stages__1__least_gain": 0.9}
+    one = run(command(teacher, tmp_path / "one", "--json", **rounds))
     assert one.returncode == 0, one.stderr
-    two = launched_twice(command(teacher, tmp_path / "two", "--json"))
+    two = launched_twice(command(teacher, tmp_path / "two", "--json", **rounds))
     assert two.returncode == 0, two.stderr
     assert not tutorials.missing(tutorials.command("many-gpus", "torchrun").shown[:3], two.stderr)
     rows = {}
@@ -210,6 +211,9 @@ def test_two_processes_start_like_one(tmp_path):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
         assert mine["fine_weight"] == pytest.approx(theirs["fine_weight"], abs=1e-4)
     assert json.loads(two.stdout)["student"]["params"] == json.loads(one.stdout)["student"]["params"]
+    judged = [json.loads((tmp_path / name / "rounds.json").read_text())["rounds"] for name in ("one", "two")]
+    assert [[one["steps"] for one in rounds] for rounds in judged] == [[30, 60]] * 2
+    assert judged[0][0]["error"] == pytest.approx(judged[1][0]["error"], rel=0.05)
 
 
 def test_a_batch_that_processes_cannot_share_equally_is_refused(tmp_path):

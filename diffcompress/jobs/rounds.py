@@ -1,0 +1,96 @@
+"""How long a run trains that nobody gave a time: in rounds, each of as many steps as all before it, while that pays."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor
+
+from diffcompress.bank.bank import Bank
+from diffcompress.evaluation import agreement
+from diffcompress.jobs.run import Run
+from diffcompress.jobs.students import as_student
+from diffcompress.jobs.train import train, write_recipe
+from diffcompress.noise.streams import ROUNDS_SEED_SHIFT
+from diffcompress.pipeline.sampling import automatic_batch_size, conditioning_for, sample
+from diffcompress.recipe import Recipe
+from diffcompress.records.rounds import Round, Rounds
+from diffcompress.records.run_files import kept, read_record, read_tensors, write_checked, write_tensors
+from diffcompress.records.units import percent
+from diffcompress.training import budget
+
+# Samples of the teacher that neither bank nor evaluation holds, and levels of noise that predictions are compared on.
+NUM_IMAGES, NUM_LEVELS = 64, 10
+
+
+def trained(run: Run, start: ModelMixin, bank: Bank) -> tuple[Recipe, ModelMixin]:
+    """As `train`; where the recipe's last stage has a `least_gain` and nobody gave a time, again with twice the steps,
+    until that lowers the held-out error by less. Stopped anywhere, it goes on where it was."""
+    recipe, student = train(run, start, bank)
+    if recipe.stages[-1].least_gain is None or run.request.asked.max_time is not None:
+        return recipe, student
+    while True:
+        if run.runtime.is_main:
+            _settle(run, recipe, student)
+        run.runtime.wait()
+        before = recipe.num_steps
+        recipe, student = train(run, start, bank)
+        if recipe.num_steps == before:
+            return recipe, student
+
+
+def _settle(run: Run, recipe: Recipe, student: ModelMixin) -> None:
+    """Judge the student after its last round, and write the recipe with another one where it pays."""
+    found = kept(run.folder.rounds, partial(read_record, kind=Rounds), run.progress.warn) or Rounds()
+    done = [one for one in found.rounds if one.steps < recipe.num_steps]
+    if (at := [one for one in found.rounds if one.steps == recipe.num_steps]) == []:
+        run.runtime.stop.raise_if_set()
+        with run.timed("held-out"):
+            error = held_out_error(run, recipe, student)
+        at = [Round(steps=recipe.num_steps, seconds=run.folder.trained_seconds, error=error)]
+    found, least = Rounds(rounds=[*done, *at]), recipe.stages[-1].least_gain
+    assert least is not None
+    gain = found.gain
+    ended = gain is not None and (gain < least or len(found.rounds) >= budget.MOST_ROUNDS)
+    told = found.end(least) if ended else None
+    write_checked(run.folder.rounds, found.model_copy(update={"ended": told}).to_json())
+    if gain is not None:
+        fallen = f"{recipe.num_steps:,} steps: held-out error {percent(gain, 2)} lower than after half of them"
+        run.progress.note(told or fallen)
+    if not ended:
+        write_recipe(run, budget.doubled(recipe))
+
+
+def held_out_error(run: Run, recipe: Recipe, student: ModelMixin) -> float:
+    """Root of the student's squared error over the variance of its teacher's predictions, on held-out samples."""
+    teacher, seed = run.teacher, recipe.seed + ROUNDS_SEED_SHIFT
+    clean = _held_out(run, recipe, seed)
+    found = agreement.measure(
+        {"student": as_student(teacher, run.plan, student)},
+        teacher,
+        clean,
+        conditioning_for(teacher, range(len(clean)), seed),
+        num_levels=NUM_LEVELS,
+        seed=seed,
+        batch_size=automatic_batch_size(teacher),
+    )
+    return float(max(0.0, 1 - found["student"].agreement.value) ** 0.5)
+
+
+def _held_out(run: Run, recipe: Recipe, seed: int) -> Tensor:
+    """Clean samples, drawn once, as the bank's are."""
+    file, teacher, section = run.folder.held_out, run.teacher, recipe.bank
+    there = kept(file, read_tensors, run.progress.warn)
+    if there is None:
+        size, parts = automatic_batch_size(teacher), []
+        for first in range(0, NUM_IMAGES, size):
+            rows = range(first, min(first + size, NUM_IMAGES))
+            drawn = sample(teacher, rows, seed=seed, num_steps=section.sampler_steps, guidance=section.guidance)
+            parts.append(drawn)
+            run.progress.update("held-out", rows.stop, NUM_IMAGES)
+            run.runtime.stop.raise_if_set()
+        there = {"clean": torch.cat(parts)}
+        write_tensors(file, there)
+    return there["clean"]

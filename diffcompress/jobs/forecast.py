@@ -14,6 +14,7 @@ from diffcompress.jobs.train import PREVIEW_SAMPLES
 from diffcompress.recipe import Recipe
 from diffcompress.records.planned import Expected
 from diffcompress.records.protocol import Protocol
+from diffcompress.records.rounds import MOST_ROUNDS, pays
 from diffcompress.training import budget
 
 # Loading, the pipeline's rehearsal, its export and proof, the report.
@@ -64,11 +65,19 @@ def expected(work: Work, recipe: Recipe, protocol: Protocol, pace: Pace, *, draw
 
 
 def in_rounds(recipe: Recipe, of: Callable[[Recipe], Expected]) -> Expected:
-    """`of` the recipe, or of the fewest and most rounds of one that goes on while that pays (jobs/rounds.py)."""
+    """`of` the recipe, or of the fewest and most rounds of one that goes on while that pays (jobs/rounds.py).
+
+    The most: if each takes as much of the error away as the first is taken to.
+    """
     if recipe.stages[-1].least_gain is None:
         return of(recipe)
-    fewest, most = (budget.doubled(recipe, times) for times in (1, budget.MOST_ROUNDS - 1))
-    return of(fewest).model_copy(update={"most": of(most).total})
+    rounds = [of(recipe)]
+    drawn = rounds[0].bank
+    while len(rounds) < MOST_ROUNDS and pays(rounds[-1].training + rounds[-1].targets + rounds[-1].bank - drawn):
+        rounds.append(of(budget.doubled(recipe, len(rounds))))
+    if len(rounds) <= 2:
+        return rounds[-1]
+    return rounds[1].model_copy(update={"most": rounds[-1].total})
 
 
 def evaluation_seconds(protocol: Protocol, pace: Pace, *, drawn: bool) -> float:

@@ -27,7 +27,7 @@ NUM_IMAGES, NUM_LEVELS = 64, 10
 
 def trained(run: Run, start: ModelMixin, bank: Bank) -> tuple[Recipe, ModelMixin]:
     """As `train`; where the recipe's last stage has a `least_gain` and nobody gave a time, again with twice the steps,
-    until that lowers the held-out error by less. Stopped anywhere, it goes on where it was."""
+    until that pays no more (`Rounds.end`). Stopped anywhere, it goes on where it was."""
     recipe, student = train(run, start, bank)
     if recipe.stages[-1].least_gain is None or run.request.asked.max_time is not None:
         return recipe, student
@@ -52,15 +52,15 @@ def _settle(run: Run, recipe: Recipe, student: ModelMixin) -> None:
         at = [Round(steps=recipe.num_steps, seconds=run.folder.trained_seconds, error=error)]
     found, least = Rounds(rounds=[*done, *at]), recipe.stages[-1].least_gain
     assert least is not None
-    gain = found.gain
-    ended = gain is not None and (gain < least or len(found.rounds) >= budget.MOST_ROUNDS)
-    told = found.end(least) if ended else None
-    write_checked(run.folder.rounds, found.model_copy(update={"ended": told}).to_json())
-    if gain is not None:
-        fallen = f"{recipe.num_steps:,} steps: held-out error {percent(gain, 2)} lower than after half of them"
-        run.progress.note(told or fallen)
-    if not ended:
-        write_recipe(run, budget.doubled(recipe))
+    ended = found.end(least)
+    write_checked(run.folder.rounds, found.model_copy(update={"ended": ended}).to_json())
+    if ended is not None:
+        run.progress.note(ended)
+        return
+    if found.gain is not None:
+        lower = percent(found.gain, 2)
+        run.progress.note(f"{recipe.num_steps:,} steps: held-out error {lower} lower than after half of them")
+    write_recipe(run, budget.doubled(recipe))
 
 
 def held_out_error(run: Run, recipe: Recipe, student: ModelMixin) -> float:

@@ -11,8 +11,6 @@ from diffcompress.runtime import synchronise
 from diffcompress.training.stage import Job, update
 
 WARMUP_STEPS, TIMED_STEPS = 2, 6
-# Of a run that nobody gave a time (jobs/rounds.py): 128,000 steps from 2,000.
-MOST_ROUNDS = 7
 # Checkpoints, previews and logs take the rest.
 TRAINING_SHARE = 0.93
 

@@ -10,7 +10,7 @@ import torch
 from diffcompress import recipe as recipes
 from diffcompress.jobs import rounds
 from diffcompress.jobs.plan import plan
-from diffcompress.records.rounds import Round, Rounds
+from diffcompress.records.rounds import MOST_ROUNDS, Round, Rounds, pays
 from diffcompress.records.run_files import read_json, read_tensors
 from diffcompress.training import budget
 from tests.jobs.tiny_teacher import command, run, same, save_teacher, settings, stop_when, weights
@@ -89,7 +89,7 @@ def test_who_says_how_many_steps_gets_as_many():
 def test_all_rounds_are_made_while_they_pay():
     recipe = recipes.load("default")
     assert budget.doubled(recipe).num_steps == 2 * recipe.num_steps
-    assert budget.doubled(recipe, budget.MOST_ROUNDS - 1).num_steps == 128_000
+    assert budget.doubled(recipe, MOST_ROUNDS - 1).num_steps == 128_000
     assert budget.doubled(recipe, 3).stages[0] == recipe.stages[0]
 
 
@@ -99,14 +99,27 @@ def test_what_one_more_hour_would_bring_follows_from_the_last_round():
     assert found.gain == pytest.approx(0.25)
     steps, gain = found.after(3600)
     assert (steps, gain) == (2000, pytest.approx(0.25))
+    assert found.end(0.2) is None
     assert found.end(0.3) == (
         "training ended after 2,000 steps: the last half of them lowered the held-out error by 25 %, less than 30 %; "
-        "one more hour, 2,000 steps, would lower it by about 25 % (--max-time 120m)"
+        "one more hour, 2,000 steps, would lower that error by about 25 % (--max-time 120m)"
     )
-    assert "25 %, and no more are made by themselves; " in found.end(0.2)
     worse = Rounds(rounds=[found.rounds[0], found.rounds[1].model_copy(update={"error": 0.5})])
     assert "did not lower the held-out error, less than 5 %; " in worse.end(0.05) and "about 0 %" in worse.end(0.05)
-    assert Rounds(rounds=found.rounds[:1]).gain is None
+    many = Rounds(rounds=[Round(steps=2**n, seconds=2**n, error=0.8**n) for n in range(7)])
+    assert "ended after 64 steps: more are not made by themselves; " in many.end(0.05)
+    assert Rounds(rounds=many.rounds[:-1]).end(0.05) is None
+
+
+def test_what_takes_many_hours_ends_where_one_more_is_worth_little():
+    first = Rounds(rounds=[Round(steps=2000, seconds=40_000, error=0.4)])
+    assert first.gain is None and first.end(0.05) is None
+    long = Rounds(rounds=[Round(steps=2000, seconds=60_000, error=0.4)])
+    assert long.end(0.05) == (
+        "training ended after 2,000 steps: an hour more is worth less than 1 % of the held-out error; one more hour, "
+        "120 steps, would lower that error by about 0.88 % at a guess (--max-time 1060m)"
+    )
+    assert [pays(seconds) for seconds in (1, 3600, 50_000, 60_000)] == [True, True, True, False]
 
 
 def test_a_plan_tells_the_shortest_and_the_longest(teacher):

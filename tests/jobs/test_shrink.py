@@ -186,10 +186,13 @@ def test_a_diverging_run_ends_with_one_sentence_and_no_pipeline(tmp_path, steps)
     assert not (tmp_path / "run" / "pipeline").exists()
 
 
+MANY_GPUS = tutorials.command("many-gpus", "torchrun --nproc_per_node")
+
+
 def launched_twice(arguments):
     """The command `arguments` in two processes."""
     rendezvous = ["--master_port", "0", "--rdzv_endpoint", "127.0.0.1:0", "--rdzv_backend", "c10d"]
-    program, option, _, *module = tutorials.command("many-gpus", "torchrun").words
+    program, option, _, *module = MANY_GPUS.words
     assert (program, module[:3]) == ("torchrun", arguments[1:4])
     launcher = [sys.executable, "-m", "torch.distributed.run", option, "2", *rendezvous]
     return run([*launcher, *arguments[1:]], ACCELERATE_USE_CPU="true", PYTHON_EXEC=warm.interpreter())
@@ -202,7 +205,7 @@ def test_two_processes_start_like_one(tmp_path):
     assert one.returncode == 0, one.stderr
     two = launched_twice(command(teacher, tmp_path / "two", "--json", **rounds))
     assert two.returncode == 0, two.stderr
-    assert not tutorials.missing(tutorials.command("many-gpus", "torchrun").shown[:3], two.stderr)
+    assert not tutorials.missing(MANY_GPUS.shown[:3], two.stderr)
     rows = {}
     for name in ("one", "two"):
         path = tmp_path / name / "stage-1-lift" / "metrics.jsonl"

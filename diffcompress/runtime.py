@@ -13,6 +13,7 @@ from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from diffcompress.containers import memory_left
 from diffcompress.errors import RunInterrupted, RunStopped, UsageError
 
 if TYPE_CHECKING:
@@ -203,14 +204,15 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of `device` that nothing holds, those that torch keeps for reuse among them."""
+    """Bytes of `device` that nothing holds, those that torch keeps for reuse among them; of a CPU's memory no more than
+    a container leaves."""
     import psutil
     import torch
 
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
-    return psutil.virtual_memory().available
+    return int(min(psutil.virtual_memory().available, memory_left()))
 
 
 def environment(runtime: Runtime | None = None) -> dict[str, object]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import psutil
 import torch
 from diffusers import ModelMixin
 from safetensors.torch import load, save_file
@@ -35,7 +34,7 @@ from diffcompress.records.fingerprints import other_hashes, weight_hashes
 from diffcompress.records.run_files import write_checked, write_json
 from diffcompress.records.run_folder import RunFolder
 from diffcompress.records.scratch import scratch
-from diffcompress.runtime import dtype_name
+from diffcompress.runtime import dtype_name, free_memory
 
 TOLERANCE = 1e-4
 _KILLED = -9  # by SIGKILL, as the system does when memory runs out
@@ -119,7 +118,7 @@ def why_no_image(folder: Path, teacher: LoadedPipeline, room: int = ROOM) -> str
     if len(teacher.sample_shape) > 3 and torch.Size(teacher.sample_shape).numel() > LARGEST_VIDEO:
         return "no video: one of the teacher's length takes too long on a CPU"
     needed = room * (teacher.reference.other_bytes() or 0)
-    if needed > psutil.virtual_memory().available:
+    if needed > free_memory(torch.device("cpu")):
         return f"no image: the pipeline's other parts need {units.size(needed)} of memory here"
     return None
 

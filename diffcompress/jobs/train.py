@@ -182,7 +182,7 @@ def _extended(run: Run, recipe: Recipe, max_time: float) -> Recipe:
         recipe = budget.extend(recipe, max_time, folder.trained_seconds)
         run.runtime.wait()
         if run.runtime.is_main:
-            for path in (folder.metrics, folder.proof, folder.report_json, folder.exports):
+            for path in (folder.metrics, folder.proof, folder.report_json, folder.exports, folder.rounds):
                 discard(path)
     write_recipe(run, recipe)
     run.runtime.wait()

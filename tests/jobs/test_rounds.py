@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 
 import pytest
@@ -68,11 +69,17 @@ def test_a_run_killed_in_its_second_round_ends_as_one_that_was_not(teacher, fini
     assert errors[0] == errors[1]
 
 
-def test_a_time_takes_the_place_of_rounds(teacher, tmp_path):
-    done = run(command(teacher, tmp_path / "run", "--max-time", "1s", **ASKED))
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_time_takes_the_place_of_rounds(teacher, finished, tmp_path, begun):
+    """Of a run that ended by itself, too: what it said of its end holds no more."""
+    output = tmp_path / "run"
+    if begun:
+        shutil.copytree(finished[0], output)
+    done = run(command(teacher, output, "--max-time", "3s", **ASKED))
     assert done.returncode == 0, done.stderr
-    assert not (tmp_path / "run" / "rounds.json").exists()
-    assert read_json(tmp_path / "run" / "report.json")["rounds"] is None
+    assert not (output / "rounds.json").exists()
+    assert read_json(output / "report.json")["rounds"] is None
+    assert recipes.parse((output / "recipe.yaml").read_text(), "").num_steps > 60
 
 
 def test_who_says_how_many_steps_gets_as_many():

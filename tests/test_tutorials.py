@@ -29,10 +29,10 @@ MORE = {
 # Tiny models have whole heads and layers at other ratios than large ones.
 RATIOS = {"class-conditional": "0.4622", "text-to-image": "0.5", "own-fine-tune": "0.25", "release-pipeline": "0.4622"}
 # By page, words of the lines that another test runs: of tests/test_release.py, tests/jobs/test_shrink.py,
-# tests/test_two_hosts.py and tests/test_slurm.py.
+# tests/test_two_hosts.py, tests/test_slurm.py and tests/test_hf_job.py.
 ELSEWHERE = {
     "release-pipeline": ("release.sh",),
-    "many-gpus": ("torchrun --nproc_per_node", "torchrun --nnodes", "slurm.sh"),
+    "many-gpus": ("torchrun --nproc_per_node", "torchrun --nnodes", "slurm.sh", "hf_job.sh"),
 }
 
 

@@ -18,6 +18,7 @@ from diffcompress.pipeline.sampling import automatic_batch_size, conditioning_fo
 from diffcompress.recipe import Recipe
 from diffcompress.records.rounds import Round, Rounds
 from diffcompress.records.run_files import kept, read_record, read_tensors, write_checked, write_tensors
+from diffcompress.records.run_folder import read_recipe
 from diffcompress.records.units import percent
 from diffcompress.training import budget
 
@@ -35,23 +36,22 @@ def trained(run: Run, start: ModelMixin, bank: Bank) -> tuple[Recipe, ModelMixin
         if run.runtime.is_main:
             _settle(run, recipe, student)
         run.runtime.wait()
-        before = recipe.num_steps
-        recipe, student = train(run, start, bank)
-        if recipe.num_steps == before:
+        if read_recipe(run.folder.recipe).num_steps == recipe.num_steps:
             return recipe, student
+        recipe, student = train(run, start, bank)
 
 
 def _settle(run: Run, recipe: Recipe, student: ModelMixin) -> None:
     """Judge the student after its last round, and write the recipe with another one where it pays."""
     found = kept(run.folder.rounds, partial(read_record, kind=Rounds), run.progress.warn) or Rounds()
-    done = [one for one in found.rounds if one.steps < recipe.num_steps]
-    if (at := [one for one in found.rounds if one.steps == recipe.num_steps]) == []:
+    steps, least = recipe.num_steps, recipe.stages[-1].least_gain
+    assert least is not None
+    if steps not in [one.steps for one in found.rounds]:
         run.runtime.stop.raise_if_set()
         with run.timed("held-out"):
             error = held_out_error(run, recipe, student)
-        at = [Round(steps=recipe.num_steps, seconds=run.folder.trained_seconds, error=error)]
-    found, least = Rounds(rounds=[*done, *at]), recipe.stages[-1].least_gain
-    assert least is not None
+        judged = Round(steps=steps, seconds=run.folder.trained_seconds, error=error)
+        found = Rounds(rounds=[*found.rounds, judged])
     ended = found.end(least)
     write_checked(run.folder.rounds, found.model_copy(update={"ended": ended}).to_json())
     if ended is not None:
@@ -59,7 +59,7 @@ def _settle(run: Run, recipe: Recipe, student: ModelMixin) -> None:
         return
     if found.gain is not None:
         lower = percent(found.gain, 2)
-        run.progress.note(f"{recipe.num_steps:,} steps: held-out error {lower} lower than after half of them")
+        run.progress.note(f"{steps:,} steps: held-out error {lower} lower than after half of them")
     write_recipe(run, budget.doubled(recipe))
 
 

@@ -211,7 +211,7 @@ class ExportSection(Section):
 
 
 # Where training more is worth little: docs/decisions/0021.
-LEAST_GAIN = 0.05
+LEAST_GAIN = 0.04
 
 
 def default_stages() -> tuple[StageSection, ...]:

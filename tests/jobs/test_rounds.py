@@ -84,11 +84,11 @@ def test_a_time_takes_the_place_of_rounds(teacher, finished, tmp_path, begun):
 
 def test_who_says_how_many_steps_gets_as_many():
     for name in ("default", "dit", "mmdit", "latent-unet"):
-        assert recipes.load(name).stages[-1].least_gain == 0.05
+        assert recipes.load(name).stages[-1].least_gain == 0.04
         assert recipes.load(name, ("stages.1.num_steps=500",)).stages[-1].least_gain is None
         both = recipes.load(name, ("stages.1.num_steps=500", "stages.1.least_gain=0.1"))
         assert (both.stages[-1].num_steps, both.stages[-1].least_gain) == (500, 0.1)
-        assert recipes.load(name, method="output-kd").stages[-1].least_gain == 0.05
+        assert recipes.load(name, method="output-kd").stages[-1].least_gain == 0.04
     for name in ("demo", "demo-dit", "demo-mmdit", "published"):
         assert recipes.load(name).stages[-1].least_gain is None
 

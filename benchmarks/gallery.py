@@ -55,7 +55,7 @@ are the first {shown} samples of each evaluation, none chosen.
 `fd` is a Fréchet distance to the training images in the features of a small classifier of them, not FID, with its 95 % interval and {samples} samples for each row;
 that of `emoji24` (2,048 samples) is in another space than the others. "Work" is the share of multiply-accumulates; "faster" is a call of the
 denoiser at batch 16 beside its teacher's on one thread; minutes are the run's on one thread of a machine that had
-other work too, evaluation and export included. A ratio that is missing has no student within tolerance, or was not made yet. `python benchmarks/gallery.py` makes this page.
+other work too, evaluation and export included. A ratio that is missing has no student within tolerance. `python benchmarks/gallery.py` makes this page.
 """
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from benchmarks import compare, runs, shape_teachers
 from diffcompress import recipe as recipes
@@ -64,7 +65,7 @@ def trained(options: argparse.Namespace) -> None:
             "teacher": options.teacher, "ratio": options.ratio, "seed": options.seed, "round": number + 1,
             "steps": settled.num_steps, "seconds": round(folder.trained_seconds, 1),
             "error": held_out_error(run, settled, student),
-            **{n: scores[n].value for n in ("agreement", "failed_samples", "recall") if n in scores},
+            **{n: scores[n].value for n in ("agreement", "failed_samples") if n in scores},
             "fd": scores[f"fd_{judge.space.name}"].value,
         }  # fmt: skip
         with (options.work / "results.jsonl").open("a") as file:
@@ -74,25 +75,23 @@ def trained(options: argparse.Namespace) -> None:
 
 
 def table(results: Path) -> str:
-    """Error and distance of each round, and what share of each the round took away."""
+    """Error and distance of each round, and how much lower than after half of its steps."""
     rows = [json.loads(line) for line in results.read_text().splitlines()]
-    lines = [
-        "| teacher, ratio, seed | steps | minutes | held-out error | fd | recall |",
-        "| --- | ---: | ---: | --- | --- | --- |",
-    ]
-    before: dict[tuple, dict] = {}
-    for row in rows:
-        key = (row["teacher"], row["ratio"], row["seed"])
+    lines = ["| teacher, ratio, seed | steps | minutes | held-out error | fd |", "| --- | ---: | ---: | --- | --- |"]
+    last: dict[str, Any] = {}
+    for row in sorted(rows, key=lambda row: (_name(row), row["steps"])):
         told = {name: f"{row[name]:.3g}" for name in ("error", "fd")}
-        if (last := before.get(key)) is not None:
-            told |= {name: f"{told[name]} ({100 * (row[name] / last[name] - 1):+.0f} %)" for name in told}
-        first = f"`{row['teacher']}` {row['ratio']:g}, {row['seed']}" if last is None else ""
-        recall = f"{row['recall']:.2f}" if "recall" in row else ""
-        lines.append(
-            f"| {first} | {row['steps']:,} | {row['seconds'] / 60:.1f} | {told['error']} | {told['fd']} | {recall} |"
-        )
-        before[key] = row
+        first = _name(row) != (last and _name(last))
+        if not first:
+            told = {name: f"{text} ({100 * (row[name] / last[name] - 1):+.0f} %)" for name, text in told.items()}
+        head = _name(row) if first else ""
+        lines.append(f"| {head} | {row['steps']:,} | {row['seconds'] / 60:.1f} | {told['error']} | {told['fd']} |")
+        last = row
     return "\n".join(lines)
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"`{row['teacher']}` {row['ratio']:g}, {row['seed']}"
 
 
 if __name__ == "__main__":

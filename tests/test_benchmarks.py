@@ -2,6 +2,7 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from diffcompress.families.flux import FAMILY as FLUX
@@ -115,3 +116,14 @@ def test_a_teacher_larger_than_memory_is_planned_and_taught_from(tmp_path: Path)
     assert told["teacher"] == "tiny" and told["card"] == "RTX 4060"
     assert all(told[part] > 0 for part in ("bank", "student-init", "stage-1-lift", "stage-2-place", "resident_gb"))
     assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.slow
+def test_students_are_judged_after_every_round(tmp_path: Path) -> None:
+    quick = [text for value in ("bank.num_samples=8", "bank.sampler_steps=2") for text in ("--set", value)]
+    script("rounds.py", "--rounds", 2, "--steps", 4, "--num-samples", 128, *quick, "--work", tmp_path)
+    first, second = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    assert (first["steps"], second["steps"]) == (4, 8)
+    assert 0 < second["error"] != first["error"] > 0 and 0 < second["fd"] != first["fd"] > 0
+    *_, above, last = script("rounds.py", "--table", "--work", tmp_path).splitlines()
+    assert above.startswith("| `demo` 0.05, 0 | 4 | ") and last.startswith("|  | 8 | ") and last.count(" %)") == 2

@@ -12,7 +12,7 @@ from diffcompress.records.units import percent
 # Of a training that nobody gave a time: 128,000 steps from 2,000.
 MOST_ROUNDS = 7
 HOUR, LEAST_AN_HOUR = 3600.0, 0.01
-# More than twice the steps lowered the held-out error by anywhere (4 to 9 %): what a first round is taken to gain.
+# More than twice the steps lowered the held-out error by anywhere (2 to 10 %): what a first round is taken to gain.
 ASSUMED_GAIN = 0.1
 
 

@@ -224,6 +224,6 @@ def test_no_two_streams_share_their_numbers_and_none_ever_changes() -> None:
     """Banks, stored targets and published results follow from these integers."""
     named = {name: value for name, value in vars(streams).items() if name.isupper()}
     assert len(set(named.values())) == len(named)
-    values = [1, 2, 11, 12, 41, 21, 22, 23, 24, 25, 26, 31, 301, 302, 303, 304, 305, 401, 2_000_003]
+    values = [1, 2, 11, 12, 41, 21, 22, 23, 24, 25, 26, 31, 301, 302, 303, 304, 305, 401, 2_000_003, 3_000_017]
     assert list(named.values()) == values
     assert generator(0, streams.NOISE, 3).initial_seed() == 5_326_038_651_468_352_210

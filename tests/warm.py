@@ -117,8 +117,10 @@ def start(folder: str, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
 def started(folder: str, env: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """A server of one's own, for processes whose `env` is none that the other can serve; `env`, and where to ask."""
     with start(folder, os.environ | env) as server:
-        yield {**env, SOCKET: place(folder)}
-        server.kill()
+        try:
+            yield {**env, SOCKET: place(folder)}
+        finally:
+            server.kill()
 
 
 def place(folder: str) -> str:

@@ -2,7 +2,7 @@
 
 `grey16`: Fashion-MNIST averaged to 16x16, three levels. `colour24`: three channels at 24x24, garment and background each in a
 colour of their own, four levels, attention in two. `grey20`: 20x20, two layers a block; made when the rule stood. `colour16`: images
-as of `colour24` for the net of `grey16`. `emoji24`: pictures in colour (emoji.py). All are under-trained on purpose (minutes on one CPU thread): students
+as of `colour24` for the net of `grey16`. `emoji24`: pictures in colour (emoji.py). `wide16`: `grey16` with twice its widths. All are under-trained on purpose (minutes on one CPU thread): students
 are judged by their distance to what real images have and by their teacher's own, in the features of a small classifier
 trained beside each. Writes WORK/<name>/{model_index.json, ...} and WORK/<name>-space.safetensors; seeded.
 
@@ -73,6 +73,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 CONFIGS["colour16"] = CONFIGS["grey16"] | {"in_channels": 3, "out_channels": 3}
 CONFIGS["emoji24"] = CONFIGS["colour16"] | {"sample_size": 24}
+CONFIGS["wide16"] = CONFIGS["grey16"] | {"block_out_channels": (64, 128, 192), "attention_head_dim": 32}
 
 
 def place_of(name: str) -> str:

@@ -155,12 +155,22 @@ class FusedAttention(TorchFunctionMode):
     ) -> Any:
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        query, key, value = (
-            args[i] if i < len(args) else (kwargs or {})[name] for i, name in enumerate(("query", "key", "value"))
-        )
+        given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | (kwargs or {})
+        query, key, value = given["query"], given["key"], given["value"]
+        _check_attention(query, key, value, given.get("attn_mask"), grouped=given.get("enable_gqa", False))
         pairs = query.shape[:-1].numel() * key.shape[-2]
         self.macs += pairs * (query.shape[-1] + value.shape[-1])
         return _Kept.apply(query, key, value)
+
+
+def _check_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, grouped: bool) -> None:
+    """Raise RuntimeError where attention itself would. grouped: keys and values may have fewer heads."""
+    rest = -3 if grouped else -2
+    batch = torch.broadcast_shapes(query.shape[:rest], key.shape[:rest], value.shape[:rest])
+    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+        raise RuntimeError(f"attention of queries {query.shape}, keys {key.shape} and values {value.shape}")
+    if mask is not None:
+        torch.broadcast_shapes(mask.shape, (*batch, *query.shape[rest:-1], key.shape[-2]))
 
 
 class _Kept(torch.autograd.Function):

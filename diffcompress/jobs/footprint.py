@@ -69,13 +69,11 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Models:
-    """What footprints are of. call: what one call of the teacher takes in float32 (`costs.call_memory`); stored: dtype
-    of its weights; encoders: bytes of its text encoders."""
+    """What footprints are of. stored: dtype of the teacher's weights; encoders: bytes of its text encoders."""
 
     family: Family
     plan: StudentPlan
     section: TrainingSection
-    call: Need
     stored: str
     encoders: int
 
@@ -96,12 +94,12 @@ class Models:
         moments, working = self._optimizer
         mixed = card is not None and card.bfloat16 and self.section.precision == "bfloat16"
         half = self.half(card)
-        shapes = costs.count(self.family, self.plan.teacher_config).shapes.values()
+        teacher = costs.count(self.family, self.plan.teacher_config)
         return Footprint(
             encoders=self.encoders,
             teacher=(2 if half else 4) * self.plan.teacher_params,
-            layer=(2 if half else 4) * max(map(math.prod, shapes)),
-            call=self.call.bytes(1) // (2 if half else 1),
+            layer=(2 if half else 4) * max(map(math.prod, teacher.shapes.values())),
+            call=teacher.call // (2 if half else 1),
             student=12 * self.plan.params + moments,
             step=step.fixed + int(step.row * (MIXED if mixed else 1.0)),
             update=working,
@@ -144,9 +142,8 @@ class Beside:
 
     @cached_property
     def _footprint(self) -> Footprint:
-        call = costs.call_memory(self.family, self.plan.teacher_config, alone=True)
         encoders = encoder_bytes(self.reference.part_sizes())
-        models = Models(self.family, self.plan, self.section, call, self.stored, encoders)
+        models = Models(self.family, self.plan, self.section, self.stored, encoders)
         return models.on(card_of(self.device))
 
 

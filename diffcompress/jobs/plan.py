@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from diffcompress.jobs.cards import CARDS, Card
 from diffcompress.jobs.footprint import Footprint, Models, encoder_bytes, slowest, smallest
 from diffcompress.jobs.outlook import Outlook
 from diffcompress.jobs.signature import as_function
-from diffcompress.memory import Need
 from diffcompress.noise import NoiseProcess
 from diffcompress.pipeline.left_out import leave_out
 from diffcompress.pipeline.load import check_teacher, describe, hollow
@@ -62,11 +60,6 @@ class _Teacher:
         """Multiply-accumulates of one call at batch 1."""
         return costs.count(self.family, self.config).macs
 
-    @cached_property
-    def call_memory(self) -> Need:
-        """What one call takes in float32, whatever the student."""
-        return costs.call_memory(self.family, self.config, alone=True)
-
 
 def run(asked: PlanOptions, progress: Progress) -> Planned | list[Planned]:
     """What `plan --json` prints: one object, or a list when `ratio` is a list.
@@ -105,7 +98,7 @@ def _row(teacher: _Teacher, student: StudentPlan, outlook: Outlook, dtype: str) 
     recipe = outlook.recipe
     cost = costs.count(teacher.family, student.config)
     size = cost.file_bytes(dtype)
-    models = Models(teacher.family, student, recipe.training, teacher.call_memory, outlook.stored, teacher.encoders)
+    models = Models(teacher.family, student, recipe.training, outlook.stored, teacher.encoders)
     card = smallest(models)
     footprint = models.on(card or CARDS[-1])
     known = evidence.lookup(teacher.family.class_name, student.ratio)

@@ -110,7 +110,7 @@ def fetched(
 
     def call() -> int:
         family = registry.find(reference.class_name)
-        return costs.call_memory(family, reference.complete_config, alone=True).bytes(1)
+        return costs.count(family, reference.complete_config).call
 
     model = load(reference, runtime.device, sample_size=size, precision=precision, progress=progress, beside=call)
     if model.placed is not None:

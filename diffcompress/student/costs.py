@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffcompress.errors import UsageError
 from diffcompress.families import registry
 from diffcompress.families.base import Family
-from diffcompress.memory import FusedAttention, Need, gradients
+from diffcompress.memory import FusedAttention, LiveBytes, Need, gradients
 from diffcompress.sources.state import SAFETENSORS_DTYPES
 from diffcompress.student.size import build, num_parameters
 
@@ -25,11 +27,13 @@ CODES = {name: code for code, name in SAFETENSORS_DTYPES.items()}
 
 @dataclass(frozen=True)
 class Costs:
-    """params: no buffers; macs: multiply-accumulates of one call at batch 1; shapes: of all tensors in a weight
-    file."""
+    """params: no buffers; shapes: of all tensors in a weight file. Of one call at batch 1 macs: multiply-accumulates,
+    call: bytes that it takes at once in float32 beside the weights, predicted: shape `[1, C, *spatial]`."""
 
     params: int
     macs: int
+    call: int
+    predicted: tuple[int, ...]
     shapes: Mapping[str, tuple[int, ...]]
 
     def file_bytes(self, dtype: str) -> int:
@@ -47,26 +51,56 @@ class Costs:
 
 
 def count(family: Family, config: Mapping[str, Any]) -> Costs:
-    """Costs of the denoiser that `config` builds."""
-    return _counted(family.class_name, json.dumps(dict(config), sort_keys=True))
+    """Costs of the denoiser that `config` builds; RuntimeError or ValueError where it does not run."""
+    plain = {key: value for key, value in config.items() if not key.startswith("_")}
+    return _counted(family.class_name, json.dumps(plain, sort_keys=True))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def _counted(class_name: str, text: str) -> Costs:
+    """In one pass: on the meta device a call of a large denoiser takes a second of Python."""
     family, config = registry.find(class_name), json.loads(text)
-    denoiser = build(family, config, "meta")
-    counter, attention = FlopCounterMode(display=False), FusedAttention()
-    with torch.no_grad(), counter, attention:
-        _predicted(family, config, denoiser, 1)
+    denoiser = build(family, config, "meta").eval()
+    counter, attention, live = FlopCounterMode(display=False), FusedAttention(), LiveBytes("meta")
+    with torch.no_grad(), counter, attention, live:
+        predicted = _predicted(family, config, denoiser, 1)
     shapes = {name: tuple(value.shape) for name, value in denoiser.state_dict().items()}
-    return Costs(num_parameters(denoiser), counter.get_total_flops() // 2 + attention.macs, shapes)
+    macs = counter.get_total_flops() // 2 + attention.macs
+    return Costs(num_parameters(denoiser), macs, live.peak, tuple(predicted.shape), shapes)
 
 
-def call_memory(family: Family, config: Mapping[str, Any], *, alone: bool = False) -> Need:
-    """What one call takes in float32 beside the weights, by rows of its batch; alone: see `Need.of`."""
+def check(family: Family, config: Mapping[str, Any], teacher: Mapping[str, Any]) -> Costs:
+    """Those of a student, or of a teacher as its own, that runs on the inputs of `teacher` and predicts its samples.
+
+    Raises RuntimeError or ValueError where it does not; UsageError when what it predicts is no prediction for each
+    channel of the sample, nor one with a variance.
+    """
+    if _inputs(family, config) != _inputs(family, teacher):
+        raise ValueError("it takes other inputs than the teacher")
+    found = count(family, config)
+    expected = (1, *family.sample_shape(teacher))
+    if found.predicted[2:] != expected[2:]:
+        raise ValueError(f"it predicts {found.predicted}, the teacher's samples are {expected}")
+    given, made = expected[1], found.predicted[1]
+    if made not in (given, 2 * given):
+        raise UsageError(
+            f"the teacher takes {given} channels and predicts {made}: it reads more than a noisy sample",
+            "use a teacher that starts from noise alone",
+        )
+    return found
+
+
+def _inputs(family: Family, config: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    """Shapes of all that a call is given."""
+    with torch.device("meta"):
+        return [tuple(value.shape) for value in tree_leaves(family.example_inputs(config)) if isinstance(value, Tensor)]
+
+
+def call_memory(family: Family, config: Mapping[str, Any]) -> Need:
+    """What one call takes in float32 beside the weights, by rows of its batch; of one row `Costs.call` tells."""
     denoiser = build(family, config, "meta").eval()
     with torch.no_grad():
-        return Need.of(lambda rows: _predicted(family, config, denoiser, rows), torch.device("meta"), alone=alone)
+        return Need.of(lambda rows: _predicted(family, config, denoiser, rows), torch.device("meta"))
 
 
 def training_memory(family: Family, config: Mapping[str, Any], *, alone: bool = False, recompute: bool = False) -> Need:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 
 from diffcompress.errors import DoesNotFitError, UsageError
-from diffcompress.families import registry
 from diffcompress.families.base import Config, Family, TensorRules, Variant, complete
 from diffcompress.families.shapes import shapes
 from diffcompress.noise import NoiseProcess
 from diffcompress.recipe import StudentSection
 from diffcompress.sources import original_shapes
-from diffcompress.student import adapters
+from diffcompress.student import adapters, costs
 from diffcompress.student.search import TOLERANCE, Candidate, Search
-from diffcompress.student.size import build, check_forward, file_bytes, num_parameters
+from diffcompress.student.size import file_bytes
 from diffcompress.student.stack_search import KEPT_TOLERANCE, StackSearch
 
 
@@ -214,12 +212,11 @@ def _verified(
 ) -> StudentPlan | None:
     """Build the student and run it, both without weights, before anyone relies on it; None if its size is off."""
     student = family.shrunk_config(config, candidate.choice)
-    model = build(family, student, "meta")
-    params = num_parameters(model)
+    params = shapes(family.class_name, student).num_parameters
     if abs(params / (asked * teacher_params) - 1) > tolerance:
         return None
     try:
-        check_forward(family, model, config)
+        costs.check(family, student, config)
     except (RuntimeError, ValueError) as error:
         raise DoesNotFitError(
             f"a student of ratio {asked:.4g} with {candidate.choice} does not run on the teacher's input: {error}",
@@ -240,7 +237,7 @@ def _check_runs(family: Family, config: Config, variant: Variant) -> None:
     if family.kind == "transformer":  # blocks alike: one tells what sixty would in as many times the seconds
         config = {**config, **{knob.name: knob.values[0] for knob in variant.knobs if knob.kind == "depth"}}
     try:
-        _checked(family.class_name, json.dumps(dict(config), sort_keys=True))
+        costs.check(family, config, config)
     except UsageError:
         raise
     except Exception as error:
@@ -248,13 +245,6 @@ def _check_runs(family: Family, config: Config, variant: Variant) -> None:
             f"the teacher does not run on samples of its own shape {family.sample_shape(config)}: {error}",
             "check its config, sample_size first",
         ) from error
-
-
-@lru_cache(maxsize=8)
-def _checked(class_name: str, text: str) -> None:
-    """Once for all students of a teacher."""
-    family, config = registry.find(class_name), json.loads(text)
-    check_forward(family, build(family, config, "meta"), config)
 
 
 def _notes(config: Config, student: Config, reasons: Mapping[str, str]) -> list[str]:

@@ -11,7 +11,6 @@ import torch
 from diffusers import ModelMixin
 from torch import nn
 
-from diffcompress.errors import UsageError
 from diffcompress.families.base import Config, Family, TensorRules
 
 # What safetensors writes about a tensor besides its name: dtype, shape and offsets.
@@ -79,25 +78,6 @@ def build(family: Family, config: Config, device: torch.device | str) -> ModelMi
 def num_parameters(model: nn.Module) -> int:
     """How many parameters a model has, without buffers."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def check_forward(family: Family, model: nn.Module, teacher: Config) -> None:
-    """Run `model`, built on meta, on the teacher's interface; raises RuntimeError or ValueError if it does not fit.
-
-    Raises UsageError when what it predicts is no prediction for each channel of the sample, nor one with a variance.
-    """
-    with torch.device("meta"), torch.no_grad():
-        inputs = family.example_inputs(teacher)
-        prediction = family.predict(model.eval(), inputs.pop("noisy"), inputs.pop("timestep"), inputs)
-    expected = (1, *family.sample_shape(teacher))
-    if tuple(prediction.shape)[2:] != expected[2:]:
-        raise ValueError(f"it predicts {tuple(prediction.shape)}, the teacher's samples are {expected}")
-    given, made = expected[1], prediction.shape[1]
-    if made not in (given, 2 * given):
-        raise UsageError(
-            f"the teacher takes {given} channels and predicts {made}: it reads more than a noisy sample",
-            "use a teacher that starts from noise alone",
-        )
 
 
 def file_bytes(rules: TensorRules, dtype: torch.dtype) -> int:

@@ -23,7 +23,7 @@ def models():
     family, config = registry.find("UNet2DModel"), {**tiny.DEMO, "sample_size": 2048}
     recipe = recipes.load("default")
     student = plan(family, config, ratio=0.3, section=recipe.student)
-    return Models(family, student, recipe.training, costs.call_memory(family, config, alone=True), "float32", 0)
+    return Models(family, student, recipe.training, "float32", 0)
 
 
 def test_activations_are_computed_again_on_a_card_that_holds_no_step_otherwise(models):

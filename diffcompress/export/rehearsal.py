@@ -20,7 +20,7 @@ from diffcompress.export.proof import drawing, why_no_image
 from diffcompress.export.weights import write_rest
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.whole import load_whole
-from diffcompress.records.scratch import scratch
+from diffcompress.records.scratch import kept_for, scratch
 from diffcompress.runtime import Progress
 
 # One model's other parts, half-precision weights as float32.
@@ -36,12 +36,13 @@ def rehearse(teacher: LoadedPipeline, progress: Progress) -> Any:
     does not draw, which the export would find out after the training.
     """
     try:
-        with scratch("rehearsal") as folder:
+        with contextlib.ExitStack() as held:
+            folder = held.enter_context(scratch("rehearsal"))
             write_rest(folder, teacher, borrow=True)
             why_not = why_no_image(folder, teacher, room=ROOM)
             if why_not is None:
-                whole = _load_and_draw(teacher, folder)
-                return whole if teacher.takes_text else None
+                whole = _load_and_draw(teacher, folder, progress)
+                return kept_for(whole, held) if teacher.takes_text else None
             if teacher.reference.pipeline is not None:
                 progress.note(f"the teacher's own pipeline was not tried before the run: {why_not}")
     except (MemoryError, torch.OutOfMemoryError):
@@ -57,7 +58,7 @@ def rehearse(teacher: LoadedPipeline, progress: Progress) -> Any:
     return None
 
 
-def _load_and_draw(teacher: LoadedPipeline, folder: Path) -> Any:
+def _load_and_draw(teacher: LoadedPipeline, folder: Path, progress: Progress) -> Any:
     reference, name = teacher.reference, teacher.family.subfolder
     if teacher.precision == torch.bfloat16 and teacher.codec is None:
         # What pipelines without an autoencoder make goes straight to numpy, which does not know bfloat16.
@@ -66,7 +67,7 @@ def _load_and_draw(teacher: LoadedPipeline, folder: Path) -> Any:
         f"the pipeline of '{reference.id}' cannot be loaded by diffusers alone",
         "the student would come with the same parts: check that they are complete and belong together",
     ):
-        whole = load_whole(folder, teacher, teacher.precision)
+        whole = load_whole(folder, teacher, teacher.precision, progress)
     with _refused(
         f"the pipeline of '{reference.id}' loads but does not draw, by {type(whole).__name__} of diffusers alone",
         "the student's would fail alike: check that scheduler, autoencoder and encoders belong to this denoiser",

@@ -47,8 +47,8 @@ class Footprint:
 
     @property
     def apart(self) -> int:
-        """The peak with the teacher's layers left on disk."""
-        return self.layer + max(self.encoders, self.beside)
+        """The peak with the teacher's layers, and those of encoders that do not fit by themselves, left on disk."""
+        return self.layer + self.beside
 
     @property
     def beside(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from diffcompress.pipeline.trace import trace
 from diffcompress.pipeline.whole import load_whole
 from diffcompress.records import fingerprints, layout
 from diffcompress.records.run_files import kept, read_header, read_tensors, write_tensors
-from diffcompress.records.scratch import scratch
+from diffcompress.records.scratch import kept_for, scratch
 from diffcompress.runtime import Progress, Runtime, free_memory, holds_bfloat16
 from diffcompress.sources.linking import link_pipeline, part_files
 from diffcompress.sources.weights import require_parts
@@ -85,7 +86,7 @@ def _encode(
 ) -> None:
     family = pipeline.family
     if whole is None or whole.dtype != _dtype(pipeline):
-        whole = _loaded(pipeline)
+        whole = _loaded(pipeline, progress)
     total = sum(len(shard) for shard in shards)
     null_file = place / _name(NULL)
     for number, prompts in enumerate(shards):
@@ -105,7 +106,7 @@ def _encode(
         torch.cuda.empty_cache()
 
 
-def _loaded(pipeline: LoadedPipeline) -> Any:
+def _loaded(pipeline: LoadedPipeline, progress: Progress) -> Any:
     """With the very files that the student will come with, whatever variant each part has."""
     reference = pipeline.reference
     assert reference.pipeline is not None
@@ -113,9 +114,10 @@ def _loaded(pipeline: LoadedPipeline) -> Any:
     reference.fetch(*others)
     require_parts(reference, [part for part in others if part.startswith(("text_encoder", "tokenizer"))])
     try:
-        with scratch("parts") as folder:
+        with contextlib.ExitStack() as held:
+            folder = held.enter_context(scratch("parts"))
             link_pipeline(reference.pipeline, others, folder, without=reference.without, borrow=True)
-            return load_whole(folder, pipeline, _dtype(pipeline))
+            return kept_for(load_whole(folder, pipeline, _dtype(pipeline), progress), held)
     except (MemoryError, torch.OutOfMemoryError, DiffCompressError):
         raise
     except Exception as error:  # of many kinds, by what is broken

@@ -8,49 +8,36 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffcompress.errors import UsageError
+from diffcompress.pipeline.encoders import load_encoders
 from diffcompress.pipeline.load import LoadedPipeline
+from diffcompress.runtime import Progress
 from diffcompress.sources.linking import unlist
-from diffcompress.sources.model_index import parts_of, read_config
 
 
-def load_whole(folder: Path, pipeline: LoadedPipeline, dtype: torch.dtype) -> Any:
+def load_whole(folder: Path, pipeline: LoadedPipeline, dtype: torch.dtype, progress: Progress) -> Any:
     """The diffusers pipeline of `folder` with the denoiser of `pipeline`, which is taken off the folder's index for it;
-    the other parts in `dtype`, all on its device.
+    the other parts in `dtype`, to be called on its device, as `load_encoders` says.
 
-    Raises UsageError for an encoder that is not whole: transformers would fill it up with noise; and what diffusers and
-    transformers raise, of many kinds.
+    Raises UsageError for an encoder that is not whole, and what diffusers and transformers raise, of many kinds.
     """
     from diffusers import DiffusionPipeline
 
     name = pipeline.family.subfolder
     unlist(folder, name)
     given: dict[str, Any] = {name: pipeline.denoiser, "torch_dtype": dtype}
-    given |= dict.fromkeys(pipeline.reference.left_out) | _encoders(folder, pipeline.reference.id, dtype)
+    encoders = load_encoders(folder, pipeline.reference.id, dtype, pipeline.device, progress)
+    given |= dict.fromkeys(pipeline.reference.left_out) | encoders
     whole = DiffusionPipeline.from_pretrained(folder, **given)
-    for part in whole.components.values():
-        if isinstance(part, nn.Module) and part is not pipeline.denoiser:
-            part.to(pipeline.device)
+    for part, model in whole.components.items():
+        if isinstance(model, nn.Module) and part != name and part not in encoders:
+            model.to(pipeline.device)
+    if any(next(model.parameters()).is_meta for model in encoders.values()):
+        whole.__class__ = _on(type(whole), pipeline.device)
     return whole
 
 
-def _encoders(folder: Path, of: str, dtype: torch.dtype) -> dict[str, Any]:
-    """The parts of a pipeline that transformers loads, by name."""
-    index = read_config(folder / "model_index.json")
-    wanted = {part: index[part][1] for part in parts_of(index) if index[part][0] == "transformers"}
-    if not wanted:
-        return {}
-    import transformers
-
-    found: dict[str, Any] = {}
-    for part, class_name in wanted.items():
-        cls = getattr(transformers, str(class_name), None)
-        if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
-            loaded: Any = cls.from_pretrained(folder / part, torch_dtype=dtype, output_loading_info=True)
-            found[part], told = loaded
-            if lacking := sorted(told["missing_keys"]):
-                raise UsageError(
-                    f"the {part} of '{of}' is not whole: it lacks {len(lacking)} tensor(s), first {lacking[0]}",
-                    "bring its complete weights into the pipeline: transformers would fill it up with noise",
-                )
-    return found
+def _on(cls: type, device: torch.device) -> type:
+    """A pipeline class on `device`: by itself a pipeline is where its first part lies, and layers in files lie
+    nowhere."""
+    here = property(lambda _: device)
+    return type(cls.__name__, (cls,), {"device": here, "_execution_device": here})

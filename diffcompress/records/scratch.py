@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -26,6 +28,15 @@ def scratch(purpose: str) -> Iterator[Path]:
             inside = Path(folder) / purpose
             inside.mkdir()
             yield inside
+
+
+Owner = TypeVar("Owner")
+
+
+def kept_for(owner: Owner, held: contextlib.ExitStack) -> Owner:
+    """`owner`, with what `held` holds there as long as it is: it reads from it."""
+    weakref.finalize(owner, held.pop_all().close)
+    return owner
 
 
 def _clean() -> None:

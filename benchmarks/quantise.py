@@ -7,6 +7,7 @@ machine do not count. Resumable: students by their run folders, scores by one JS
 line each in WORK/results.jsonl.
 
     python benchmarks/quantise.py --teacher demo --steps 600
+    python benchmarks/quantise.py --teacher wide16 --ratio 0.0625 0.125 0.25 0.5
     python benchmarks/quantise.py --table
 """
 
@@ -26,7 +27,7 @@ from optimum.quanto import QTensor, freeze, qint4, qint8, quantize
 from torch import Tensor, nn
 
 import diffcompress
-from benchmarks import runs
+from benchmarks import runs, shape_teachers
 from diffcompress import runtime as runtimes
 from diffcompress.errors import DoesNotFitError
 from diffcompress.evaluation.score import evaluate_pipeline
@@ -113,10 +114,11 @@ def run(options: argparse.Namespace, teacher: str, results: Path) -> None:
     work = runs.folder_of(options.work, teacher)
     sets = (f"stages.0.num_steps={options.steps // 14}", f"stages.1.num_steps={options.steps - options.steps // 14}")
     testbed: Testbed | None = None
+    recipe = "demo" if teacher in shape_teachers.CONFIGS else None
     for ratio in options.ratio:
         try:
             made = diffcompress.shrink(
-                teacher, ratio=ratio, seed=options.seed, output=work / f"{ratio:g}-{options.seed}", shared=work,
+                shape_teachers.place_of(teacher), recipe=recipe, ratio=ratio, seed=options.seed, output=work / f"{ratio:g}-{options.seed}", shared=work,
                 overrides=(*sets, *options.set), device="cpu",
             )  # fmt: skip
         except DoesNotFitError as error:
@@ -137,11 +139,12 @@ def run(options: argparse.Namespace, teacher: str, results: Path) -> None:
 
 def prepared(teacher: str, options: argparse.Namespace, work: Path) -> Testbed:
     runtime, progress = runtimes.start("cpu"), Progress()
-    loaded = fetched(resolve(teacher), runtime, progress)
+    loaded = fetched(resolve(shape_teachers.place_of(teacher)), runtime, progress)
     asked = EvaluateOptions(
         teacher, teacher=teacher, num_samples=options.num_samples, sampler_steps=options.sampler_steps
     )
-    return prepare(runtime, loaded, loaded, None, asked, work / "scores", progress)
+    testbed = prepare(runtime, loaded, loaded, None, asked, work / "scores", progress)
+    return replace(testbed, space=shape_teachers.space(teacher)) if teacher in shape_teachers.CONFIGS else testbed
 
 
 def rows(results: Path) -> list[dict[str, Any]]:

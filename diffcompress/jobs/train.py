@@ -30,7 +30,7 @@ from diffcompress.records.run_files import (
 )
 from diffcompress.records.run_folder import read_recipe
 from diffcompress.report.sheets import write_sheet
-from diffcompress.training import budget, micro, trackers
+from diffcompress.training import budget, compiling, micro, trackers
 from diffcompress.training.ema import Ema
 from diffcompress.training.objective import Trainee, freeze_unused, make_adapters
 from diffcompress.training.optim import Optimizer, rate_share
@@ -69,6 +69,8 @@ def train(run: Run, start: ModelMixin, bank: Bank, *, look: Look | None = None) 
     trained = trainee(run, start)
     recipe = _settled(run, trained, bank)
     _recomputing(trained, recipe.training)
+    if recipe.training.compile:
+        _compiled(run, recipe, trained)
     bank = _grown(run, recipe, bank)
     job = training_job(run, recipe, trained, bank, look=look)
     folders = [run.folder.stage(index, stage.name) for index, stage in enumerate(recipe.stages)]
@@ -148,6 +150,9 @@ def _settled(run: Run, trainee: Trainee, bank: Bank) -> Recipe:
     if (share := rate_share(recipe.training, run.plan.requested_ratio)) < 1:
         rate, tuned = recipe.training.learning_rate, recipe.training.tuned_ratio
         run.progress.note(f"learning rate {share * rate:.2g}: the recipe's {rate:g} is for students of up to {tuned:g}")
+    asked = recipe.training.compile
+    found = _compiled(run, recipe, trainee) if asked else asked is None and _pays_to_compile(run, recipe, trainee, bank)
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"compile": found})})
     if (max_time := run.request.asked.max_time) is not None:
         recipe = budget.fit_steps(training_job(run, recipe, trainee, bank), max_time)
         run.progress.note(f"{recipe.num_steps} steps fit into {max_time:g} s of training")
@@ -217,6 +222,35 @@ def _fitted(run: Run, trainee: Trainee) -> Recipe:
         run.progress.note(f"batches of {share} are trained in parts of {size}: what memory holds")
         section = section.model_copy(update={"micro_batch_size": size})
     return recipe.model_copy(update={"training": section})
+
+
+def _pays_to_compile(run: Run, recipe: Recipe, trainee: Trainee, bank: Bank) -> bool:
+    """Whether the student is compiled, and stays so: in a long run on a GPU, if its steps are faster then."""
+    if run.runtime.device.type not in compiling.DEVICES or trainee.adapters is not None or recipe.training.recompute:
+        return False
+    plain = budget.timed(training_job(run, recipe, trainee, bank)).step
+    expected = run.request.asked.max_time or recipe.num_steps * plain
+    if expected < compiling.LONG_ENOUGH or not _compiled(run, recipe, trainee):
+        return False
+    share = budget.timed(training_job(run, recipe, trainee, bank)).step / plain
+    run.progress.note(f"a step of the compiled student takes {share:.2f} times as long")
+    if share > compiling.WORTH:
+        compiling.leave(trainee)
+    return share <= compiling.WORTH
+
+
+def _compiled(run: Run, recipe: Recipe, trainee: Trainee) -> bool:
+    """Compile the student, in all processes or in none; told where it cannot be."""
+    runtime, section = run.runtime, recipe.training
+    rows = section.micro_batch_size or len(range(section.batch_size)[runtime.share(section.batch_size)])
+    step = micro.example_step(trainee, run.teacher, recipe.stages[-1])
+    why_not = compiling.compile_student(trainee, partial(step, rows))
+    failed = runtime.accelerator.gather(torch.tensor([int(why_not is not None)], device=runtime.device))
+    if why_not is not None:
+        run.progress.note(f"the student trains as it is, not compiled: {why_not}")
+    elif failed.any():
+        compiling.leave(trainee)
+    return not failed.any()
 
 
 def _recomputing(trainee: Trainee, section: TrainingSection) -> None:

@@ -17,7 +17,7 @@ class Section(BaseModel):
     @classmethod
     def _no_yes_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """pydantic would take true for 1."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation not in (bool, bool | None):
             raise ValueError("Input should be no true or false")
         return value
 
@@ -157,6 +157,11 @@ class TrainingSection(Section):
         False,
         description="compute the student's activations again for the backward pass: less memory, more time; true by "
         "itself where one sample's step does not fit otherwise",
+    )
+    compile: bool | None = Field(
+        None,
+        description="compile the student's forward and backward pass; null: on a GPU, where a run is long enough to "
+        "pay for it and a few steps are faster so",
     )
     optimizer: Literal["muon", "adamw"] = Field(
         "muon", description="muon: orthogonal steps for matrices and AdamW for the rest; adamw: for all, as published"

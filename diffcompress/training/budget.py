@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import torch
 
@@ -15,11 +16,18 @@ WARMUP_STEPS, TIMED_STEPS = 2, 6
 TRAINING_SHARE = 0.93
 
 
-def fit_steps(job: Job, seconds: float) -> Recipe:
-    """The recipe with `num_steps` scaled so that all stages together take about `seconds`, stages in proportion.
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one step, all stages as they are mixed, and of the teacher's predictions for one batch."""
 
-    Times a few real steps of every stage, and the teacher's share of a step; the student's weights are put back, the
-    rest of the job is used up. At least one step per stage. Every process returns the same recipe.
+    step: float
+    teacher: float
+
+
+def timed(job: Job) -> Timing:
+    """From a few real steps of every stage, the slowest process's.
+
+    The student's weights are put back, the rest of the job is used up.
     """
     recipe, runtime, model, targets = job.recipe, job.runtime, job.state.model, job.targets
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -37,11 +45,18 @@ def fit_steps(job: Job, seconds: float) -> Recipe:
         total += stage.num_steps * (time.monotonic() - started) / TIMED_STEPS
     model.load_state_dict(before)
     measured = torch.tensor([total / max(1, recipe.num_steps), teacher_seconds], device=runtime.device)
-    step_seconds, teacher_seconds = runtime.accelerator.gather(measured[None]).amax(0).tolist()
-    section = targets.section
-    free_steps = targets.bank.num_trajectory * section.reuse / targets.batch_size
-    num_steps = fitting(TRAINING_SHARE * seconds, step_seconds, teacher_seconds, section, free_steps)
-    return scaled(recipe, num_steps)
+    return Timing(*runtime.accelerator.gather(measured[None]).amax(0).tolist())
+
+
+def fit_steps(job: Job, seconds: float) -> Recipe:
+    """The recipe with `num_steps` scaled so that all stages together take about `seconds`, stages in proportion.
+
+    As `timed` says. At least one step per stage. Every process returns the same recipe.
+    """
+    timing, targets = timed(job), job.targets
+    free_steps = targets.bank.num_trajectory * targets.section.reuse / targets.batch_size
+    num_steps = fitting(TRAINING_SHARE * seconds, timing.step, timing.teacher, targets.section, free_steps)
+    return scaled(job.recipe, num_steps)
 
 
 def scaled(recipe: Recipe, num_steps: float) -> Recipe:

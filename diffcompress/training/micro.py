@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +56,12 @@ def fit(trainee: Trainee, teacher: LoadedPipeline, stage: StageSection, device: 
 
 def _need(trainee: nn.Module, teacher: LoadedPipeline, stage: StageSection, device: torch.device) -> Need:
     """What a step takes beside weights and their gradients."""
+    with gradients(trainee):
+        return Need.of(example_step(trainee, teacher, stage), device)
+
+
+def example_step(trainee: nn.Module, teacher: LoadedPipeline, stage: StageSection) -> Callable[[int], None]:
+    """Forward and backward pass of so many examples, whose gradients stay."""
     with torch.no_grad():
         channels = trainee(*_example(teacher, 1))[0].shape[1]
 
@@ -65,8 +71,7 @@ def _need(trainee: nn.Module, teacher: LoadedPipeline, stage: StageSection, devi
         batch = Batch(noisy, timestep, prediction, torch.zeros_like(noisy), conditioning)
         step_losses(trainee, teacher, batch, stage, lambda value: value)[0].backward()
 
-    with gradients(trainee):
-        return Need.of(step, device)
+    return step
 
 
 def _example(teacher: LoadedPipeline, rows: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

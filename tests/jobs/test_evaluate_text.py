@@ -17,12 +17,12 @@ from diffcompress.errors import UsageError
 from diffcompress.families import registry
 from diffcompress.jobs.evaluate import evaluate
 from diffcompress.pipeline.left_out import leave_out
-from diffcompress.runtime import Progress
 from diffcompress.sources.resolve import resolve
 from diffcompress.sources.weights import fingerprint, weight_files
 from tests.evaluation.test_spaces import clip, dino
 from tests.families import pipe_sd3
 from tests.families.pipe_stable_diffusion import pipeline
+from tests.telling import Told
 
 __all__ = ["clip", "dino"]
 COMMIT = "0" * 40
@@ -142,16 +142,6 @@ def test_captioned_images_are_prompts_and_reference(root, clip, tmp_path):
 def test_prompts_for_a_model_without_text_are_refused(root, tmp_path):
     with pytest.raises(UsageError, match="'demo' takes no text"):
         evaluate("demo", prompts=str(root / "prompts.txt"), output=tmp_path / "out", **FAST)
-
-
-class Told(Progress):
-    """Keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def test_a_teacher_is_asked_without_what_its_student_was_made_without(tmp_path):

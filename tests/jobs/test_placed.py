@@ -13,27 +13,13 @@ from safetensors.torch import load_file
 
 import diffcompress
 from diffcompress.records.run_folder import RunFolder
-from diffcompress.runtime import Progress
 from tests import tiny
 from tests.families import pipe_flux, pipe_sd3
 from tests.jobs.tiny_teacher import save_teacher
+from tests.telling import Told
 
 SHORT = (*tiny.SHORTEST, "training.micro_batch_size=1", "training.recompute=false")
 LITTLE = 1000
-
-
-class Heard(Progress):
-    """Keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 def unet(folder: Path) -> str:
@@ -66,7 +52,7 @@ def flux(folder: Path) -> str:
 )
 def test_a_teacher_that_memory_does_not_hold_has_the_same_student(tmp_path, monkeypatch, save, ratio, more):
     """Once all memory is free when it is loaded and next to nothing thereafter, once from the beginning."""
-    part, heard, banks, students = save(tmp_path / "teacher"), Heard(), [], []
+    part, heard, banks, students = save(tmp_path / "teacher"), Told(), [], []
     for name, first in (("whole", 2**40), ("placed", LITTLE)):
         run, free = RunFolder(tmp_path / name), iter([first])
         monkeypatch.setattr(

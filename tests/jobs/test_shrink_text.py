@@ -22,9 +22,9 @@ from diffcompress.records.provenance import Provenance
 from diffcompress.records.run_files import read_json
 from diffcompress.records.run_folder import RunFolder
 from diffcompress.report.card import usage
-from diffcompress.runtime import Progress
 from tests import tiny
 from tests.families import pipe_dit, pipe_pixart, pipe_sd3
+from tests.telling import Told
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 SHORT = (*tiny.SHORTEST, "student.importance=magnitude")
@@ -35,16 +35,6 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("text") / "teacher"
     pipe_pixart.pipeline().save_pretrained(folder)
     return str(folder)
-
-
-class Told(Progress):
-    """Keeps what it was warned of."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 def images(folder: Path, captions: list[str | None]) -> str:

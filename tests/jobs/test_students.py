@@ -14,16 +14,7 @@ from diffcompress.runtime import Progress, start
 from diffcompress.sources.resolve import resolve
 from diffcompress.student.plan import plan
 from tests import tiny
-
-
-class Heard(Progress):
-    """Keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
+from tests.telling import Told
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -35,7 +26,7 @@ def test_a_teacher_whose_gradients_are_not_finite_is_ranked_by_magnitude_and_tha
         denoiser = copy.deepcopy(teacher.denoiser)
         denoiser.mid_block.register_full_backward_hook(lambda _m, given, _o: tuple(g * torch.inf for g in given))
         teacher = replace(teacher, denoiser=denoiser)
-    student_plan, heard = plan(teacher.family, teacher.config, ratio=0.3), Heard()
+    student_plan, heard = plan(teacher.family, teacher.config, ratio=0.3), Told()
     by_magnitude = recipe.model_copy(update={"student": recipe.student.model_copy(update={"importance": "magnitude"})})
     ranked = initial_student(teacher, student_plan, recipe, bank, progress=heard).state_dict()
     magnitude = initial_student(teacher, student_plan, by_magnitude, bank).state_dict()

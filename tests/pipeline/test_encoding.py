@@ -27,6 +27,7 @@ from diffcompress.records.run_files import read_json, write_json
 from diffcompress.runtime import Progress
 from diffcompress.sources.resolve import resolve
 from tests.families.tiny_text import clip_text
+from tests.telling import Told
 
 PROMPTS = [*("ab" * (1 + number % 3) for number in range(SHARD_SIZE)), "a much longer one", "b"]
 
@@ -67,16 +68,6 @@ def test_rows_are_what_the_pipeline_makes_of_its_prompts(name: str, tmp_path: Pa
         assert torch.equal(again.rows(everything)[key], value)
 
 
-class Warned(Progress):
-    """Keeps what it was warned of."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-
 @pytest.mark.parametrize(("name", "most"), [("pipe_stable_diffusion", 10), ("pipe_sd3", None)])
 def test_prompts_that_are_cut_are_told(name: str, most: int | None, tmp_path: Path) -> None:
     """Of Stable Diffusion 3 one of three encoders reads on where the others stop."""
@@ -84,7 +75,7 @@ def test_prompts_that_are_cut_are_told(name: str, most: int | None, tmp_path: Pa
     teacher, runtime = load(resolve(str(tmp_path / "teacher"))), runtimes.start("cpu")
     texts = ["abcdefghij" * 2 + f"{number:02d}" for number in range(SHARD_SIZE + 1)] + ["ab"]
     for _ in range(2):  # encoded, then read
-        told = Warned()
+        told = Told()
         found = with_prompts(teacher, texts, tmp_path / "conditions", runtime, told).conditions
         assert list(found.warnings) == told.warnings
         if most is None:
@@ -94,7 +85,7 @@ def test_prompts_that_are_cut_are_told(name: str, most: int | None, tmp_path: Pa
             assert texts[0] in told.warnings[0]
             assert told.warnings[0].endswith(": 17 of them became equal to others")
     different = ["abcdefghij"[number:] * 3 for number in range(4)]
-    told = Warned()
+    told = Told()
     with_prompts(teacher, different, tmp_path / "conditions", runtime, told)
     assert [text.endswith(": none of them became equal to another") for text in told.warnings] == [True] * bool(most)
 
@@ -109,7 +100,7 @@ def test_a_damaged_file_of_prompts_is_encoded_again_alone(name: str, tmp_path: P
     stamps = {file: file.stat().st_mtime_ns for file in before}
     (file,) = (file for file in before if file.stem == name)
     file.write_bytes(before[file][:-2] + b"xx")
-    told = Warned()
+    told = Told()
     with_prompts(teacher, texts, tmp_path / "conditions", runtime, told)
     assert [text.startswith(f"{file} is damaged: its checksum") for text in told.warnings] == [True]
     assert {file: file.read_bytes() for file in before} == before
@@ -194,16 +185,6 @@ def test_broken_text_parts_are_refused(tmp_path: Path, broken: Callable[[Path], 
         with_prompts(teacher, ["a"], tmp_path / "conditions", runtimes.start("cpu"), Progress())
 
 
-class Noted(Progress):
-    """Keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
 @pytest.mark.parametrize("name", ["pipe_sd3", "pipe_flux", "pipe_stable_diffusion", "pipe_z_image"])
 def test_encoders_that_memory_does_not_hold_say_the_same_from_their_files(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -213,7 +194,7 @@ def test_encoders_that_memory_does_not_hold_say_the_same_from_their_files(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
     plain = with_prompts(load(reference), PROMPTS, tmp_path / "plain", runtime, Progress()).conditions
-    told, teacher = Noted(), load(reference)
+    told, teacher = Told(), load(reference)
     available = types.SimpleNamespace(available=2000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: available)
     if name == "pipe_sd3":  # as a run does: what was tried before the run encodes

@@ -14,22 +14,13 @@ from diffcompress.families import registry
 from diffcompress.families.base import complete
 from diffcompress.pipeline import precision
 from diffcompress.pipeline.load import load
-from diffcompress.runtime import Progress, exact_float32
+from diffcompress.runtime import exact_float32
 from diffcompress.sources.resolve import resolve
 from diffcompress.student.size import build
 from tests import tiny
+from tests.telling import Told
 
 GPU, CPU, MPS = torch.device("cuda"), torch.device("cpu"), torch.device("mps")
-
-
-class Heard(Progress):
-    """Keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 @pytest.fixture
@@ -65,7 +56,7 @@ def test_a_cpu_computes_in_float32(tmp_path):
 
 
 def test_a_teacher_in_half_precision_says_nearly_the_same_in_float32(tmp_path, halves):
-    place, heard = resolve(str(tiny.save_pipeline(tmp_path, num_classes=3))), Heard()
+    place, heard = resolve(str(tiny.save_pipeline(tmp_path, num_classes=3))), Told()
     half = load(place, progress=heard)
     whole = load(place, precision=torch.float32)
     assert half.precision == torch.bfloat16 and whole.precision == torch.float32 and not heard.warnings
@@ -85,7 +76,7 @@ def test_a_teacher_that_rounding_changes_computes_in_float32_and_that_is_told(tm
             value.mul_(100 if name.endswith("to_q.weight") else 10 if name.endswith("to_v.weight") else 1)
     place = tiny.save_pipeline(tmp_path / "teacher")
     denoiser.save_pretrained(place / "unet")
-    heard = Heard()
+    heard = Told()
     teacher = load(resolve(str(place)), progress=heard)
     assert teacher.precision == torch.float32
     assert len(heard.warnings) == 1 and "computes in float32: in bfloat16 its predictions" in heard.warnings[0]

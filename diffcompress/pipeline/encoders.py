@@ -37,7 +37,8 @@ def load_encoders(
         needed, free = _bytes(cls, folder / part, dtype), free_memory(device)
         placed = needed > SHARE * free and device.type in ("cpu", "cuda")
         where = _where(device, folder) if placed else {}
-        model, told = cls.from_pretrained(folder / part, torch_dtype=dtype, output_loading_info=True, **where)
+        loaded: Any = cls.from_pretrained(folder / part, torch_dtype=dtype, output_loading_info=True, **where)
+        model, told = loaded
         if lacking := sorted(told["missing_keys"]):
             raise UsageError(
                 f"the {part} of '{of}' is not whole: it lacks {len(lacking)} tensor(s), first {lacking[0]}",

@@ -102,8 +102,9 @@ class Judge:
             return
         seconds, before = self.seconds, time.monotonic()
         values = self.scores(student, num_samples=CURVE_SAMPLES)
-        distance, agreement = values[f"fd_{self.space.name}"].value, values["agreement"].value
-        self.curve.append({"step": step, "seconds": seconds, "fd_demo": distance, "agreement": agreement})
+        names = {"fd_demo": f"fd_{self.space.name}", "agreement": "agreement", "paired_distance": "paired_distance"}
+        scores = {name: values[metric].value for name, metric in names.items() if metric in values}
+        self.curve.append({"step": step, "seconds": seconds, **scores})
         self.paused += time.monotonic() - before
 
 

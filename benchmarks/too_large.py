@@ -5,6 +5,7 @@ weights. Then `plan`, and `shrink` until its student has taken its steps: bank, 
 evaluation is not waited for. What it says is noise; what it takes of time and memory is not.
 
     python benchmarks/too_large.py tests/teachers/sd3-medium.json tests/teachers/flux1-dev.json
+    python benchmarks/too_large.py tests/teachers/sd3-medium.json --t5
 """
 
 import argparse
@@ -21,13 +22,23 @@ from pathlib import Path
 import psutil
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import T5Config, T5EncoderModel
 
 from diffcompress.families import registry
 from diffcompress.families.base import complete
 from diffcompress.student.size import build
 from tests.families import pipe_flux, pipe_sd3
 
+T5_XXL = {
+    "d_model": 4096,
+    "d_ff": 10240,
+    "d_kv": 64,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+}
 SHARD_BYTES, POOL = 2 << 30, 1 << 24
 # Latents of 8 x 8 and prompts of 16 tokens: at 128 x 128 a call of the larger teacher takes a CPU most of an hour.
 SETTINGS = {
@@ -70,36 +81,55 @@ def tensors(shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
         yield name, piece.reshape(shape).contiguous()
 
 
-def write(folder: Path, config: dict) -> int:
+def write_denoiser(folder: Path, config: dict) -> int:
     """The denoiser of `config` into `folder`; returns its bytes."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     family = registry.find(config["_class_name"])
-    model = build(family, complete(family.class_name, config), "meta")
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    return write(folder, "diffusion_pytorch_model", build(family, complete(family.class_name, config), "meta"))
+
+
+def write_t5(folder: Path) -> int:
+    """The text encoder of Stable Diffusion 3 and Flux in its published size into `folder`; returns its bytes."""
+    shutil.rmtree(folder)
+    config = T5Config(**T5_XXL)
+    config.architectures = ["T5EncoderModel"]
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        model = T5EncoderModel(config)
+    return write(folder, "model", model)
+
+
+def write(folder: Path, stem: str, model: nn.Module) -> int:
+    """Random weights for `model`, which is on the meta device, in shards; returns their bytes."""
+    twice = getattr(model, "_tied_weights_keys", None) or ()
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in twice}
     total = 2 * sum(map(math.prod, shapes.values()))
     count, index, shard, done = -(-total // SHARD_BYTES), dict[str, str](), dict[str, Tensor](), 0
     for name, value in tensors(shapes):
         number = done * count // total
         shard[name], done = value, done + value.nbytes
         if done * count // total > number:  # the next one begins in another shard
-            file = f"diffusion_pytorch_model-{number + 1:05d}-of-{count:05d}.safetensors"
+            file = f"{stem}-{number + 1:05d}-of-{count:05d}.safetensors"
             save_file(shard, folder / file, {"format": "pt"})
             index.update(dict.fromkeys(shard, file))
             shard.clear()
     told = {"metadata": {"total_size": total}, "weight_map": index}
-    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(told))
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(told))
     return total
 
 
-def pipeline(folder: Path, config: dict) -> int:
-    """A whole pipeline with small parts around the denoiser of `config`; returns the bytes of that one."""
+def pipeline(folder: Path, config: dict, *, t5: bool) -> int:
+    """A whole pipeline with small parts around the denoiser of `config`; returns the bytes of that one. t5: its T5 is
+    of the published size."""
     sizes = ("joint_attention_dim", "pooled_projection_dim", "in_channels")
     changes = {name: config[name] for name in sizes}
     around = pipe_flux if config["_class_name"].startswith("Flux") else pipe_sd3
     around.pipeline(**changes).save_pretrained(folder)
     shutil.rmtree(folder / "transformer")
-    return write(folder / "transformer", config)
+    if t5:
+        write_t5(folder / ("text_encoder_2" if around is pipe_flux else "text_encoder_3"))
+    return write_denoiser(folder / "transformer", config)
 
 
 def resident(pid: int) -> dict[str, int]:
@@ -129,6 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", type=Path, nargs="+", help="of denoisers of Stable Diffusion 3 and Flux")
     parser.add_argument("--ratio", default="0.01")
+    parser.add_argument("--t5", action="store_true", help="with the text encoder's published size")
     parser.add_argument("--memory", type=float, default=10e9, help="bytes that the run may think it has")
     parser.add_argument("--work", type=Path, default=Path("build/too-large"))
     options = parser.parse_args()
@@ -136,7 +167,7 @@ def main() -> None:
         work = options.work / config.stem
         shutil.rmtree(work, ignore_errors=True)
         started = time.monotonic()
-        size = pipeline(work / "teacher", json.loads(config.read_text()))
+        size = pipeline(work / "teacher", json.loads(config.read_text()), t5=options.t5)
         written = time.monotonic()
         sets = [text for key, value in SETTINGS.items() for text in ("--set", f"{key}={value}")]
         arguments = [str(work / "teacher"), "--ratio", options.ratio, *sets]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def load_encoders(
         return {}
     import transformers
 
+    logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)  # the note below says what it would
     found: dict[str, Any] = {}
     for part, class_name in wanted.items():
         cls = getattr(transformers, str(class_name), None)

@@ -18,9 +18,12 @@ from diffcompress.noise import NoiseProcess
 from diffcompress.recipe import StudentSection
 from diffcompress.sources import original_shapes
 from diffcompress.student import adapters, costs
-from diffcompress.student.search import TOLERANCE, Candidate, Search
+from diffcompress.student.search import MOST_WORK, TOLERANCE, Candidate, Search
 from diffcompress.student.size import file_bytes
 from diffcompress.student.stack_search import KEPT_TOLERANCE, StackSearch
+
+# How often a search aims lower for a student that works too much.
+ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -111,16 +114,50 @@ def _shape(
     asked = target / teacher_params
     if family.kind == "transformer":
         return _plan_stack(family, config, variants, target, teacher_params)
+    search = Search(family, config, variants, target, asked, section.widths)
     found: list[Candidate] = []
-    for candidates in Search(family, config, variants, target, asked, section.widths).candidates():
+    for candidates in search.candidates():
         found.extend(candidates)
-        for candidate in sorted(candidates, key=lambda c: c.cost):
-            student = _verified(family, config, candidate, teacher_params, asked) if candidate.fits else None
-            if student is not None:
-                return student
+        student = _first(family, config, candidates, teacher_params, asked)
+        if student is not None:
+            return _fast(family, config, search, student)
     nearest = min(found, key=lambda candidate: abs(candidate.error))
     limit = f"at least {section.channels_per_group} channel(s) per norm group"
     raise _does_not_fit(asked, target, nearest, teacher_params, limit, nearest.error > 0)
+
+
+def _first(
+    family: Family, config: Config, candidates: list[Candidate], teacher_params: int, asked: float
+) -> StudentPlan | None:
+    """The best of `candidates` that is what it seems."""
+    for candidate in sorted(candidates, key=lambda c: c.cost):
+        student = _verified(family, config, candidate, teacher_params, asked) if candidate.fits else None
+        if student is not None:
+            return student
+    return None
+
+
+def _fast(family: Family, config: Config, search: Search, student: StudentPlan) -> StudentPlan:
+    """`student`, or one of as many parameters that does not work more than MOST_WORK, as near to it as there is one.
+
+    What attention does at each pair of positions the search does not know: it aims lower until that fits, too.
+    """
+    for _ in range(ATTEMPTS if search.widths == "balanced" else 0):
+        work = _work(family, config, student)
+        if work <= MOST_WORK:
+            break
+        search = search.aiming_lower(student.choice, work)
+        other = _first(family, config, next(search.candidates()), student.teacher_params, student.requested_ratio)
+        if other is None:
+            break
+        student = other
+    return student
+
+
+def _work(family: Family, config: Config, student: StudentPlan) -> float:
+    """The share of the teacher's multiply-accumulates over that of its parameters."""
+    own, whole = (costs.count(family, one).macs for one in (student.config, config))
+    return own / whole / student.ratio
 
 
 def _plan_stack(

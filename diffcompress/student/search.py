@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -26,8 +26,9 @@ TOLERANCE = 0.01
 DEPTH_FIRST = 0.35
 # Of shares of the parameters by resolution: a level's falls with the root of its side.
 TILT = -0.25
-# A student's multiply-accumulates are at most so many times its parameters, each in shares of the teacher's.
-MOST_WORK = 7.0
+# A student's multiply-accumulates are at most so many times its parameters, each in shares of the teacher's. The search
+# knows those of convolutions and linear layers alone, and aims a little lower.
+MOST_WORK, AIM = 8.0, 7.0
 # Rounds of the fixed point that finds the ideal widths, and how much of the way each goes.
 ROUNDS, DAMPING = 60, 0.35
 Depth = tuple[tuple[str, int], ...]
@@ -50,7 +51,8 @@ class Candidate:
 class Search:
     """Students of `config` with `target` parameters, a share `ratio` of the teacher's.
 
-    widths: "balanced" over the resolutions, or "proportional", one share of all of the teacher's widths.
+    widths: "balanced" over the resolutions, or "proportional", one share of all of the teacher's widths; work: what is
+    aimed at, see MOST_WORK.
     """
 
     family: Family
@@ -59,6 +61,7 @@ class Search:
     target: float
     ratio: float
     widths: Literal["balanced", "proportional"] = "balanced"
+    work: float = AIM
     polynomials: dict[Depth, list[SizePolynomial]] = field(default_factory=dict)
     ideals: dict[Depth, np.ndarray] = field(default_factory=dict)
 
@@ -172,7 +175,15 @@ class Search:
         *parts, _ = self._polynomials(depth)
         pixels = [float(np.mean([0.25**level for level in knob.levels])) for knob in _widths(self.variants[-1])]
         done = sum(part(points) * share for part, share in zip(parts, pixels, strict=True))
-        return np.asarray(done / (MOST_WORK * self.ratio * np.dot(self._teacher_parts, pixels)))
+        return np.asarray(done / (self.work * self.ratio * np.dot(self._teacher_parts, pixels)))
+
+    def aiming_lower(self, choice: dict[str, int], work: float) -> Search:
+        """The search that should find a student of less than MOST_WORK, where the student of `choice` turned out to do `work`."""
+        variant = self.variants[-1]
+        depth = tuple((knob.name, choice[knob.name]) for knob in variant.knobs if knob.kind in ("depth", "inner"))
+        point = np.array([[choice[knob.name] for knob in _moving(variant)]])
+        known = self.work * self._work(depth, point)[0]
+        return replace(self, work=min(self.work, known) * AIM / work, ideals={})
 
     @functools.cached_property
     def _teacher_parts(self) -> list[int]:

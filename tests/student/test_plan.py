@@ -230,6 +230,25 @@ def test_targets_that_make_no_sense(asked):
         plan(FAMILY, tiny.DEMO, **asked)
 
 
+def test_attention_at_fine_resolutions_counts_as_work():
+    """It grows with the square of the positions, which no polynomial of the search knows."""
+    family, blocks = registry.find("UNet2DConditionModel"), ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
+    teacher = {
+        "sample_size": 128,
+        "block_out_channels": (32, 64, 128),
+        "layers_per_block": 1,
+        "down_block_types": (*blocks, "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", *(block.replace("Down", "Up") for block in blocks)),
+        "cross_attention_dim": 64,
+        "attention_head_dim": 4,
+        "norm_num_groups": 8,
+    }
+    found = plan(family, teacher, ratio=0.03)
+    cost, whole = costs.count(family, found.config), costs.count(family, found.teacher_config)
+    assert cost.macs / whole.macs <= 8 * found.ratio
+    assert abs(found.ratio / 0.03 - 1) <= 0.01
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

@@ -33,8 +33,9 @@ from diffcompress.records.run_folder import RunFolder
 from diffcompress.runtime import computes_bfloat16, dtype_name, free_memory, synchronise
 from diffcompress.sources.resolve import resolve
 from diffcompress.student import costs
-from diffcompress.student.plan import StudentPlan, plan
+from diffcompress.student.plan import plan
 from diffcompress.student.size import build
+from diffcompress.student.student_plan import StudentPlan
 from diffcompress.training import micro
 from diffcompress.training.stage import Job, update
 

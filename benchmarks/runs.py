@@ -15,7 +15,8 @@ from diffcompress.records.request import ShrinkOptions
 from diffcompress.records.run_folder import RunFolder
 from diffcompress.runtime import Progress
 from diffcompress.student import costs
-from diffcompress.student.plan import StudentPlan, plan
+from diffcompress.student.plan import plan
+from diffcompress.student.student_plan import StudentPlan
 
 
 def run_for(

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -30,7 +31,7 @@ from diffcompress.families.base import complete
 from diffcompress.student.size import build
 from tests.families import pipe_flux, pipe_sd3
 
-T5_XXL = {
+T5_XXL: dict[str, Any] = {
     "d_model": 4096,
     "d_ff": 10240,
     "d_kv": 64,

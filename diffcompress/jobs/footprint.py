@@ -16,8 +16,8 @@ from diffcompress.memory import SHARE, Need
 from diffcompress.recipe import TrainingSection
 from diffcompress.sources.reference import Reference
 from diffcompress.student import costs
-from diffcompress.student.plan import StudentPlan
 from diffcompress.student.size import build
+from diffcompress.student.student_plan import StudentPlan
 from diffcompress.training import optim
 
 # Of what activations take in float32, what they take under bfloat16 autocast, which keeps norms in float32.

@@ -28,7 +28,7 @@ from diffcompress.records.protocol import Protocol
 from diffcompress.runtime import default_device
 from diffcompress.sources.reference import Reference
 from diffcompress.student import costs
-from diffcompress.student.plan import StudentPlan
+from diffcompress.student.student_plan import StudentPlan
 
 
 @dataclass(frozen=True)

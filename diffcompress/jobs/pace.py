@@ -21,8 +21,8 @@ from diffcompress.pipeline.sampling import automatic_batch_size
 from diffcompress.recipe import Recipe
 from diffcompress.runtime import seconds_of
 from diffcompress.student.costs import Costs
-from diffcompress.student.plan import StudentPlan
 from diffcompress.student.size import build
+from diffcompress.student.student_plan import StudentPlan
 from diffcompress.training import micro
 from diffcompress.training.ema import Ema
 from diffcompress.training.objective import Trainee, freeze_unused, make_adapters, step_losses

@@ -34,7 +34,7 @@ from diffcompress.sources.reference import Reference
 from diffcompress.sources.resolve import denoiser_config, resolve
 from diffcompress.student import costs
 from diffcompress.student import plan as planning
-from diffcompress.student.plan import StudentPlan
+from diffcompress.student.student_plan import StudentPlan
 
 
 @dataclass(frozen=True)

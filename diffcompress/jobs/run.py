@@ -29,7 +29,8 @@ from diffcompress.runtime import Progress, Runtime
 from diffcompress.sources.fetch import fetch
 from diffcompress.sources.licence import licence_of, unused
 from diffcompress.sources.weights import require_parts
-from diffcompress.student.plan import StudentPlan, plan
+from diffcompress.student.plan import plan
+from diffcompress.student.student_plan import StudentPlan
 from diffcompress.training import trackers
 
 

@@ -26,9 +26,9 @@ from diffcompress.recipe import Recipe
 from diffcompress.runtime import Progress
 from diffcompress.sources.weights import open_state
 from diffcompress.student.inherit import pick, start_student
-from diffcompress.student.plan import StudentPlan
 from diffcompress.student.refit import Conversion, refit
 from diffcompress.student.scores import AxisScores, magnitude_scores, rows_held, taylor_scores
+from diffcompress.student.student_plan import StudentPlan
 from diffcompress.training.state import TrainingState
 
 # Samples that layers are refitted on: fewer at once would not be of all noise levels.

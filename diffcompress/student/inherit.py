@@ -12,9 +12,9 @@ from torch import Tensor
 
 from diffcompress.families.base import Family, IndexSet, TensorRule, TensorRules
 from diffcompress.recipe import StudentSection
-from diffcompress.student.plan import StudentPlan
 from diffcompress.student.scores import AxisScores, magnitude_scores
 from diffcompress.student.size import build
+from diffcompress.student.student_plan import StudentPlan
 
 # In place of a teacher's channel, where a student has more.
 NEW = -1

@@ -178,7 +178,8 @@ class Search:
         return np.asarray(done / (self.work * self.ratio * np.dot(self._teacher_parts, pixels)))
 
     def aiming_lower(self, choice: dict[str, int], work: float) -> Search:
-        """The search that should find a student of less than MOST_WORK, where the student of `choice` turned out to do `work`."""
+        """The search that should find a student of less than MOST_WORK, where that of `choice` turned out to do
+        `work`."""
         variant = self.variants[-1]
         depth = tuple((knob.name, choice[knob.name]) for knob in variant.knobs if knob.kind in ("depth", "inner"))
         point = np.array([[choice[knob.name] for knob in _moving(variant)]])

@@ -13,8 +13,9 @@ from diffcompress.errors import DoesNotFitError
 from diffcompress.families import registry
 from diffcompress.families.base import Family
 from diffcompress.student.inherit import inherit
-from diffcompress.student.plan import StudentPlan, plan
+from diffcompress.student.plan import plan
 from diffcompress.student.size import build
+from diffcompress.student.student_plan import StudentPlan
 from diffcompress.training.objective import FeatureTap
 
 FAMILIES = pytest.mark.parametrize("family", registry.FAMILIES, ids=lambda family: family.class_name)

@@ -8,8 +8,9 @@ import pytest
 
 from diffcompress.families import registry
 from diffcompress.student.adapters import fitting, told
-from diffcompress.student.plan import StudentPlan, plan
+from diffcompress.student.plan import plan
 from diffcompress.student.size import build
+from diffcompress.student.student_plan import StudentPlan
 
 SD3 = registry.find("SD3Transformer2DModel")
 CONFIG = {**SD3.tiny_config(), "num_layers": 6, "dual_attention_layers": []}

@@ -18,7 +18,8 @@ from diffcompress.families.base import complete
 from diffcompress.families.unet2d import FAMILY
 from diffcompress.recipe import StudentSection
 from diffcompress.student import costs
-from diffcompress.student.plan import StudentPlan, plan
+from diffcompress.student.plan import plan
+from diffcompress.student.student_plan import StudentPlan
 from tests import tiny
 
 RATIOS = (0.5, 0.35, 0.25, 0.1, 0.05, 0.02, 0.016, 0.01)

@@ -11,8 +11,9 @@ from diffcompress.errors import DoesNotFitError
 from diffcompress.families import registry
 from diffcompress.families.base import Family
 from diffcompress.families.unet2d import FAMILY
-from diffcompress.student.plan import StudentPlan, plan
+from diffcompress.student.plan import plan
 from diffcompress.student.size import build, num_parameters
+from diffcompress.student.student_plan import StudentPlan
 from tests import tiny
 
 DIT = registry.find("DiTTransformer2DModel")

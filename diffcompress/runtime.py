@@ -13,6 +13,7 @@ from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from diffcompress import heartbeat
 from diffcompress.containers import memory_left
 from diffcompress.errors import RunInterrupted, RunStopped, UsageError
 
@@ -146,6 +147,7 @@ def start(device: str | None = None) -> Runtime:
     # Processes on GPUs exchange gradients by NCCL, and what hosts tell each other by Gloo.
     patient = InitProcessGroupKwargs(timeout=LONGEST_WAIT, backend="cuda:nccl,cpu:gloo" if kind == "cuda" else None)
     accelerator = Accelerator(cpu=kind == "cpu", mixed_precision="no", kwargs_handlers=[patient])
+    heartbeat.start()
     return Runtime(accelerator, StopRequest())
 
 

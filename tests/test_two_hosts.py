@@ -64,6 +64,35 @@ def _start(hosts: tuple[str, str], arguments: list[str]) -> list[subprocess.Pope
     return started
 
 
+# As the command, with a shorter patience.
+HASTY = """
+import sys
+from diffcompress import heartbeat
+from diffcompress.__main__ import main
+heartbeat.BEAT, heartbeat.SILENCE = 0.5, 8.0
+main()
+"""
+
+
+def test_a_host_without_network_ends_the_run_and_is_told(hosts: tuple[str, str], tmp_path: Path) -> None:
+    teacher = save_teacher(tmp_path / "teacher")
+    (tmp_path / "hasty.py").write_text(HASTY)
+    arguments = command(teacher, tmp_path / "run", training__checkpoint_every_seconds=0.001, stages__1__num_steps=5000)
+    log = tmp_path / "run" / "stage-2-place" / "metrics.jsonl"
+    started = _start(hosts, ["", str(tmp_path / "hasty.py"), *arguments[3:]])
+    while not log.exists() or len(log.read_text().splitlines()) < 4:
+        assert started[0].poll() is None, started[0].communicate()
+        time.sleep(0.01)
+    _ip("-n", hosts[1], "link", "set", "cable", "down")
+    try:
+        told = [process.communicate(timeout=120)[1] for process in started]
+    finally:
+        _ip("-n", hosts[1], "link", "set", "cable", "up")
+    assert "error: machine 0 has not heard of machine 1 for 8 s" in told[0]
+    assert "error: machine 1 has not heard of machine 0 for 8 s" in told[1]
+    assert all(process.returncode != 0 for process in started)
+
+
 def _ended(started: list[subprocess.Popen[str]]) -> list[str]:
     told = [process.communicate(timeout=240)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], told

@@ -25,7 +25,7 @@ EXIT_CODE = 75
 
 @functools.cache
 def start() -> None:
-    """Once a process. Beat and listen from now on, in threads that end with the process; nothing to do on one machine."""
+    """Beat and listen from now on, in threads that end with the process; nothing to do on one machine, nor again."""
     rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     each = int(os.environ.get("LOCAL_WORLD_SIZE", count))
     if each >= count or rank % each:
@@ -67,9 +67,9 @@ def _watch(own: int, heard: dict[int, float]) -> None:
         if silent:
             names = ", ".join(map(str, silent))
             told = (
-                f"error: machine {own} has not heard of machine {names} for {SILENCE:.0f} s: its network or its power is "
-                "gone, and this process ends\nhint: run the same lines again on all machines: the run goes on from its "
-                "last checkpoint"
+                f"error: machine {own} has not heard of machine {names} for {SILENCE:.0f} s: its network or its power "
+                "is gone, and this process ends\nhint: run the same lines again on all machines: the run goes on from "
+                "its last checkpoint"
             )
             print(told, file=sys.stderr, flush=True)
             os._exit(EXIT_CODE)

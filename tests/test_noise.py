@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from diffcompress.noise import Diffusion, Flow, from_scheduler, generator, streams
+from diffcompress.noise import Diffusion, Flow, from_scheduler, generator, levels, streams
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
@@ -227,3 +227,32 @@ def test_no_two_streams_share_their_numbers_and_none_ever_changes() -> None:
     values = [1, 2, 11, 12, 41, 21, 22, 23, 24, 25, 26, 31, 301, 302, 303, 304, 305, 401, 2_000_003, 3_000_017]
     assert list(named.values()) == values
     assert generator(0, streams.NOISE, 3).initial_seed() == 5_326_038_651_468_352_210
+
+
+PROCESSES = {
+    "pixels": {"_class_name": "DDPMScheduler"},
+    "latents": {
+        "_class_name": "DDIMScheduler",
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+    },
+    "short": {"_class_name": "DDPMScheduler", "num_train_timesteps": 50},
+    "flow": {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+    "shifted": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
+}
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_levels_by_noise_are_spread_evenly_over_its_squared_share(name):
+    process = from_scheduler(PROCESSES[name])
+    drawn = process.draw_timesteps(50_000, generator(0), "uniform")
+    assert torch.equal(process.at(process.share_of(drawn)), drawn)
+    weights = levels.weights(process, drawn)
+    picked = drawn[torch.multinomial(weights, 50_000, replacement=True, generator=generator(1))]
+    low, high = levels.noise_share(process, process.at(torch.tensor([0.0, 1.0]))).square().tolist()
+    for timestep in (picked, levels.spread(process, drawn)):
+        squares = levels.noise_share(process, timestep).square()
+        counts = torch.histc((squares.float() - low) / (high - low), 5, 0, 1) / 10_000
+        least = 0.6 if name == "short" else 0.85  # a step of a short process is a good part of a fifth
+        assert counts.min() > least and counts.max() < 2 - least, counts

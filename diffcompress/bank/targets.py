@@ -18,7 +18,7 @@ from diffcompress.bank.bank import Bank
 from diffcompress.bank.batch import Ahead, Batch
 from diffcompress.bank.keeping import call_bytes
 from diffcompress.bank.shards import Tensors, end_to_end, make_shards, shards
-from diffcompress.noise import generator, streams
+from diffcompress.noise import generator, levels, streams
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.stored_rows import gathered
 from diffcompress.recipe import TargetsSection
@@ -149,7 +149,8 @@ class Targets:
         if self._pool is None or self._pool[0] != number:
             self._pool = None
             forward = self.pool_size - self.num_trajectory
-            folder = self.folder / f"pool-{number:05d}-of-{forward}-{self.section.timesteps}"
+            spread = "" if self.section.levels == "timesteps" else "-by-noise"
+            folder = self.folder / f"pool-{number:05d}-of-{forward}-{self.section.timesteps}{spread}"
             key = fingerprints.of_json(
                 [self.teacher.fingerprint, self.bank.key, self.bank.null_share, self.seed, folder.name]
             )
@@ -178,9 +179,17 @@ class Targets:
 
     def _from_trajectories(self, number: int) -> Tensors:
         """Stored calls for pool `number`: consecutive pools walk through one shuffled order of all of them."""
-        order = torch.randperm(self.bank.num_trajectory, generator=generator(self.seed, streams.TRAJECTORY_ORDER))
         positions = (number * self.num_trajectory + torch.arange(self.num_trajectory)) % self.bank.num_trajectory
-        return self.bank.calls(order[positions])
+        return self.bank.calls(self._trajectory_order()[positions])
+
+    def _trajectory_order(self) -> Tensor:
+        """All stored calls in one order; by noise levels, some of them several times."""
+        count, own = self.bank.num_trajectory, generator(self.seed, streams.TRAJECTORY_ORDER)
+        if self.section.levels == "timesteps":
+            return torch.randperm(count, generator=own)
+        timestep = gathered(self.bank.trajectory["timestep"], torch.arange(count))
+        heights = levels.weights(self.teacher.noise, timestep).cumsum(0)
+        return torch.searchsorted(heights, heights[-1] * torch.rand(count, generator=own, dtype=torch.float64))
 
     def _predicted(self, stream: int, number: int, entries: range) -> Tensors:
         """Entries of freshly noised bank samples, with the teacher's predictions; on the CPU."""
@@ -204,6 +213,8 @@ class Targets:
             noise.append(torch.randn(self.teacher.sample_shape, generator=own))
             nulls.append(torch.rand((), generator=own))
         rows = {"index": torch.stack(index), "timestep": torch.stack(timestep)}
+        if self.section.levels == "noise":
+            rows["timestep"] = levels.spread(self.teacher.noise, rows["timestep"])
         rows["condition"] = self._with_nulls(self.bank.condition[rows["index"]], torch.stack(nulls))
         noisy = self.teacher.noise.noisy(self.bank.clean[rows["index"]], torch.stack(noise), rows["timestep"])
         return rows | {"noisy": noisy}

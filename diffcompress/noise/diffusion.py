@@ -84,6 +84,9 @@ class Diffusion(NoiseProcess):
     def at(self, share: Tensor) -> Tensor:
         return (share.double() * self.num_timesteps).long().clamp(0, self.num_timesteps - 1)
 
+    def share_of(self, timestep: Timesteps) -> Tensor:
+        return (timestep.double() + 0.5) / self.num_timesteps
+
     @property
     def num_timesteps(self) -> int:  # type: ignore[override]
         return len(self.alphas_cumprod)

@@ -47,6 +47,10 @@ class Flow(NoiseProcess):
     def at(self, share: Tensor) -> Tensor:
         return self._timestep(share)
 
+    def share_of(self, timestep: Timesteps) -> Tensor:
+        sigma = timestep.double() / self.num_timesteps
+        return sigma / (self.shift - (self.shift - 1) * sigma)
+
     def _timestep(self, sigma: Tensor) -> Tensor:
         """Float timesteps of unshifted noise levels in (0, 1]."""
         sigma = sigma.double().clamp(1.0 / self.num_timesteps, 1.0)

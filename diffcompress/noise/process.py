@@ -44,6 +44,10 @@ class NoiseProcess(ABC):
         """Timesteps at `share` in [0, 1) of the process, from clean to noise, evenly spread as sampling visits them."""
 
     @abstractmethod
+    def share_of(self, timestep: Timesteps) -> Tensor:
+        """Where in the process timesteps `[B]` are: what `at` makes them of, as far as they tell."""
+
+    @abstractmethod
     def draw_timesteps(self, count: int, generator: torch.Generator, scheme: str = "uniform") -> Columns:
         """`[count]` timesteps; "antithetic": pairs of one low and one high noise level."""
 

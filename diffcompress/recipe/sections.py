@@ -94,6 +94,11 @@ class TargetsSection(Section):
         1.0, ge=0.0, le=1.0, description="most of a pool that may come from bank trajectories, at no teacher cost"
     )
     timesteps: Literal["uniform", "antithetic"] = Field("antithetic", description="how noise levels are drawn")
+    levels: Literal["timesteps", "noise"] = Field(
+        "timesteps",
+        description="what is spread evenly: timesteps, or the square of the noise's share, which leaves few that are "
+        "almost clean or almost pure noise",
+    )
 
 
 class LossWeights(Section):

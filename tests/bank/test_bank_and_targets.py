@@ -18,6 +18,7 @@ from diffcompress.bank.shards import make_shards, read_shards, shard_path
 from diffcompress.bank.targets import TAYLOR_BATCH_SIZE, Targets, refit_batch, taylor_batches
 from diffcompress.errors import RunStopped, UsageError
 from diffcompress.images.images import Images
+from diffcompress.noise import levels as noise_levels
 from diffcompress.pipeline.load import load
 from diffcompress.pipeline.sampling import sample
 from diffcompress.recipe import BankSection, TargetsSection
@@ -303,6 +304,30 @@ def test_stored_calls_are_used_before_the_teacher_is_asked_again(tmp_path, teach
         progress=Progress(),
     )
     assert many.num_trajectory == many.pool_size // 2  # 1,600 predictions wanted, 800 stored
+
+
+def test_levels_by_noise_use_the_calls_between_the_ends_more_often(tmp_path, teacher, bank, runtime):
+    plain, by_noise = (
+        targets(tmp_path / levels, teacher, bank, runtime, trajectory_share=1.0, pool_size=4096, levels=levels)
+        for levels in ("timesteps", "noise")
+    )
+    assert plain.num_trajectory == by_noise.num_trajectory == 800
+    seen = torch.cat([by_noise.batch(step).timestep for step in range(100)])
+    again = targets(tmp_path / "b", teacher, bank, runtime, trajectory_share=1.0, pool_size=4096, levels="noise")
+    assert torch.equal(again.batch(57).timestep, by_noise.batch(57).timestep)
+    expected = noise_levels.weights(teacher.noise, every_call(bank)["timestep"])
+    lowest = every_call(bank)["timestep"] < 10
+    share = (expected[lowest].sum() / expected.sum()).item()
+    assert (seen < 10).float().mean().item() == pytest.approx(share, abs=0.05)
+    assert share < 0.7 * lowest.float().mean().item()
+
+
+def test_fresh_predictions_are_spread_by_noise_too(tmp_path, teacher, bank, runtime):
+    source = targets(tmp_path, teacher, bank, runtime, reuse=1, levels="noise")
+    seen = torch.cat([source.batch(step).timestep for step in range(50)])
+    plain = torch.cat([targets(tmp_path, teacher, bank, runtime, reuse=1).batch(step).timestep for step in range(50)])
+    assert (seen < 10).sum() < 0.8 * (plain < 10).sum()
+    assert seen.min() >= 0 and seen.max() < 50
 
 
 def test_a_bank_grows_by_the_samples_after_its_own(teacher, bank, runtime, tmp_path):

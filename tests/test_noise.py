@@ -1,5 +1,7 @@
 """The noise process against diffusers' own schedulers."""
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
@@ -229,7 +231,7 @@ def test_no_two_streams_share_their_numbers_and_none_ever_changes() -> None:
     assert generator(0, streams.NOISE, 3).initial_seed() == 5_326_038_651_468_352_210
 
 
-PROCESSES = {
+PROCESSES: dict[str, dict[str, Any]] = {
     "pixels": {"_class_name": "DDPMScheduler"},
     "latents": {
         "_class_name": "DDIMScheduler",

@@ -158,7 +158,12 @@ class RunFolder:
     def is_run(self, identity: dict[str, Any]) -> bool:
         """Whether the folder holds the run that `identity` asks for; raises DamagedError as `identity`."""
         found = self.marker.read()
-        return found is not None and not differences(found, identity)
+        if found is None or not differences(found, identity):
+            return found is not None
+        with contextlib.suppress(FileNotFoundError, DamagedError):
+            own = read_recipe(self.recipe).model_dump(mode="json", exclude={"export"})
+            return not differences(found | {"recipe": own}, identity)  # asked for by what it settled
+        return False
 
     @contextlib.contextmanager
     def claim(

@@ -6,7 +6,10 @@ power closes no connection. So the first process of each machine counts in the s
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import functools
+import math
 import os
 import sys
 import threading
@@ -19,8 +22,12 @@ if TYPE_CHECKING:
 
 # Seconds between two beats, and without one after which a machine counts as gone.
 BEAT, SILENCE = 10.0, 300.0
+# Seconds that a process which comes to its end waits to say so.
+FAREWELL = 5.0
 # As a run that was stopped and can be resumed.
 EXIT_CODE = 75
+# In place of a count: of a machine whose process came to its end, which another may outlive.
+ENDED = b"ended"
 
 
 @functools.cache
@@ -31,38 +38,45 @@ def start() -> None:
     if each >= count or rank % each:
         return
     own, others = rank // each, [machine for machine in range(count // each) if machine != rank // each]
-    heard = dict.fromkeys(others, time.monotonic())
-    for work in (_beat, _watch):
-        threading.Thread(target=work, args=(own, heard), daemon=True).start()
+    heard, ending = dict.fromkeys(others, time.monotonic()), threading.Event()
+    atexit.register(_end, own, ending)
+    threading.Thread(target=_beat, args=(own, heard, ending), daemon=True).start()
+    threading.Thread(target=_watch, args=(own, heard, ending), daemon=True).start()
 
 
-def _store() -> Store:
+def _store(patience: float) -> Store:
     from torch.distributed import TCPStore
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=SILENCE))
+    return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=patience))
 
 
-def _beat(own: int, heard: dict[int, float]) -> None:
+def _beat(own: int, heard: dict[int, float], ending: threading.Event) -> None:
     """Count, and note when each other machine's count last rose. It may hang with its connection."""
     seen, number, store = dict.fromkeys(heard, b""), 0, None
-    while True:
+    while not ending.is_set():
         try:
-            store = store or _store()
+            store = store or _store(SILENCE)
             number += 1
             store.set(_key(own), str(number))
             for machine in seen:
-                if store.check([_key(machine)]) and (now := store.get(_key(machine))) != seen[machine]:
-                    seen[machine], heard[machine] = now, time.monotonic()
+                now = store.get(_key(machine)) if store.check([_key(machine)]) else seen[machine]
+                if now != seen[machine]:
+                    seen[machine], heard[machine] = now, math.inf if now == ENDED else time.monotonic()
         except Exception:  # of many kinds: a store that does not answer is silence, too
             store = None
-        time.sleep(BEAT)
+        ending.wait(BEAT)
 
 
-def _watch(own: int, heard: dict[int, float]) -> None:
+def _end(own: int, ending: threading.Event) -> None:
+    ending.set()
+    with contextlib.suppress(Exception):  # of many kinds: the others may have ended, and the store with them
+        _store(FAREWELL).set(_key(own), ENDED.decode())
+
+
+def _watch(own: int, heard: dict[int, float], ending: threading.Event) -> None:
     """End this process, which may wait for the others in a call that knows no end, when one has fallen silent."""
-    while True:
-        time.sleep(BEAT / 2)
+    while not ending.wait(BEAT / 2):
         silent = [machine for machine, last in heard.items() if time.monotonic() - last > SILENCE]
         if silent:
             names = ", ".join(map(str, silent))

@@ -93,6 +93,20 @@ def test_a_host_without_network_ends_the_run_and_is_told(hosts: tuple[str, str],
     assert all(process.returncode != 0 for process in started)
 
 
+OUTLIVING = """
+import os, time
+from diffcompress import heartbeat
+heartbeat.BEAT, heartbeat.SILENCE = 0.2, 3.0
+heartbeat.start()
+time.sleep(12.0 if os.environ["RANK"] == "0" else 2.0)
+"""
+
+
+def test_a_host_that_came_to_its_end_is_not_missed(hosts: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "outliving.py").write_text(OUTLIVING)
+    _ended(_start(hosts, ["", str(tmp_path / "outliving.py")]))
+
+
 def _ended(started: list[subprocess.Popen[str]]) -> list[str]:
     told = [process.communicate(timeout=240)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], told

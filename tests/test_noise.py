@@ -258,3 +258,11 @@ def test_levels_by_noise_are_spread_evenly_over_its_squared_share(name):
         counts = torch.histc((squares.float() - low) / (high - low), 5, 0, 1) / 10_000
         least = 0.6 if name == "short" else 0.85  # a step of a short process is a good part of a fifth
         assert counts.min() > least and counts.max() < 2 - least, counts
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_levels_by_noise_leave_pure_noise_what_is_its_own(name):
+    """Sampling begins there, where half of a stretch around it would lie beyond."""
+    process = from_scheduler(PROCESSES[name])
+    before, last = levels.weights(process, process.at(torch.tensor([0.97, 1.0], dtype=torch.float64))).tolist()
+    assert last == pytest.approx(before, rel=0.35)

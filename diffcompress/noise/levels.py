@@ -23,8 +23,9 @@ def weights(noise: NoiseProcess, timestep: Columns) -> Tensor:
     noise's share is spread evenly; only ratios count."""
     reach = max(REACH, 1 / noise.num_timesteps)
     share = noise.share_of(timestep)
-    below, above = (noise.at((share + side * reach).clamp(0, 1)) for side in (-1, 1))
-    return (_height(noise, above) - _height(noise, below)).clamp(min=1e-9)
+    below, above = (share - reach).clamp(min=0), (share + reach).clamp(max=1)
+    rise = _height(noise, noise.at(above)) - _height(noise, noise.at(below))
+    return (rise / (above - below)).clamp(min=1e-9)
 
 
 def spread(noise: NoiseProcess, timestep: Columns) -> Columns:

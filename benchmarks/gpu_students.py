@@ -25,7 +25,7 @@ from diffcompress.bank.bank import Bank
 from diffcompress.errors import DoesNotFitError
 from diffcompress.families import registry
 from diffcompress.families.base import Family, complete
-from diffcompress.jobs.train import trainee, training_job
+from diffcompress.jobs.trainee import trainee, training_job
 from diffcompress.pipeline.conditions import Conditions
 from diffcompress.pipeline.load import LoadedPipeline, load
 from diffcompress.pipeline.sampling import automatic_batch_size

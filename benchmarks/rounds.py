@@ -19,7 +19,8 @@ from diffcompress import recipe as recipes
 from diffcompress.bank import bank as banks
 from diffcompress.jobs.deliver import shipped
 from diffcompress.jobs.rounds import held_out_error
-from diffcompress.jobs.train import starting_student, train, write_recipe
+from diffcompress.jobs.settle import write_recipe
+from diffcompress.jobs.train import starting_student, train
 from diffcompress.records.run_folder import RunFolder
 from diffcompress.training import budget
 

@@ -20,7 +20,8 @@ import torch
 from benchmarks import runs
 from diffcompress import recipe as recipes
 from diffcompress.bank import bank as banks
-from diffcompress.jobs.train import starting_student, trainee, training_job
+from diffcompress.jobs.train import starting_student
+from diffcompress.jobs.trainee import trainee, training_job
 from diffcompress.pipeline.load import LoadedPipeline, load
 from diffcompress.records.run_folder import RunFolder
 from diffcompress.sources.resolve import resolve

@@ -10,7 +10,7 @@ from diffcompress.bank.targets import TAYLOR_BATCH_SIZE, TAYLOR_BATCHES, distinc
 from diffcompress.evaluation import correction, own_states
 from diffcompress.evaluation.proportion import Calls
 from diffcompress.jobs.pace import Pace
-from diffcompress.jobs.train import PREVIEW_SAMPLES
+from diffcompress.jobs.trainee import PREVIEW_SAMPLES
 from diffcompress.recipe import Recipe
 from diffcompress.records.planned import Expected
 from diffcompress.records.protocol import Protocol

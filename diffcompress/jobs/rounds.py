@@ -11,8 +11,9 @@ from torch import Tensor
 from diffcompress.bank.bank import Bank
 from diffcompress.evaluation import agreement
 from diffcompress.jobs.run import Run
+from diffcompress.jobs.settle import write_recipe
 from diffcompress.jobs.students import as_student
-from diffcompress.jobs.train import train, write_recipe
+from diffcompress.jobs.train import train
 from diffcompress.noise.streams import ROUNDS_SEED_SHIFT
 from diffcompress.pipeline.sampling import automatic_batch_size, conditioning_for, sample
 from diffcompress.recipe import Recipe

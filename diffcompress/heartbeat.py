@@ -17,6 +17,8 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from diffcompress.errors import ExitStatus
+
 if TYPE_CHECKING:
     from torch.distributed import Store
 
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
 BEAT, SILENCE = 10.0, 300.0
 # Seconds that a process which comes to its end waits to say so.
 FAREWELL = 5.0
-# As a run that was stopped and can be resumed.
-EXIT_CODE = 75
 # In place of a count: of a machine whose process came to its end, which another may outlive.
 ENDED = b"ended"
 
@@ -86,7 +86,7 @@ def _watch(own: int, heard: dict[int, float], ending: threading.Event) -> None:
                 "its last checkpoint"
             )
             print(told, file=sys.stderr, flush=True)
-            os._exit(EXIT_CODE)
+            os._exit(ExitStatus.STOPPED)
 
 
 def _key(machine: int) -> str:

@@ -101,7 +101,7 @@ def _fitted(run: Run, trainee: Trainee) -> Recipe:
     if section.recompute and section.micro_batch_size is not None:
         return recipe
     mine = micro.fit(trainee, run.teacher, recipe.stages[-1], runtime.device)
-    share = len(range(section.batch_size)[runtime.share(section.batch_size)])
+    share = _rows(run, section)
     found = torch.tensor([[mine.part(share), -int(mine.recompute)]], device=runtime.device)
     size, again = runtime.accelerator.gather(found).amin(0).tolist()
     if again:
@@ -132,7 +132,7 @@ def _pays_to_compile(run: Run, recipe: Recipe, trainee: Trainee, bank: Bank) -> 
 def _compiled(run: Run, recipe: Recipe, trainee: Trainee) -> bool:
     """Compile the student, in all processes or in none; told where it cannot be."""
     runtime, section = run.runtime, recipe.training
-    rows = section.micro_batch_size or len(range(section.batch_size)[runtime.share(section.batch_size)])
+    rows = section.micro_batch_size or _rows(run, section)
     step = micro.example_step(trainee, run.teacher, recipe.stages[-1])
     why_not = compiling.compile_student(trainee, partial(step, rows))
     failed = runtime.accelerator.gather(torch.tensor([int(why_not is not None)], device=runtime.device))
@@ -141,6 +141,11 @@ def _compiled(run: Run, recipe: Recipe, trainee: Trainee) -> bool:
     elif failed.any():
         compiling.leave(trainee)
     return not failed.any()
+
+
+def _rows(run: Run, section: TrainingSection) -> int:
+    """Of a step's batch, in this process."""
+    return len(range(section.batch_size)[run.runtime.share(section.batch_size)])
 
 
 def _recomputing(trainee: Trainee, section: TrainingSection) -> None:

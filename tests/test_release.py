@@ -24,6 +24,7 @@ from diffcompress.records.schemas import schema
 from tests import tiny, warm
 from tests.cli.command import run as cli
 from tests.export.loopback import point_client_at
+from tests.families import pipe_stable_diffusion
 from tests.hub_server import HubServer
 from tests.jobs.tiny_teacher import save_teacher, settings
 from tests.tutorials import command, missing
@@ -315,6 +316,18 @@ def test_links_and_options_of_the_page_exist() -> None:
         assert (ROOT / "docs" / link).exists(), link
     options = set(re.findall(r"--[a-z-]+", cli("shrink", "--help").stdout + cli("evaluate", "--help").stdout))
     assert set(re.findall(r"`(--[a-z-]+)", page)) <= options
+
+
+def test_the_images_that_other_judges_take_are_drawn_as_the_page_says(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    pipe_stable_diffusion.pipeline().save_pretrained(tmp_path / "run" / "pipeline")
+    (tmp_path / "prompts.txt").write_text("ab\nba\n", encoding="utf-8")
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    told = json.loads((tmp_path / "images.json").read_text(encoding="utf-8"))
+    assert told == {"ab": "images/00000.png", "ba": "images/00001.png"}
+    first, second = ((tmp_path / file).read_bytes() for file in told.values())
+    assert first.startswith(b"\x89PNG") and second.startswith(b"\x89PNG") and first != second
 
 
 def test_the_page_says_how_to_quantise_and_every_layer_is(tmp_path: Path) -> None:

@@ -28,8 +28,9 @@ from benchmarks import runs, shape_teachers
 from diffcompress import recipe as recipes
 from diffcompress import runtime as runtimes
 from diffcompress.bank import bank as banks
+from diffcompress.evaluation.cache import SampleCache
 from diffcompress.evaluation.features import FeatureSpace, find_space
-from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.evaluation.score import Contest, evaluate_pipeline
 from diffcompress.images.texts import texts_for
 from diffcompress.jobs.deliver import judged, shipped
 from diffcompress.jobs.run import Run
@@ -93,9 +94,9 @@ class Judge:
 
     def scores(self, student: LoadedPipeline, **changes: Any) -> Metrics:
         protocol = self.protocol.model_copy(update=changes)
-        cache, teacher = self.run.folder.cache / str(protocol.num_samples), self.run.teacher
-        found = evaluate_pipeline(student, teacher, protocol, space=self.space, cache_folder=cache, quality_alone=True)
-        return found.metrics
+        run, contest = self.run, Contest(student, self.run.teacher, protocol, self.space)
+        cache = SampleCache(run.folder.cache / str(protocol.num_samples), run.runtime, Progress())
+        return evaluate_pipeline(contest, cache, quality_alone=True).metrics
 
     def look(self, step: int, student: LoadedPipeline) -> None:
         if step >= self.run.request.recipe.num_steps:

@@ -23,8 +23,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from benchmarks import runs, shape_teachers
+from diffcompress.evaluation.cache import SampleCache
 from diffcompress.evaluation.features import protocol_for
-from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.evaluation.score import Contest, evaluate_pipeline
 from diffcompress.jobs.several import shrink_several
 from diffcompress.pipeline.load import load
 from diffcompress.records import shapes
@@ -33,7 +34,7 @@ from diffcompress.records.request import ShrinkOptions
 from diffcompress.records.run_files import read_json
 from diffcompress.records.run_folder import RunFolder
 from diffcompress.report.sheets import grid
-from diffcompress.runtime import Progress
+from diffcompress.runtime import Progress, start
 from diffcompress.sources.resolve import resolve
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -111,8 +112,8 @@ def in_own_space(run: Path, name: str) -> dict[str, Any]:
     if not kept.exists():
         space, teacher = shape_teachers.space(name), load(resolve(shape_teachers.place_of(name)))
         student, protocol = load(resolve(str(run / "pipeline"))), protocol_for(space, teacher)
-        cache = run.parent / "own-space"
-        found = evaluate_pipeline(student, teacher, protocol, space=space, cache_folder=cache, quality_alone=True)
+        cache = SampleCache(run.parent / "own-space", start("cpu"), Progress())
+        found = evaluate_pipeline(Contest(student, teacher, protocol, space), cache, quality_alone=True)
         told = {metric: plain(one) for metric, one in found.metrics.measured.items()}
         kept.write_text(json.dumps(told), encoding="utf-8")
     return json.loads(kept.read_text(encoding="utf-8"))

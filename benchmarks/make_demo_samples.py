@@ -19,7 +19,7 @@ from diffcompress.evaluation.cache import SHIPPED_FOLDER, SampleCache, entry_key
 from diffcompress.evaluation.features import demo_space, protocol_for
 from diffcompress.evaluation.frechet import frechet_distance, kernel_distance
 from diffcompress.pipeline.load import load
-from diffcompress.runtime import Progress, StopRequest
+from diffcompress.runtime import Progress, start
 from diffcompress.sources.resolve import resolve
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     space, teacher = demo_space(), load(resolve(options.teacher))
     protocol = protocol_for(space, teacher)
     started = time.perf_counter()
-    drawn = SampleCache(SHIPPED_FOLDER, StopRequest(), Lines(), ready=()).draw(teacher, protocol, space, "teacher")
+    drawn = SampleCache(SHIPPED_FOLDER, start("cpu"), Lines(), ready=()).draw(teacher, protocol, space, "teacher")
     seconds = time.perf_counter() - started
     key = entry_key(teacher.fingerprint, protocol)
     assert drawn.features is not None

@@ -30,7 +30,8 @@ import diffcompress
 from benchmarks import runs, shape_teachers
 from diffcompress import runtime as runtimes
 from diffcompress.errors import DoesNotFitError
-from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.evaluation.cache import SampleCache
+from diffcompress.evaluation.score import Contest, evaluate_pipeline
 from diffcompress.jobs.testbed import Testbed, fetched, prepare
 from diffcompress.pipeline.load import LoadedPipeline, state_fingerprint
 from diffcompress.records.request import EvaluateOptions
@@ -89,14 +90,9 @@ def score(testbed: Testbed, student: LoadedPipeline, bits: int) -> dict[str, Any
     student = testbed.alike(student)
     stored = quantised(student.denoiser, bits, torch.float16)
     judged = with_weights_of(student, stored)
-    found = evaluate_pipeline(
-        judged,
-        testbed.teacher,
-        testbed.protocol,
-        space=testbed.space,
-        cache_folder=testbed.cache,
-        quality_alone=True,
-    ).metrics
+    contest = Contest(judged, testbed.teacher, testbed.protocol, testbed.space)
+    cache = SampleCache(testbed.cache, testbed.runtime, testbed.progress)
+    found = evaluate_pipeline(contest, cache, quality_alone=True).metrics
     space = testbed.space.name if testbed.space else ""
     names = {name: name for name in METRICS} | {
         "fd": f"fd_{space}", "fd_held_out": f"fd_{space}_held_out", "recall": f"recall_{space}",

@@ -105,16 +105,36 @@ class Runtime:
 
     def should_stop(self) -> bool:
         """True on every process as soon as one was asked to stop."""
-        if self.count == 1:
-            return self.stop.signal is not None
-        import torch
-
-        flag = torch.tensor(int(self.stop.signal or 0))  # on the CPU: no host waits for its device
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-        number = int(flag)
+        number = self._most(int(self.stop.signal or 0))
         if number and self.stop.signal is None:
             self.stop.signal = number
         return bool(number)
+
+    def anywhere(self, flag: bool) -> bool:
+        """True on every process where `flag` is on one of them."""
+        return bool(self._most(int(flag)))
+
+    def least(self, number: int) -> int:
+        """The smallest `number` of all processes."""
+        return -self._most(-number)
+
+    def from_main(self, value: Tensor) -> Tensor:
+        """What the main process has for `value`, which is alike on all, on every process."""
+        if self.count > 1:
+            import torch
+
+            torch.distributed.broadcast(value, 0)
+        return value
+
+    def _most(self, number: int) -> int:
+        """The largest `number` of all processes."""
+        if self.count == 1:
+            return number
+        import torch
+
+        found = torch.tensor(number)  # on the CPU: no host waits for its device
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return int(found)
 
 
 def default_device() -> str:

@@ -29,18 +29,21 @@ def make_shards(
     progress: Progress,
     task: str,
     key: str = "",
+    *,
+    finite: bool = True,
 ) -> None:
     """Make every missing shard of items 0..total-1; `make(range)` returns tensors with one row per item.
 
-    key: what the items follow from; a shard of others is made again, as is a damaged one. Processes take turns by
-    shard. A stop request is honoured between shards: raises RunStopped or RunInterrupted.
+    key: what the items follow from; a shard of others is made again, as is a damaged one; finite: whether values that
+    are not are damage. Processes take turns by shard. A stop request is honoured between shards: raises RunStopped or
+    RunInterrupted.
     """
     ranges = _ranges(total, shard_size)
     for first in range(0, len(ranges), runtime.count):
         index = first + runtime.index
         if index < len(ranges):
             file, of = shard_path(folder, index), _of(key, ranges[index])
-            if kept(file, partial(read_tensors, of=of), progress.warn) is None:
+            if kept(file, partial(read_tensors, of=of, finite=finite), progress.warn) is None:
                 progress.update(task, ranges[first].start, total)  # what was there before took no time now
                 write_tensors(file, make(ranges[index]), {"of": of})
                 progress.update(task, ranges[min(first + runtime.count, len(ranges)) - 1].stop, total)
@@ -56,10 +59,10 @@ def read_shards(folder: Path, total: int, shard_size: int, key: str = "") -> Ten
     return end_to_end(shards(folder, total, shard_size, key), total)
 
 
-def shards(folder: Path, total: int, shard_size: int, key: str = "") -> Iterator[Tensors]:
+def shards(folder: Path, total: int, shard_size: int, key: str = "", *, finite: bool = True) -> Iterator[Tensors]:
     """The shards of a folder, read one after another."""
     for index, items in enumerate(_ranges(total, shard_size)):
-        yield read_tensors(shard_path(folder, index), of=_of(key, items))
+        yield read_tensors(shard_path(folder, index), of=_of(key, items), finite=finite)
 
 
 def are_of(folder: Path, key: str) -> bool:

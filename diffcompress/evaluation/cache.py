@@ -1,7 +1,7 @@
 """Samples drawn once: features, total variation and a few images, kept under a key of what they follow from.
 
 An entry is one safetensors file `<key>.safetensors` with a row per sample; while it is made, its batches lie in
-`<key>-<num_samples>/`, so a kill loses one at most. The demo teacher's entry ships with the package.
+`<key>-<num_samples>/`, so a kill loses one of each process at most. The demo teacher's entry ships with the package.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from diffcompress.bank.shards import make_shards, shard_path, shards
 from diffcompress.evaluation.features import FeatureSpace
 from diffcompress.evaluation.variation import total_variation
 from diffcompress.pipeline.load import LoadedPipeline
@@ -22,7 +23,7 @@ from diffcompress.pipeline.sampling import automatic_batch_size, sample
 from diffcompress.records import fingerprints
 from diffcompress.records.protocol import Protocol
 from diffcompress.records.run_files import discard, kept, read_tensors, write_tensors
-from diffcompress.runtime import Progress, StopRequest
+from diffcompress.runtime import Progress, Runtime
 from diffcompress.sources.reference import DEMO_FOLDER
 
 NUM_IMAGES = 128
@@ -51,10 +52,11 @@ class Drawn:
 
 @dataclass(frozen=True)
 class SampleCache:
-    """folder: where new entries go; ready: folders that are only read."""
+    """folder: where new entries go, which all processes of `runtime` make together; ready: folders that are only
+    read."""
 
     folder: Path
-    stop: StopRequest
+    runtime: Runtime
     progress: Progress
     ready: tuple[Path, ...] = (SHIPPED_FOLDER,)
 
@@ -83,30 +85,29 @@ class SampleCache:
     def _make(
         self, key: str, count: int, pipeline: LoadedPipeline, protocol: Protocol, space: FeatureSpace | None, task: str
     ) -> Tensors:
-        folder = self.folder / f"{key}-{count}"
-        batches: list[Tensors] = []
-        batch_size, done = automatic_batch_size(pipeline), 0
-        while done < count:
-            path, of = folder / f"{done:08d}.safetensors", f"{key} {done}"
-            rows = kept(path, partial(read_tensors, of=of, finite=False), self.progress.warn)
-            if rows is None:
-                rows = _rows(pipeline, protocol, space, range(done, min(done + batch_size, count)))
-                write_tensors(path, rows, {"of": of})
-            batches.append(rows)
-            batch_size = len(batches[0]["variation"])  # as it began, whatever memory is free by now
-            done += len(rows["variation"])
-            self.progress.update(task, done, count)
-            self.stop.raise_if_set()
-        tensors = _end_to_end(batches)
-        made = {
-            "of": key,
-            "model": pipeline.reference.name,
-            "weights": pipeline.fingerprint,
-            "protocol": json.dumps(protocol.to_json()),
-        }
-        write_tensors(self.folder / f"{key}.safetensors", tensors, made)
-        discard(folder)
+        folder, runtime = self.folder / f"{key}-{count}", self.runtime
+        share = -(-count // runtime.count)
+        size = runtime.least(self._begun(folder) or min(automatic_batch_size(pipeline), share))
+        make = partial(_rows, pipeline, protocol, space)
+        make_shards(folder, count, size, make, runtime, self.progress, task, key, finite=False)
+        tensors = _end_to_end(list(shards(folder, count, size, key, finite=False)))
+        runtime.wait()
+        if runtime.is_main:
+            made = {
+                "of": key,
+                "model": pipeline.reference.name,
+                "weights": pipeline.fingerprint,
+                "protocol": json.dumps(protocol.to_json()),
+            }
+            write_tensors(self.folder / f"{key}.safetensors", tensors, made)
+            discard(folder)
+        runtime.wait()
         return tensors
+
+    def _begun(self, folder: Path) -> int | None:
+        """Samples in a batch of an entry that was begun: as then, whatever memory is free by now."""
+        first = kept(shard_path(folder, 0), partial(read_tensors, finite=False), self.progress.warn)
+        return None if first is None else len(first["variation"])
 
 
 def is_shipped(weights: str, protocol: Protocol) -> bool:

@@ -22,6 +22,7 @@ from diffcompress.pipeline.sampling import automatic_batch_size
 from diffcompress.records import fingerprints
 from diffcompress.records.evaluation import Metrics, Probe
 from diffcompress.records.metrics import Metric, full_name
+from diffcompress.runtime import Runtime
 
 NUM_IMAGES = 16
 MOST, LEAST = 0.5, 0.2
@@ -50,6 +51,11 @@ class Correction:
         shape = (*prediction.shape[:2], *(1,) * (prediction.dim() - 2))
         slope, intercept = (values.to(prediction)[level].view(shape) for values in (self.slope, self.intercept))
         return slope * prediction + intercept
+
+    def from_main(self, runtime: Runtime) -> Correction:
+        """The main process's, so that all correct alike: devices round differently."""
+        parts = (self.timestep, self.slope.cpu(), self.intercept.cpu())
+        return Correction(*(runtime.from_main(value) for value in parts))
 
     def digest(self) -> str:
         parts = (self.timestep, self.slope, self.intercept)

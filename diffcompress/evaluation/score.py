@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,54 +26,90 @@ from diffcompress.records.evaluation import Metrics, Scores
 from diffcompress.records.metrics import NO_TEACHER, PROBE, ROLES, TABLE, Kind
 from diffcompress.records.protocol import Protocol
 from diffcompress.records.run_files import write_tensors
-from diffcompress.runtime import Progress, StopRequest
 
 NUM_SAVED = 64
 
 
+@dataclass(frozen=True)
+class Contest:
+    """Who is scored beside whom, and how. space: where distances are measured (features.find_space)."""
+
+    student: LoadedPipeline
+    teacher: LoadedPipeline | None
+    protocol: Protocol
+    space: FeatureSpace | None
+    untrained: LoadedPipeline | None = None
+
+    @property
+    def models(self) -> dict[str, LoadedPipeline]:
+        """By role."""
+        found = zip(ROLES, (self.student, self.teacher, self.untrained), strict=True)
+        return {role: model for role, model in found if model is not None}
+
+
 def evaluate_pipeline(
-    student: LoadedPipeline,
-    teacher: LoadedPipeline | None,
-    protocol: Protocol,
+    contest: Contest,
+    cache: SampleCache,
     *,
-    space: FeatureSpace | None,
-    cache_folder: Path,
-    stop: StopRequest | None = None,
-    untrained: LoadedPipeline | None = None,
     clean: Tensor | None = None,
     conditioning: Mapping[str, Tensor] | None = None,
     samples_folder: Path | None = None,
-    progress: Progress | None = None,
     quality_alone: bool = False,
 ) -> Scores:
-    """Protocol, metrics, probe and warnings of `student`, with the teacher's and untrained student's beside.
+    """Samples of all, drawn by all processes, and their `score`, in each of them."""
+    return score(
+        contest,
+        *draw(contest, cache, quality_alone=quality_alone),
+        clean=clean,
+        conditioning=conditioning,
+        samples_folder=samples_folder,
+        quality_alone=quality_alone,
+    )
 
-    space: where distances are measured (features.find_space); clean `[N, C, *spatial]` with its conditioning: inputs of
-    agreement, else the teacher's own samples; samples_folder: receives teacher.safetensors and student.safetensors,
-    `images` of the same noise. Drawn samples stay in `cache_folder`, so the same call after a stop goes on. probe: see
-    correction.verdict; warnings: reasons to doubt; quality_alone: neither probe nor costs. One process does it all.
-    Raises UsageError when student and teacher make samples of different shapes, RunStopped or RunInterrupted between
-    batches.
+
+def draw(contest: Contest, cache: SampleCache, *, quality_alone: bool = False) -> tuple[dict[str, Drawn], Metrics]:
+    """Samples by role, with those of the student behind its probe, and metrics that name what cannot be had of them.
+
+    They stay in the folder of `cache`, so the same call after a stop goes on. Raises UsageError when the models make
+    samples of different shapes, RunStopped or RunInterrupted between batches.
     """
-    models = {
-        role: model for role, model in zip(ROLES, (student, teacher, untrained), strict=True) if model is not None
-    }
+    models, space, protocol = contest.models, contest.space, contest.protocol
     _check_shapes(models)
     for one in () if space is None else (space, *space.beside.values()):
-        one.extractor.to(student.device)
+        one.extractor.to(contest.student.device)
     metrics = Metrics(not_computed=[])
-    drawn: dict[str, Drawn] = {}
-    if teacher is not None or space is not None:
-        cache = SampleCache(cache_folder, stop or StopRequest(), progress or Progress())
-        beside = _aside(protocol)
-        drawn = {
-            role: cache.draw(model, beside if role == "untrained" else protocol, space, f"sampling the {role}")
-            for role, model in models.items()
-        }
-        if teacher is not None and not quality_alone:
-            _draw_corrected(drawn, metrics, student, teacher, protocol, space, cache)
+    if contest.teacher is None and space is None:
+        return {}, metrics
+    beside = _aside(protocol)
+    drawn = {
+        role: cache.draw(model, beside if role == "untrained" else protocol, space, f"sampling the {role}")
+        for role, model in models.items()
+    }
+    if contest.teacher is not None and not quality_alone:
+        _draw_corrected(drawn, metrics, contest.student, contest.teacher, protocol, space, cache)
+    return drawn, metrics
+
+
+def score(
+    contest: Contest,
+    drawn: dict[str, Drawn],
+    metrics: Metrics,
+    *,
+    clean: Tensor | None = None,
+    conditioning: Mapping[str, Tensor] | None = None,
+    samples_folder: Path | None = None,
+    quality_alone: bool = False,
+) -> Scores:
+    """Protocol, metrics, probe and warnings of the student, with the teacher's and untrained student's beside, from
+    what `draw` gave. One process does it all.
+
+    clean `[N, C, *spatial]` with its conditioning: inputs of agreement, else the teacher's own samples; samples_folder:
+    receives teacher.safetensors and student.safetensors, `images` of the same noise. probe: see correction.verdict;
+    warnings: reasons to doubt; quality_alone: neither probe nor costs.
+    """
+    teacher, space, protocol = contest.teacher, contest.space, contest.protocol
     inputs = None if teacher is None else _inputs(teacher, drawn["teacher"], protocol, clean, conditioning)
-    material = Material(models, drawn, space, protocol, _prompts(student, protocol), inputs)
+    material = Material(contest.models, drawn, space, protocol, _prompts(contest.student, protocol), inputs)
     measure(material, metrics, [kind for kind in TABLE if not (quality_alone and kind.is_cost)])
     if teacher is None:
         metrics.skip((PROBE,), NO_TEACHER)
@@ -174,6 +211,5 @@ def _corrected(
     conditioning = conditioning_for(teacher, range(len(clean)), apart.sampling_seed)
     student = in_terms_of(student, teacher.noise)
     steps, seed = protocol.sampler_steps, protocol.seed
-    return correction.corrected(
-        student, correction.fit(student, teacher, clean, conditioning, num_steps=steps, seed=seed)
-    )
+    fitted = correction.fit(student, teacher, clean, conditioning, num_steps=steps, seed=seed)
+    return correction.corrected(student, fitted.from_main(cache.runtime))

@@ -10,11 +10,11 @@ from diffusers import ModelMixin
 
 from diffcompress.bank.bank import Bank
 from diffcompress.errors import DiffCompressError
-from diffcompress.evaluation.cache import is_shipped
+from diffcompress.evaluation.cache import SampleCache, is_shipped
 from diffcompress.evaluation.doubts import doubts
 from diffcompress.evaluation.features import FeatureSpace, choose_space, protocol_for
 from diffcompress.evaluation.proportion import Calls, in_proportion
-from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.evaluation.score import Contest, draw, score
 from diffcompress.export import hub
 from diffcompress.export.formats import write_formats
 from diffcompress.export.proof import prove
@@ -42,13 +42,23 @@ SAMPLES_WITHOUT_SPACE = 256
 
 
 def conclude(run: Run, recipe: Recipe, start: ModelMixin, trained: ModelMixin, bank: Bank) -> None:
-    """Evaluate and ship the student `trained`, which was `start`; for the main process alone."""
-    folder, asked = run.folder, run.request.asked
+    """Evaluate and ship the student `trained`, which was `start`. All processes draw samples, the rest is the main
+    one's."""
+    runtime = run.runtime
     recipe = recipe.model_copy(update={"export": run.request.recipe.export})
-    if not _is_evaluated(run):
+    if runtime.anywhere(runtime.is_main and not _is_evaluated(run)):
         with run.timed("evaluation"):
-            write_checked(folder.metrics, _evaluated(run, recipe, start, trained).to_json())
-        run.runtime.stop.raise_if_set()
+            _evaluate(run, recipe, start, trained)
+        if runtime.should_stop():
+            runtime.wait()
+            runtime.stop.raise_if_set()
+    if runtime.is_main:
+        _ship(run, recipe, trained, bank)
+
+
+def _ship(run: Run, recipe: Recipe, trained: ModelMixin, bank: Bank) -> None:
+    """All that is written of an evaluated student."""
+    folder, asked = run.folder, run.request.asked
     write_json(folder.warnings, _warnings(run))
     with run.timed("export"):
         kept(folder.proof, partial(read_json, kind=shapes.Proof), run.progress.warn)
@@ -110,28 +120,23 @@ def shipped(run: Run, trained: ModelMixin) -> LoadedPipeline:
     return student
 
 
-def _evaluated(run: Run, recipe: Recipe, start: ModelMixin, trained: ModelMixin) -> Evaluation:
-    """The content of metrics.json."""
-    teacher, student = run.teacher, shipped(run, trained)
+def _evaluate(run: Run, recipe: Recipe, start: ModelMixin, trained: ModelMixin) -> None:
+    """Write metrics.json and samples."""
+    teacher, student, folder = run.teacher, shipped(run, trained), run.folder
     space, asked = judged(teacher, recipe, run.progress)
     protocol = _in_proportion(run, recipe, space, asked)
-    scored = evaluate_pipeline(
-        student,
-        teacher,
-        protocol,
-        space=space,
-        cache_folder=run.folder.cache,
-        stop=run.runtime.stop,
-        untrained=as_student(teacher, run.plan, start),
-        samples_folder=run.folder.samples,
-        progress=run.progress,
-    )
-    return Evaluation(
+    contest = Contest(student, teacher, protocol, space, untrained=as_student(teacher, run.plan, start))
+    drawn, metrics = draw(contest, SampleCache(folder.cache, run.runtime, run.progress))
+    if not run.runtime.is_main:
+        return
+    scored = score(contest, drawn, metrics, samples_folder=folder.samples)
+    found = Evaluation(
         student=Judged(id=str(run.folder.pipeline), fingerprint=student.fingerprint),
         teacher=Judged(id=teacher.reference.id, fingerprint=teacher.fingerprint),
         **dict(scored),
         weight_change=_change(start, trained),
     )
+    write_checked(folder.metrics, found.to_json())
 
 
 def _in_proportion(run: Run, recipe: Recipe, space: FeatureSpace | None, asked: Protocol) -> Protocol:

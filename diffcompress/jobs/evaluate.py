@@ -12,8 +12,9 @@ from pathlib import Path
 from diffcompress import runtime as runtimes
 from diffcompress.errors import DamagedError, UsageError
 from diffcompress.evaluation import gates as gating
+from diffcompress.evaluation.cache import SampleCache
 from diffcompress.evaluation.features import FeatureSpace, find_space
-from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.evaluation.score import Contest, evaluate_pipeline
 from diffcompress.images.hub_images import pinned
 from diffcompress.jobs import comparison
 from diffcompress.jobs.signature import as_function
@@ -153,18 +154,13 @@ def score(
     for place in (folder, testbed.cache):
         writable(place)
     space, (clean, conditioning) = testbed.space, testbed.clean or (None, None)
+    beside = untrained and testbed.alike(untrained)
     scored = evaluate_pipeline(
-        testbed.alike(student),
-        testbed.teacher,
-        testbed.protocol,
-        space=space,
-        cache_folder=testbed.cache,
-        stop=testbed.runtime.stop,
-        untrained=untrained and testbed.alike(untrained),
+        Contest(testbed.alike(student), testbed.teacher, testbed.protocol, space, beside),
+        SampleCache(testbed.cache, testbed.runtime, testbed.progress),
         clean=clean,
         conditioning=conditioning,
         samples_folder=folder / layout.SAMPLES,
-        progress=testbed.progress,
     )
     scored.warnings.extend(_changed(student.reference))
     for text in scored.warnings:

@@ -94,16 +94,24 @@ def write_recipe(run: Run, recipe: Recipe) -> None:
 
 def _fitted(run: Run, trainee: Trainee) -> Recipe:
     """The recipe as memory holds it, the same for every process: with activations computed again where one of them
-    cannot hold one sample's otherwise, and with a step's batch in parts where it cannot hold it whole."""
+    cannot hold one sample's otherwise, and with a step's batch in parts where it cannot hold it whole. What the
+    optimizer keeps is shared out before that."""
     runtime, recipe = run.runtime, run.request.recipe
     section = recipe.training
     _recomputing(trainee, section)
-    if section.recompute and section.micro_batch_size is not None:
+    settled = section.shard is not None or runtime.count == 1
+    if section.recompute and section.micro_batch_size is not None and settled:
         return recipe
-    mine = micro.fit(trainee, run.teacher, recipe.stages[-1], runtime.device)
+    mine = micro.fit(
+        trainee, run.teacher, recipe.stages[-1], runtime.device, processes=runtime.count, shard=section.shard
+    )
     share = _rows(run, section)
-    found = torch.tensor([[mine.part(share), -int(mine.recompute)]], device=runtime.device)
-    size, again = runtime.accelerator.gather(found).amin(0).tolist()
+    found = torch.tensor([[mine.part(share), -int(mine.recompute), -int(mine.shard)]], device=runtime.device)
+    size, again, sharded = runtime.accelerator.gather(found).amin(0).tolist()
+    if runtime.count > 1 and section.shard is None:
+        section = section.model_copy(update={"shard": bool(sharded)})
+    if sharded:
+        run.progress.note(f"the optimizer's moments and the averages are shared out over {runtime.count} processes")
     if again:
         run.progress.note("activations are computed again for the backward pass: memory holds not one sample's")
         section = section.model_copy(update={"recompute": True})

@@ -57,7 +57,6 @@ def _make(request: Request, progress: Progress) -> Shrunk:
         with run.timed("student-init"):
             start = starting_student(run, bank)
         settled, student = trained(run, start, bank)
-        if runtime.is_main:
-            conclude(run, settled, start, student, bank)
+        conclude(run, settled, start, student, bank)
         runtime.wait()
         return result(folder)

@@ -29,7 +29,6 @@ from diffcompress.student.inherit import pick, start_student
 from diffcompress.student.refit import Conversion, refit
 from diffcompress.student.scores import AxisScores, magnitude_scores, rows_held, taylor_scores
 from diffcompress.student.student_plan import StudentPlan
-from diffcompress.training.state import TrainingState
 
 # Samples that layers are refitted on: fewer at once would not be of all noise levels.
 REFIT_SAMPLES, FEWEST_REFIT_SAMPLES = 128, 16
@@ -118,11 +117,11 @@ def copy_student(student_plan: StudentPlan, model: ModelMixin) -> ModelMixin:
     return copy.to(next(model.parameters()).device)
 
 
-def averaged_student(student_plan: StudentPlan, like: ModelMixin, state: TrainingState) -> ModelMixin:
-    """The student with its EMA weights, ready for sampling."""
+def averaged_student(student_plan: StudentPlan, like: ModelMixin, averages: Mapping[str, Tensor]) -> ModelMixin:
+    """The student with its EMA weights, which `averages` of a trainee hold, ready for sampling."""
     student = copy_student(student_plan, like)
     prefix = "student."
-    student.load_state_dict({k.removeprefix(prefix): v for k, v in state.ema.tensors.items() if k.startswith(prefix)})
+    student.load_state_dict({k.removeprefix(prefix): v for k, v in averages.items() if k.startswith(prefix)})
     return student.eval().requires_grad_(False)
 
 

@@ -57,7 +57,7 @@ def train(run: Run, start: ModelMixin, bank: Bank, *, look: Look | None = None) 
         for index in range(max(begun, default=0), len(folders)):
             run_stage(job, index, folders[index])
             run.set_seconds(folders[index].name, job.state.counters.seconds)
-    return recipe, averaged_student(run.plan, start, job.state)
+    return recipe, averaged_student(run.plan, start, job.state.averages())
 
 
 def _grown(run: Run, recipe: Recipe, bank: Bank) -> Bank:

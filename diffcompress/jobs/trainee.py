@@ -18,6 +18,7 @@ from diffcompress.report.sheets import write_sheet
 from diffcompress.training.ema import Ema
 from diffcompress.training.objective import Trainee, freeze_unused, make_adapters
 from diffcompress.training.optim import Optimizer, rate_share
+from diffcompress.training.sharding import Sharding
 from diffcompress.training.stage import Job
 from diffcompress.training.state import TrainingState
 
@@ -40,15 +41,18 @@ def trainee(run: Run, start: ModelMixin) -> Trainee:
 
 def training_job(run: Run, recipe: Recipe, trainee: Trainee, bank: Bank, *, look: Look | None = None) -> Job:
     """All that the stages of `recipe` train with: targets from `bank`, optimizer and averages of `trainee`."""
-    optimizer = Optimizer(trainee, recipe.training)
-    state = TrainingState(trainee, Ema(trainee, recipe.training.ema_half_life * recipe.num_steps), optimizer)
+    section = recipe.training
+    index, count, device = run.runtime.index, run.runtime.count, run.runtime.device
+    sharding = Sharding.of(trainee, index, count, device) if section.shard and count > 1 else None
+    average = Ema(trainee, section.ema_half_life * recipe.num_steps, sharding)
+    state = TrainingState(trainee, average, Optimizer(trainee, section, sharding), sharding)
     stored = targets.Targets(
         run.folder.targets,
         run.teacher,
         bank,
         recipe.targets,
         seed=recipe.seed,
-        batch_size=recipe.training.batch_size,
+        batch_size=section.batch_size,
         num_steps=recipe.num_steps,
         runtime=run.runtime,
         progress=run.progress,
@@ -58,10 +62,12 @@ def training_job(run: Run, recipe: Recipe, trainee: Trainee, bank: Bank, *, look
     look = look or partial(_draw_sheet, run, recipe)
 
     def preview(step: int) -> None:
-        look(step, as_student(run.teacher, run.plan, averaged_student(run.plan, trainee.student, state)))
+        averages = state.averages(keep=run.runtime.is_main)
+        if run.runtime.is_main:
+            look(step, as_student(run.teacher, run.plan, averaged_student(run.plan, trainee.student, averages)))
 
     wrapped = run.runtime.accelerator.prepare(trainee)
-    share = rate_share(recipe.training, run.plan.requested_ratio)
+    share = rate_share(section, run.plan.requested_ratio)
     return Job(recipe, run.teacher, wrapped, state, stored, run.runtime, run.progress, preview, share)
 
 

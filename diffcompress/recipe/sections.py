@@ -163,6 +163,11 @@ class TrainingSection(Section):
         description="compute the student's activations again for the backward pass: less memory, more time; true by "
         "itself where one sample's step does not fit otherwise",
     )
+    shard: bool | None = Field(
+        None,
+        description="the optimizer's moments and the averages shared out over all processes; null: where one does not "
+        "hold all of them",
+    )
     compile: bool | None = Field(
         None,
         description="compile the student's forward and backward pass; null: on a GPU, where a run is long enough to "

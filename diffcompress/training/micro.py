@@ -18,17 +18,19 @@ from diffcompress.recipe import StageSection
 from diffcompress.runtime import Runtime, free_memory
 from diffcompress.training.objective import Trainee, step_losses
 
-# Bytes of gradients, averages and optimizer for each trained parameter, not there yet when the batch is chosen.
-STATE_BYTES = 16
+# Bytes for each trained parameter, not there yet when the batch is chosen: its gradient; average and moments.
+GRADIENT_BYTES, KEPT_BYTES = 4, 12
 
 
 @dataclass(frozen=True)
 class Fit:
     """What free memory holds of a step. rows: at once, 1 at least; recompute: with the student's activations computed
-    again for the backward pass, which changes no bit of its gradients."""
+    again for the backward pass, which changes no bit of its gradients; shard: with averages and moments shared out over
+    the processes."""
 
     rows: int
     recompute: bool = False
+    shard: bool = False
 
     def part(self, share: int) -> int:
         """Rows of a micro-batch: the largest part of `share` rows, by a whole divisor, that memory holds."""
@@ -37,21 +39,34 @@ class Fit:
         )
 
 
-def fit(trainee: Trainee, teacher: LoadedPipeline, stage: StageSection, device: torch.device) -> Fit:
-    """How a step fits into free memory; activations are computed again where not one sample's step does otherwise.
+def fit(
+    trainee: Trainee,
+    teacher: LoadedPipeline,
+    stage: StageSection,
+    device: torch.device,
+    *,
+    processes: int = 1,
+    shard: bool | None = None,
+) -> Fit:
+    """How a step fits into free memory. Where not one sample's does, averages and moments are shared out over
+    `processes`, unless `shard` says whether; where it still does not, activations are computed again.
 
     From memory alone, never timing, so that the same machine finds the same. The student stays as it is.
     """
-    room = free_memory(device) - STATE_BYTES * sum(p.numel() for p in trainee.parameters())
+    count, free = sum(p.numel() for p in trainee.parameters()), free_memory(device)
+    room, shared = (free - count * (GRADIENT_BYTES + KEPT_BYTES // keepers) for keepers in (1, processes))
     need = _need(trainee, teacher, stage, device)
+    if shard is None:
+        shard = processes > 1 and need.bytes(1) > SHARE * room
+    room = shared if shard else room
     if need.bytes(1) > SHARE * room and not trainee.student.is_gradient_checkpointing:
         with contextlib.suppress(ValueError):  # the class cannot
             trainee.student.enable_gradient_checkpointing()
             less = _need(trainee, teacher, stage, device)
             trainee.student.disable_gradient_checkpointing()
             if less.bytes(1) < need.bytes(1):
-                return Fit(less.rows_in(room), recompute=True)
-    return Fit(need.rows_in(room))
+                return Fit(less.rows_in(room), recompute=True, shard=shard)
+    return Fit(need.rows_in(room), shard=shard)
 
 
 def _need(trainee: nn.Module, teacher: LoadedPipeline, stage: StageSection, device: torch.device) -> Need:

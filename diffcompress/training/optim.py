@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffcompress.memory import peak
 from diffcompress.recipe import TrainingSection
 from diffcompress.training.muon import Muon
+from diffcompress.training.sharding import Sharding
 
 
 class Optimizer:
@@ -18,14 +19,24 @@ class Optimizer:
     convolution layers, AdamW for the rest (tables, norms, biases, weights of one row or column).
     """
 
-    def __init__(self, model: nn.Module, section: TrainingSection) -> None:
+    def __init__(self, model: nn.Module, section: TrainingSection, sharding: Sharding | None = None) -> None:
+        """sharding: who takes the steps of which parameters; None: this process, of all."""
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self._sharding = sharding
         matrices = _matrices(model) if section.optimizer == "muon" else set()
-        orthogonal = [p for p in self.parameters if p in matrices]
-        rest = [p for p in self.parameters if p not in matrices]
-        decay = section.weight_decay
-        self._adamw = torch.optim.AdamW(rest, betas=section.betas, weight_decay=decay, fused=True) if rest else None
-        self._muon = Muon(orthogonal, weight_decay=decay) if orthogonal else None
+        orthogonal = self._own([p for p in self.parameters if p in matrices])
+        rest = self._own([p for p in self.parameters if p not in matrices])
+        # The numbers of their moments in a checkpoint: those that they have among all, whoever keeps them.
+        self._numbers = {"adamw": list(rest), "muon": list(orthogonal)}
+        decay, betas = section.weight_decay, section.betas
+        self._adamw = (
+            torch.optim.AdamW(list(rest.values()), betas=betas, weight_decay=decay, fused=True) if rest else None
+        )
+        self._muon = Muon(orthogonal.values(), weight_decay=decay) if orthogonal else None
+
+    def _own(self, parameters: list[nn.Parameter]) -> dict[int, nn.Parameter]:
+        sharding = self._sharding
+        return {n: p for n, p in enumerate(parameters) if sharding is None or sharding.mine(p)}
 
     def step(self, learning_rate: float, finite: Tensor | None = None) -> None:
         """One update from the parameters' gradients. Where `finite` (bool, 0-d, on their device) is False nothing
@@ -42,28 +53,32 @@ class Optimizer:
                 self._adamw.step()
         if self._muon is not None:
             self._muon.step(learning_rate, finite)
+        if self._sharding is not None:
+            self._sharding.spread()
 
     def zero_grad(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """The moments, by a flat name."""
+        """The moments that this process keeps, by a flat name."""
         parts = {"adamw": self._adamw.state_dict()["state"] if self._adamw is not None else {}}
         parts["muon"] = self._muon.tensors() if self._muon is not None else {}
         return {
-            f"{name}.{index}.{key}": value
+            f"{name}.{self._numbers[name][index]}.{key}": value
             for name, part in parts.items()
             for index, state in part.items()
             for key, value in state.items()
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up what `tensors` gave, for a model of the same parameters."""
+        """Take up what `tensors` of all processes together gave, for a model of the same parameters."""
         states: dict[str, dict[int, dict[str, Tensor]]] = {"adamw": {}, "muon": {}}
+        places = {part: {n: place for place, n in enumerate(own)} for part, own in self._numbers.items()}
         for key, value in tensors.items():
-            owner, index, moment = key.split(".")
-            states[owner].setdefault(int(index), {})[moment] = value
+            part, number, moment = key.split(".")
+            if int(number) in places[part]:
+                states[part].setdefault(places[part][int(number)], {})[moment] = value
         if self._adamw is not None:
             self._adamw.load_state_dict(self._adamw.state_dict() | {"state": states["adamw"]})
             for parameter, moments in self._adamw.state.items():

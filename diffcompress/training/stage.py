@@ -30,6 +30,7 @@ MOST_ROLLBACKS = 6
 @dataclass
 class Job:
     """What stays the same over the stages of a run. `trainee` is wrapped for the process group, if there is one;
+    preview: a look at the student after so many steps, which all processes call;
     rate_share: of the recipe's learning rate, for a student of this size."""
 
     recipe: Recipe
@@ -49,12 +50,14 @@ def run_stage(job: Job, index: int, folder: Path) -> None:
     Raises RunStopped or RunInterrupted after saving; DiffCompressError when training keeps producing non-finite values.
     """
     recipe, stage, state = job.recipe, job.recipe.stages[index], job.state
-    checkpoints = Checkpoints(folder)
-    if checkpoints.latest is not None:
-        state.load(checkpoints.latest)
-        if job.runtime.is_main:
-            checkpoints.mend(job.progress.warn)
-    elif job.runtime.is_main:
+    main, warn = job.runtime.is_main, job.progress.warn
+    checkpoints = Checkpoints(folder, writes=main)
+    latest = checkpoints.latest
+    job.runtime.wait()  # before any process goes on to write one
+    if latest is not None:
+        state.load(latest)
+        checkpoints.mend(warn)
+    else:
         state.counters.seconds = 0.0
         checkpoints.save(state)
     job.runtime.wait()
@@ -62,9 +65,8 @@ def run_stage(job: Job, index: int, folder: Path) -> None:
     if checkpoints.final.is_dir():
         if state.counters.step >= last:
             return
-        if job.runtime.is_main:  # it was given more steps
-            checkpoints.reopen()
-    main, warn = job.runtime.is_main, job.progress.warn
+        job.runtime.wait()
+        checkpoints.reopen()  # it was given more steps
     log = MetricsLog(folder / layout.TRAINING_LOG, state.counters.step, active=main, warn=warn)
     guard = Guard()
     resumed, before, saved = time.monotonic(), state.counters.seconds, time.monotonic()
@@ -76,7 +78,8 @@ def run_stage(job: Job, index: int, folder: Path) -> None:
         except RunStopped:
             # Asked to stop while the next pool of targets was being made: the step has not begun.
             guard.settle(state.counters)
-            if job.runtime.is_main:
+            # A process that stops alone, as before a full disk, has nobody to gather the others' part of it with.
+            if state.sharding is None or job.runtime.stop.signal is not None:
                 checkpoints.save(state)
             raise
         guard.see(finite)
@@ -95,17 +98,16 @@ def run_stage(job: Job, index: int, folder: Path) -> None:
                 log.write({"step": step, "stage": stage.name, **row, "seconds": round(state.counters.seconds, 3)})
                 job.runtime.accelerator.log(row, step=step)
                 job.progress.update(stage.name, step + 1 - (last - stage.num_steps), stage.num_steps, **row)
-        if state.counters.step % recipe.training.preview_every_steps == 0 and job.runtime.is_main:
+        if state.counters.step % recipe.training.preview_every_steps == 0:
             job.preview(state.counters.step)
-        if stopping or (due and time.monotonic() - saved > recipe.training.checkpoint_every_seconds):
-            if job.runtime.is_main:
-                checkpoints.save(state)
+        late = time.monotonic() - saved > recipe.training.checkpoint_every_seconds
+        if stopping or (due and job.runtime.anywhere(late)):
+            checkpoints.save(state)
             saved = time.monotonic()
         if stopping:
             job.runtime.wait()
             job.runtime.stop.raise_if_set()
-    if job.runtime.is_main:
-        checkpoints.finish(state)
+    checkpoints.finish(state)
     job.runtime.wait()
 
 
@@ -159,8 +161,7 @@ def _roll_back(job: Job, checkpoints: Checkpoints) -> None:
     job.state.counters.learning_rate_scale = counters.learning_rate_scale / 2
     job.state.counters.seconds = counters.seconds
     job.runtime.wait()
-    if job.runtime.is_main:
-        checkpoints.save(job.state)
+    checkpoints.save(job.state)
     job.runtime.wait()
     job.progress.warn(
         f"step {counters.step}: repeated non-finite values; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from diffcompress.records.run_files import (
 )
 from diffcompress.training.ema import Ema
 from diffcompress.training.optim import Optimizer
+from diffcompress.training.sharding import Sharding
 
 
 @dataclass
@@ -43,16 +44,27 @@ class Counters:
 class TrainingState:
     """Everything that the next step depends on, and where it is kept."""
 
-    def __init__(self, model: nn.Module, ema: Ema, optimizer: Optimizer) -> None:
-        """`model`: all that is trained (student and adapters), not wrapped."""
-        self.model, self.ema, self.optimizer = model, ema, optimizer
+    def __init__(self, model: nn.Module, ema: Ema, optimizer: Optimizer, sharding: Sharding | None = None) -> None:
+        """`model`: all that is trained (student and adapters), not wrapped. sharding: that of `ema` and `optimizer`."""
+        self.model, self.ema, self.optimizer, self.sharding = model, ema, optimizer, sharding
         self.counters = Counters()
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint; all or nothing. Raises RunStopped when the disk is full."""
-        tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"ema.{name}": value for name, value in self.ema.tensors.items()}
-        tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.tensors().items()}
+    def averages(self, *, keep: bool = True) -> Mapping[str, Tensor]:
+        """The averaged weights by their names. Where they are shared out, all processes call it, and those that do not
+        `keep` get none."""
+        return self._whole(self.ema.tensors, keep)
+
+    def tensors(self, *, keep: bool = True) -> dict[str, Tensor]:
+        """All that a checkpoint holds, as `averages`."""
+        own = {f"ema.{name}": value for name, value in self.ema.tensors.items()}
+        own |= {f"optimizer.{name}": value for name, value in self.optimizer.tensors().items()}
+        return {f"model.{name}": value for name, value in self.model.state_dict().items()} | self._whole(own, keep)
+
+    def _whole(self, own: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+        return own if self.sharding is None else self.sharding.gathered(own, keep=keep)
+
+    def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        """A checkpoint of `tensors`; all or nothing. Raises RunStopped when the disk is full."""
 
         def write(part: Path) -> None:
             part.mkdir()
@@ -69,7 +81,7 @@ class TrainingState:
             told = read_header(file)
             tensors = read_tensors(file, finite="counters" not in told)  # else a checksum says that it is as it was
             averages = _below(tensors, "ema")
-            if {n: v.shape for n, v in averages.items()} != {n: v.shape for n, v in self.ema.tensors.items()}:
+            if {name: value.shape for name, value in averages.items()} != self.ema.shapes:
                 raise damaged(file, "its averaged weights are those of another model")
             self.model.load_state_dict(_below(tensors, "model"))
             self.optimizer.load(_below(tensors, "optimizer"))
@@ -78,8 +90,8 @@ class TrainingState:
             raise
         except (FileNotFoundError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise damaged(file, str(error)) from error
-        for name, value in averages.items():
-            self.ema.tensors[name].copy_(value)  # which keeps its order in memory: that of the weight
+        for name, value in self.ema.tensors.items():
+            value.copy_(averages[name])  # which keeps its order in memory: that of the weight
 
 
 def counters(checkpoint: Path) -> dict[str, Any]:
@@ -91,11 +103,14 @@ def counters(checkpoint: Path) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """Checkpoints of one stage: `checkpoints/step-*`, the newest alone kept, and `final` when the stage is done."""
+    """Checkpoints of one stage: `checkpoints/step-*`, the newest alone kept, and `final` when the stage is done.
 
-    def __init__(self, stage_folder: Path) -> None:
+    writes: whether this process writes them. All processes call what does, as each may keep a part of what they hold.
+    """
+
+    def __init__(self, stage_folder: Path, *, writes: bool = True) -> None:
         self.folder = stage_folder / layout.CHECKPOINTS
-        self.final = stage_folder / layout.FINAL
+        self.final, self.writes = stage_folder / layout.FINAL, writes
 
     @property
     def latest(self) -> Path | None:
@@ -104,12 +119,17 @@ class Checkpoints:
 
     def save(self, state: TrainingState) -> None:
         target = self.folder / layout.checkpoint(state.counters.step)
-        state.save(target)
+        self._write(state, target)
         self._keep(target)
 
     def finish(self, state: TrainingState) -> None:
-        state.save(self.final)
+        self._write(state, self.final)
         self._keep(None)
+
+    def _write(self, state: TrainingState, target: Path) -> None:
+        tensors = state.tensors(keep=self.writes)
+        if self.writes:
+            state.write(target, tensors)
 
     @property
     def final_step(self) -> int:
@@ -118,7 +138,7 @@ class Checkpoints:
 
     def mend(self, warn: Callable[[str], None]) -> None:
         """Write the counters of the latest checkpoint again, where their file is not what its tensors tell."""
-        if self.latest is None:
+        if self.latest is None or not self.writes:
             return
         told = counters(self.latest)
         found = kept(self.latest / layout.COUNTERS, partial(read_json, kind=shapes.Counted), warn)
@@ -127,10 +147,14 @@ class Checkpoints:
 
     def reopen(self) -> None:
         """Turn a finished stage into one that goes on from its last step."""
+        if not self.writes:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         self.final.rename(self.folder / layout.checkpoint(self.final_step))
 
     def _keep(self, newest: Path | None) -> None:
+        if not self.writes:
+            return
         for path in self.folder.glob(f"{layout.STEP}*"):
             if path != newest:
                 discard(path)

@@ -14,7 +14,7 @@ from diffcompress.jobs.deliver import judged
 from diffcompress.jobs.testbed import prepare
 from diffcompress.pipeline.load import load
 from diffcompress.records.request import EvaluateOptions
-from diffcompress.runtime import Progress, StopRequest
+from diffcompress.runtime import Progress, start
 from diffcompress.sources.resolve import resolve
 
 
@@ -28,6 +28,6 @@ def test_shrink_and_evaluate_find_them(tmp_path):
     recipe = recipes.load(recipes.default_for("demo", teacher.family.recipe))
     testbed = prepare(runtimes.start("cpu"), teacher, teacher, None, EvaluateOptions("demo"), tmp_path, Progress())
     for space, protocol in (judged(teacher, recipe, Progress()), (testbed.space, testbed.protocol)):
-        drawn = SampleCache(tmp_path, StopRequest(), Drawing()).draw(teacher, protocol, space, "sampling the teacher")
+        drawn = SampleCache(tmp_path, start("cpu"), Drawing()).draw(teacher, protocol, space, "sampling the teacher")
         assert len(drawn.features) == len(drawn.variation) == protocol.num_samples
     assert not list(tmp_path.iterdir())

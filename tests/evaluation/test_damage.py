@@ -12,13 +12,13 @@ from diffcompress.evaluation import correction, gates
 from diffcompress.evaluation.cache import SampleCache
 from diffcompress.evaluation.failed import failed_share
 from diffcompress.evaluation.features import demo_space, protocol_for
-from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.evaluation.score import Contest, evaluate_pipeline
 from diffcompress.evaluation.variation import total_variation
 from diffcompress.noise import generator
 from diffcompress.pipeline.load import load, state_fingerprint
 from diffcompress.pipeline.sampling import sample
 from diffcompress.records.metrics import Metric, every
-from diffcompress.runtime import Progress, StopRequest
+from diffcompress.runtime import Progress, start
 from diffcompress.sources.resolve import resolve
 
 GATES = ("agreement>0.99", "fd<1.2*teacher", "fd_demo_held_out<1.2*teacher", "kd<1.2*teacher", "fd_teacher<1",
@@ -69,7 +69,8 @@ def score(tmp_path_factory, teacher):
         student = teacher if damage is None else damaged(teacher, damage)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(correction, "NUM_IMAGES", 8)
-            return evaluate_pipeline(student, teacher, protocol, space=space, cache_folder=folder)
+            cache = SampleCache(folder, start("cpu"), Progress())
+            return evaluate_pipeline(Contest(student, teacher, protocol, space), cache)
 
     return run
 
@@ -103,7 +104,7 @@ def test_failed_samples_see_noise_and_not_every_wrong_image(teacher, damage, fai
     """With 25 steps slight noise on the weights ends in a texture no noisier than some clothes: docs/evaluation.md."""
     space = demo_space()
     protocol = protocol_for(space, teacher)
-    right = SampleCache(tmp_path, StopRequest(), Progress()).draw(teacher, protocol, space, "not drawn: it ships")
+    right = SampleCache(tmp_path, start("cpu"), Progress()).draw(teacher, protocol, space, "not drawn: it ships")
     wrong = sample(damaged(teacher, damage), range(3), seed=protocol.sampling_seed, num_steps=protocol.sampler_steps)
     assert (wrong - right.images[:3]).square().mean().sqrt() > 0.3
     assert failed_share(total_variation(wrong), right.variation).value == failed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,7 +21,7 @@ from diffcompress.pipeline.load import load
 from diffcompress.pipeline.sampling import sample
 from diffcompress.recipe import BankSection
 from diffcompress.records.protocol import Protocol, check_same
-from diffcompress.runtime import Progress, StopRequest, start
+from diffcompress.runtime import Progress, Runtime, StopRequest, start
 from diffcompress.sources.resolve import resolve
 from tests import tiny
 from tests.evaluation import models
@@ -57,13 +59,17 @@ def space():
     return FeatureSpace("tiny", "digest", Extractor().eval())
 
 
+def stopping(stop: StopRequest) -> Runtime:
+    return replace(start("cpu"), stop=stop)
+
+
 @pytest.fixture
 def small_batches(monkeypatch):
     monkeypatch.setattr(caching, "automatic_batch_size", lambda _pipeline: 4)
 
 
 def test_rows_are_those_of_the_samples(tmp_path, pipeline, space):
-    drawn = SampleCache(tmp_path, StopRequest(), Progress()).draw(pipeline, PROTOCOL, space, "sampling")
+    drawn = SampleCache(tmp_path, start("cpu"), Progress()).draw(pipeline, PROTOCOL, space, "sampling")
     images = sample(pipeline, range(10), seed=PROTOCOL.sampling_seed, num_steps=2)
     assert torch.equal(drawn.images, images.half().float())
     assert torch.allclose(drawn.features, space.features(images), atol=1e-5)
@@ -74,7 +80,7 @@ def test_rows_are_those_of_the_samples(tmp_path, pipeline, space):
 def test_samples_have_the_guidance_and_steps_of_the_protocol(tmp_path):
     dit = load(resolve(str(tiny.save_dit(tmp_path / "dit"))))
     protocol = changed(num_samples=3, sampler_steps=3, guidance=2.5)
-    drawn = SampleCache(tmp_path / "cache", StopRequest(), Progress()).draw(dit, protocol, None, "sampling")
+    drawn = SampleCache(tmp_path / "cache", start("cpu"), Progress()).draw(dit, protocol, None, "sampling")
     expected = sample(dit, range(3), seed=protocol.sampling_seed, num_steps=3, guidance=2.5)
     torch.testing.assert_close(drawn.images, expected.half().float())
     weights = dit.fingerprint
@@ -86,7 +92,7 @@ def test_a_bank_of_the_same_seed_holds_none_of_the_evaluated_samples(tmp_path, p
     section = BankSection(num_samples=10, sampler_steps=2, eta=0.0, jitter=False)
     bank = banks.fill(tmp_path / "bank", pipeline, section, PROTOCOL.seed, None, start("cpu"), Progress())
     seen = []
-    cache = SampleCache(tmp_path / "cache", StopRequest(), Progress())
+    cache = SampleCache(tmp_path / "cache", start("cpu"), Progress())
     for seed in (PROTOCOL.seed, PROTOCOL.seed + streams.PROBE_SEED_SHIFT):
         seen.append(cache.draw(pipeline, changed(seed=seed), None, "sampling").images)
     assert torch.allclose(bank.clean, sample(pipeline, range(10), seed=PROTOCOL.seed, num_steps=2), atol=1e-4)
@@ -97,28 +103,28 @@ def test_a_bank_of_the_same_seed_holds_none_of_the_evaluated_samples(tmp_path, p
 
 @pytest.mark.usefixtures("small_batches")
 def test_a_stop_loses_nothing_and_the_result_is_the_same(tmp_path, pipeline, space):
-    whole = SampleCache(tmp_path / "whole", StopRequest(), Progress()).draw(pipeline, PROTOCOL, space, "sampling")
+    whole = SampleCache(tmp_path / "whole", start("cpu"), Progress()).draw(pipeline, PROTOCOL, space, "sampling")
     stop = StopRequest()
     with pytest.raises(RunStopped):
-        SampleCache(tmp_path / "b", stop, StopAfter(stop, 2)).draw(pipeline, PROTOCOL, space, "sampling")
+        SampleCache(tmp_path / "b", stopping(stop), StopAfter(stop, 3)).draw(pipeline, PROTOCOL, space, "sampling")
     (folder,) = (tmp_path / "b").iterdir()
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(before) == 2
 
     stop = StopRequest()
     with pytest.raises(RunStopped):  # the two batches that are there are not drawn again
-        SampleCache(tmp_path / "b", stop, StopAfter(stop, 3)).draw(pipeline, PROTOCOL, space, "sampling")
+        SampleCache(tmp_path / "b", stopping(stop), StopAfter(stop, 1)).draw(pipeline, PROTOCOL, space, "sampling")
     assert all((folder / name).stat().st_mtime_ns == made for name, made in before.items())
-    resumed = SampleCache(tmp_path / "b", StopRequest(), Progress()).draw(pipeline, PROTOCOL, space, "sampling")
+    resumed = SampleCache(tmp_path / "b", start("cpu"), Progress()).draw(pipeline, PROTOCOL, space, "sampling")
     for name in ("images", "variation", "features"):
         assert torch.equal(getattr(resumed, name), getattr(whole, name))
     assert not folder.exists()
 
 
 def test_a_ready_entry_serves_shorter_protocols_without_sampling(tmp_path, pipeline, space):
-    long = SampleCache(tmp_path / "ready", StopRequest(), Progress()).draw(pipeline, PROTOCOL, space, "sampling")
+    long = SampleCache(tmp_path / "ready", start("cpu"), Progress()).draw(pipeline, PROTOCOL, space, "sampling")
     progress = StopAfter(StopRequest())
-    cache = SampleCache(tmp_path / "own", StopRequest(), progress, ready=(tmp_path / "ready",))
+    cache = SampleCache(tmp_path / "own", start("cpu"), progress, ready=(tmp_path / "ready",))
     short = cache.draw(pipeline, changed(num_samples=6), space, "sampling")
     assert torch.equal(short.features, long.features[:6])
     assert len(short.variation) == len(short.images) == 6
@@ -128,7 +134,7 @@ def test_a_ready_entry_serves_shorter_protocols_without_sampling(tmp_path, pipel
 
 def test_a_damaged_entry_is_drawn_again_and_said_so(tmp_path, pipeline):
     progress = StopAfter(StopRequest())
-    cache = SampleCache(tmp_path, StopRequest(), progress)
+    cache = SampleCache(tmp_path, start("cpu"), progress)
     first = cache.draw(pipeline, PROTOCOL, None, "sampling")
     (entry,) = tmp_path.iterdir()
     entry.write_bytes(entry.read_bytes()[:100])
@@ -138,14 +144,14 @@ def test_a_damaged_entry_is_drawn_again_and_said_so(tmp_path, pipeline):
 
 def test_samples_that_were_stopped_for_are_the_same_bytes(tmp_path, pipeline, monkeypatch):
     """However much memory is free by then: rounding depends on how many are drawn at once."""
-    whole = SampleCache(tmp_path / "whole", StopRequest(), Progress())
+    whole = SampleCache(tmp_path / "whole", start("cpu"), Progress())
     monkeypatch.setattr(caching, "automatic_batch_size", lambda _: 3)
     whole.draw(pipeline, PROTOCOL, None, "sampling")
     stop = StopRequest()
     with pytest.raises(RunStopped):
-        SampleCache(tmp_path / "parts", stop, StopAfter(stop, 1)).draw(pipeline, PROTOCOL, None, "sampling")
+        SampleCache(tmp_path / "parts", stopping(stop), StopAfter(stop, 1)).draw(pipeline, PROTOCOL, None, "sampling")
     monkeypatch.setattr(caching, "automatic_batch_size", lambda _: 7)
-    SampleCache(tmp_path / "parts", StopRequest(), Progress()).draw(pipeline, PROTOCOL, None, "sampling")
+    SampleCache(tmp_path / "parts", start("cpu"), Progress()).draw(pipeline, PROTOCOL, None, "sampling")
     (one,), (other,) = (list((tmp_path / name).iterdir()) for name in ("whole", "parts"))
     assert one.read_bytes() == other.read_bytes()
 

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from diffcompress.evaluation import agreement, correction
-from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.evaluation.cache import SampleCache
+from diffcompress.evaluation.score import Contest, evaluate_pipeline
 from diffcompress.noise import streams
 from diffcompress.pipeline.load import load
 from diffcompress.pipeline.sampling import conditioning_for, sample
 from diffcompress.records.protocol import Protocol
+from diffcompress.runtime import Progress, start
 from diffcompress.sources.resolve import resolve
 from tests import tiny
 
@@ -44,7 +46,8 @@ def student(teacher):
 
 @pytest.fixture(scope="module")
 def result(teacher, student, tmp_path_factory):
-    return evaluate_pipeline(student, teacher, PROTOCOL, space=None, cache_folder=tmp_path_factory.mktemp("cache"))
+    cache = SampleCache(tmp_path_factory.mktemp("cache"), start("cpu"), Progress())
+    return evaluate_pipeline(Contest(student, teacher, PROTOCOL, None), cache)
 
 
 def test_agreement_is_on_the_teachers_own_samples_with_their_conditions(teacher, student, result):

@@ -10,9 +10,11 @@ from torch import nn
 
 from diffcompress.cli import tables
 from diffcompress.evaluation import speed
+from diffcompress.evaluation.cache import SampleCache
 from diffcompress.evaluation.features import protocol_for
-from diffcompress.evaluation.score import evaluate_pipeline
+from diffcompress.evaluation.score import Contest, evaluate_pipeline
 from diffcompress.records.evaluation import Evaluation
+from diffcompress.runtime import Progress, start
 from tests.evaluation import models
 
 
@@ -52,9 +54,11 @@ def test_precisions_that_differ_stand_beside_the_figures(tmp_path, monkeypatch):
     student = models.loaded(tmp_path / "student")
     teacher = models.loaded(tmp_path / "teacher", seed=1)
     protocol = protocol_for(None, teacher, sampler_steps=2, num_samples=4)
-    alike = evaluate_pipeline(student, teacher, protocol, space=None, cache_folder=tmp_path / "cache")
+    contest = Contest(student, teacher, protocol, None)
+    cache = SampleCache(tmp_path / "cache", start("cpu"), Progress())
+    alike = evaluate_pipeline(contest, cache)
     teacher.denoiser.bfloat16()
-    halved = evaluate_pipeline(student, teacher, protocol, space=None, cache_folder=tmp_path / "cache")
+    halved = evaluate_pipeline(contest, cache)
     for name in ("latency_ms", "latency_ms_batch16", "memory_bytes"):
         assert "dtypes" not in alike.metrics[name].to_json()
         assert halved.metrics[name].dtypes == {"student": "float32", "teacher": "bfloat16"}

@@ -255,12 +255,26 @@ def test_micro_batches_are_what_memory_holds(world, tmp_path, monkeypatch):
     with gradients(trainee):
         need = Need.of(step, device)
     assert need.row > 10_000
-    state = micro.STATE_BYTES * sum(p.numel() for p in trainee.parameters())
+    state = (micro.GRADIENT_BYTES + micro.KEPT_BYTES) * sum(p.numel() for p in trainee.parameters())
     for fitting, expected in ((11, 6), (4, 4), (1, 1), (0, 1)):
         free = types.SimpleNamespace(available=int((need.bytes(fitting) + need.row / 2) / SHARE) + state)
         monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: free)
         found = micro.fit(trainee, teacher, stage, device)
         assert (found.part(12), found.recompute) == (expected, fitting == 0)
+
+
+def test_what_the_optimizer_keeps_is_shared_out_where_one_process_does_not_hold_it(world, tmp_path, monkeypatch):
+    work = job(world, tmp_path)
+    trainee, teacher, stage, device = work.trainee, work.teacher, work.recipe.stages[0], work.runtime.device
+    count, need = sum(p.numel() for p in trainee.parameters()), micro._need(trainee, teacher, stage, device)
+    each, shared = (count * (micro.GRADIENT_BYTES + micro.KEPT_BYTES // keepers) for keepers in (1, 4))
+    for state, asked in ((each, False), (shared, True)):
+        free = types.SimpleNamespace(available=int(1.05 * need.bytes(1) / SHARE) + state)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: free)
+        found = micro.fit(trainee, teacher, stage, device, processes=4)
+        assert (found.shard, found.recompute) == (asked, False)
+        assert not micro.fit(trainee, teacher, stage, device).shard
+        assert micro.fit(trainee, teacher, stage, device, processes=4, shard=False).recompute is asked
 
 
 def test_activations_are_computed_again_where_one_sample_does_not_fit_and_gradients_are_the_same(
@@ -271,7 +285,7 @@ def test_activations_are_computed_again_where_one_sample_does_not_fit_and_gradie
     batch, runtime = work.targets.batch(0), work.runtime
     assert not micro.fit(trainee, teacher, stage, device).recompute
     need = micro._need(trainee, teacher, stage, device)
-    state = micro.STATE_BYTES * sum(p.numel() for p in trainee.parameters())
+    state = (micro.GRADIENT_BYTES + micro.KEPT_BYTES) * sum(p.numel() for p in trainee.parameters())
     for part, asked in ((1.05, False), (0.95, True)):
         free = types.SimpleNamespace(available=int(part * need.bytes(1) / SHARE) + state)
         monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: free)

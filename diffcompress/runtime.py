@@ -100,6 +100,10 @@ class Runtime:
         """Mean of `value` over all processes."""
         return self.accelerator.reduce(value, "mean") if self.count > 1 else value
 
+    def total(self, value: Tensor) -> Tensor:
+        """Sum of `value` over all processes."""
+        return self.accelerator.reduce(value, "sum") if self.count > 1 else value
+
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()
 

@@ -236,14 +236,15 @@ class Targets:
 
 
 def taylor_batches(
-    teacher: LoadedPipeline, bank: Bank, seed: int
+    teacher: LoadedPipeline, bank: Bank, seed: int, numbers: range = range(TAYLOR_BATCHES)
 ) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor], Tensor]]:
-    """A few batches (noisy, timestep, conditioning, diffusion target) of the bank, for ranking channels.
+    """A few batches (noisy, timestep, conditioning, diffusion target) of the bank, for ranking channels; those of some
+    `numbers`.
 
     Smaller ones for teachers whose activations would not fit otherwise; one at a time is in memory.
     """
     size = min(TAYLOR_BATCH_SIZE, bank.batch_size)
-    for number in range(TAYLOR_BATCHES):
+    for number in numbers:
         own = generator(seed, streams.TAYLOR, number)
         index = torch.randint(bank.num_samples, (TAYLOR_BATCH_SIZE,), generator=own)
         clean, noise = bank.clean[index], torch.randn(TAYLOR_BATCH_SIZE, *teacher.sample_shape, generator=own)

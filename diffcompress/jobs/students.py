@@ -13,7 +13,7 @@ from diffusers import ModelMixin
 from torch import Tensor, nn, ones_like, zeros_like
 
 from diffcompress.bank import bank as banks
-from diffcompress.bank.targets import refit_batch, taylor_batches
+from diffcompress.bank.targets import TAYLOR_BATCHES, refit_batch, taylor_batches
 from diffcompress.errors import GradientError
 from diffcompress.families.base import Family
 from diffcompress.families.unet import OUTPUT_LAYER
@@ -23,7 +23,7 @@ from diffcompress.pipeline.placing import Anew
 from diffcompress.pipeline.precision import cast
 from diffcompress.pipeline.predicting import in_terms_of, predicting
 from diffcompress.recipe import Recipe
-from diffcompress.runtime import Progress
+from diffcompress.runtime import Progress, Runtime
 from diffcompress.sources.weights import open_state
 from diffcompress.student.inherit import pick, start_student
 from diffcompress.student.refit import Conversion, refit
@@ -32,6 +32,8 @@ from diffcompress.student.student_plan import StudentPlan
 
 # Samples that layers are refitted on: fewer at once would not be of all noise levels.
 REFIT_SAMPLES, FEWEST_REFIT_SAMPLES = 128, 16
+# Of the channels of each of the teacher's tensors.
+Scores = Mapping[str, AxisScores]
 
 
 def initial_student(
@@ -40,31 +42,33 @@ def initial_student(
     recipe: Recipe,
     bank: banks.Bank,
     *,
-    ranked: bool = True,
+    scores: Scores | None = None,
+    refitted: bool = True,
     progress: Progress | None = None,
 ) -> ModelMixin:
     """The student before training: inherited from the teacher or random, as the recipe says; on the CPU.
 
-    Without `ranked` the passes through the teacher are left out: for a student whose weights are about to be replaced.
+    scores: of the teacher's channels, as `ranked` gives them; None: by magnitude. Without `refitted` it is not
+    refitted, whatever the recipe says: for a student whose weights are about to be replaced.
     """
-    section, scores = recipe.student, None
-    if ranked and section.start == "inherit" and section.importance == "taylor":
-        scores = _ranked(teacher, recipe, bank, progress or Progress())
+    section = recipe.student
     stored = open_state(teacher.reference)
     state = stored if teacher.placed is None else Anew(stored)
     student = start_student(teacher.family, student_plan, section, state, scores=scores, seed=recipe.seed)
-    if ranked and section.start == "inherit" and section.refit and teacher.family.kind == "unet":
+    if refitted and section.start == "inherit" and section.refit and teacher.family.kind == "unet":
         rules = student_plan.rules(teacher.family)
         kept = pick(rules, magnitude_scores(state) if scores is None else scores)
         _refit(student, teacher, student_plan, kept, recipe, bank, progress or Progress())
     return student
 
 
-def _ranked(
-    teacher: LoadedPipeline, recipe: Recipe, bank: banks.Bank, progress: Progress
-) -> Mapping[str, AxisScores] | None:
-    """How important the teacher's channels are by their gradients; None, told, where these are not finite, or
-    its weights not in memory."""
+def ranked(
+    teacher: LoadedPipeline, recipe: Recipe, bank: banks.Bank, runtime: Runtime, progress: Progress
+) -> Scores | None:
+    """How important the teacher's channels are by their gradients, of which each process takes a part; None where the
+    recipe asks for no such, and, told, where these are not finite or its weights not in memory."""
+    if recipe.student.start != "inherit" or recipe.student.importance != "taylor":
+        return None
     denoiser: Any = teacher.denoiser
     if teacher.placed is not None:
         progress.warn(
@@ -75,7 +79,9 @@ def _ranked(
     held = rows_held(denoiser, teacher.predict, next(taylor_batches(teacher, bank, recipe.seed)))
     fitting = replace(bank, batch_size=min(bank.batch_size, held))
     try:
-        return taylor_scores(denoiser, teacher.predict, taylor_batches(teacher, fitting, recipe.seed))
+        own = range(runtime.index, TAYLOR_BATCHES, runtime.count)
+        batches = taylor_batches(teacher, fitting, recipe.seed, own)
+        return taylor_scores(denoiser, teacher.predict, batches, total=runtime.total)
     except GradientError as error:
         progress.warn(f"{error.message}; they are ranked by magnitude")
         return None

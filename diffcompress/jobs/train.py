@@ -12,7 +12,7 @@ from diffcompress.bank import targets
 from diffcompress.bank.bank import Bank
 from diffcompress.jobs.run import Run
 from diffcompress.jobs.settle import settled
-from diffcompress.jobs.students import averaged_student, initial_student
+from diffcompress.jobs.students import averaged_student, initial_student, ranked
 from diffcompress.jobs.trainee import Look, trainee, training_job
 from diffcompress.recipe import Recipe
 from diffcompress.records import layout
@@ -24,21 +24,23 @@ from diffcompress.training.state import Checkpoints
 
 def starting_student(run: Run, bank: Bank) -> ModelMixin:
     """The student before training, kept in the run folder so that a resumed run starts from the same."""
-    file = run.folder.student_init
-    make = partial(initial_student, run.teacher, run.plan, run.request.recipe, bank, progress=run.progress)
+    file, runtime, recipe = run.folder.student_init, run.runtime, run.request.recipe
+    make = partial(initial_student, run.teacher, run.plan, recipe, bank, progress=run.progress)
     student = None
     # It follows from teacher, bank and recipe: one that is damaged is made again, and is the same.
-    if run.runtime.is_main and kept(file, read_tensors, run.progress.warn) is None:
-        student = make()
-        write_tensors(file, student.state_dict())
-    run.runtime.wait()
+    if runtime.anywhere(runtime.is_main and kept(file, read_tensors, run.progress.warn) is None):
+        scores = ranked(run.teacher, recipe, bank, runtime, run.progress)
+        if runtime.is_main:
+            student = make(scores=scores)
+            write_tensors(file, student.state_dict())
+    runtime.wait()
     if student is None:
-        student = make(ranked=False)
+        student = make(refitted=False)
         try:
             student.load_state_dict(read_tensors(file))
         except RuntimeError as error:
             raise damaged(file, str(error)) from error
-    return nn.Module.to(student, run.runtime.device)
+    return nn.Module.to(student, runtime.device)
 
 
 def train(run: Run, start: ModelMixin, bank: Bank, *, look: Look | None = None) -> tuple[Recipe, ModelMixin]:

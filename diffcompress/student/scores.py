@@ -65,15 +65,20 @@ def magnitude_scores(teacher: Mapping[str, Tensor]) -> Mapping[str, AxisScores]:
 
 
 def taylor_scores(
-    teacher: ModelMixin, predict: Predict, batches: Iterable[Batch], loss: Loss = functional.mse_loss
+    teacher: ModelMixin,
+    predict: Predict,
+    batches: Iterable[Batch],
+    loss: Loss = functional.mse_loss,
+    total: Callable[[Tensor], Tensor] = lambda own: own,
 ) -> dict[str, AxisScores]:
     """First-order Taylor importance |weight * gradient|, summed over `batches`, along the axes of each teacher tensor.
 
     predict: calls `teacher`, in its own dtype, and returns the prediction in float32 (`LoadedPipeline.predict`); a
-    batch is (noisy, timestep, conditioning, target). The gradient is taken batch by batch: near an optimum its mean
-    over the data is close to zero for every weight. Beside the teacher, memory holds one weight's gradient at a time
-    and the activations of one batch, recomputed where the class can. A buffer scores zero, and so does the second name
-    of a shared weight. The teacher is left as it was. Raises GradientError when a gradient is not finite.
+    batch is (noisy, timestep, conditioning, target); total: sums over all processes, each with batches of its own.
+    The gradient is taken batch by batch: near an optimum its mean over the data is close to zero for every weight.
+    Beside the teacher, memory holds one weight's gradient at a time and the activations of one batch, recomputed
+    where the class can. A buffer scores zero, and so does the second name of a shared weight. The teacher is left
+    as it was. Raises GradientError when a gradient is not finite.
     """
     scores = {
         name: AxisScores(tuple(torch.zeros(size, device=value.device) for size in value.shape))
@@ -92,6 +97,7 @@ def taylor_scores(
             scale = 2.0 ** round(math.log2(target.numel()) / 2)
             with torch.enable_grad():
                 (scale * loss(predict(noisy, timestep, conditioning), target)).backward()  # type: ignore[no-untyped-call]
+    scores = _summed(scores, total)
     for name, score in scores.items():
         if not all(torch.isfinite(along).all() for along in score.along):
             raise GradientError(
@@ -99,6 +105,13 @@ def taylor_scores(
                 "rank them by magnitude: --set student.importance=magnitude",
             )
     return scores
+
+
+def _summed(scores: dict[str, AxisScores], total: Callable[[Tensor], Tensor]) -> dict[str, AxisScores]:
+    """`scores` of all processes together, in one exchange."""
+    own = [along for score in scores.values() for along in score.along]
+    summed = iter(total(torch.cat(own)).split([len(along) for along in own]))
+    return {name: AxisScores(tuple(next(summed) for _ in score.along)) for name, score in scores.items()}
 
 
 def rows_held(teacher: ModelMixin, predict: Predict, batch: Batch, loss: Loss = functional.mse_loss) -> int:

@@ -8,7 +8,7 @@ import torch
 
 from diffcompress import recipe as recipes
 from diffcompress.bank import bank as banks
-from diffcompress.jobs.students import initial_student
+from diffcompress.jobs.students import initial_student, ranked
 from diffcompress.pipeline.load import load
 from diffcompress.runtime import Progress, start
 from diffcompress.sources.resolve import resolve
@@ -28,7 +28,11 @@ def test_a_teacher_whose_gradients_are_not_finite_is_ranked_by_magnitude_and_tha
         teacher = replace(teacher, denoiser=denoiser)
     student_plan, heard = plan(teacher.family, teacher.config, ratio=0.3), Told()
     by_magnitude = recipe.model_copy(update={"student": recipe.student.model_copy(update={"importance": "magnitude"})})
-    ranked = initial_student(teacher, student_plan, recipe, bank, progress=heard).state_dict()
+    runtime = start("cpu")
+    scores = ranked(teacher, recipe, bank, runtime, heard)
+    assert (scores is None) == broken
+    inherited = initial_student(teacher, student_plan, recipe, bank, scores=scores).state_dict()
+    assert ranked(teacher, by_magnitude, bank, runtime, heard) is None
     magnitude = initial_student(teacher, student_plan, by_magnitude, bank).state_dict()
-    assert all(torch.equal(ranked[name], value) for name, value in magnitude.items()) == broken
+    assert all(torch.equal(inherited[name], value) for name, value in magnitude.items()) == broken
     assert [text.endswith("is not finite; they are ranked by magnitude") for text in heard.warnings] == [True] * broken

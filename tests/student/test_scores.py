@@ -101,6 +101,25 @@ def stops_backward(_module: nn.Module, _inputs: object, output: Tensor) -> None:
     output.register_hook(lambda _gradient: 1 / 0)
 
 
+def test_processes_with_batches_of_their_own_rank_as_one_with_all() -> None:
+    """Two, of which each sums what both have found."""
+    teacher, batches = tiny.unet(), batches_of(FAMILY, tiny.UNET)
+    found: list[Tensor] = []
+
+    def keep(own: Tensor) -> Tensor:
+        found.append(own.clone())
+        return own
+
+    for own in (batches[::2], batches[1::2]):
+        taylor_scores(teacher, partial(predict, FAMILY, teacher), own, total=keep)
+    both = found[0] + found[1]
+    together = taylor_scores(teacher, partial(predict, FAMILY, teacher), batches[::2], total=lambda _own: both)
+    alone = taylor_scores(teacher, partial(predict, FAMILY, teacher), batches)
+    assert list(together) == list(alone)
+    for name, score in alone.items():
+        torch.testing.assert_close(together[name].along, score.along)
+
+
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("recomputed", [False, True])
 def test_the_teacher_is_left_as_it_was(fails: bool, recomputed: bool) -> None:

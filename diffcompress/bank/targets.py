@@ -40,7 +40,7 @@ def distinct(section: TargetsSection, uses: int) -> int:
 
 
 def may_grow(section: TargetsSection) -> bool:
-    """Whether stored calls of more samples may take the place of all new predictions."""
+    """Whether stored calls, of more samples or used more often, may take the place of all new predictions."""
     return section.reuse > 1 and section.trajectory_share == 1
 
 
@@ -61,14 +61,16 @@ class Targets:
         progress: Progress,
         keep: bool = False,
         with_diffusion: bool = True,
+        alone: bool = False,
     ) -> None:
         """keep: leave used pools on disk, for other students of the same recipe. with_diffusion: batches have a
-        diffusion target, which costs more than the rest of them."""
+        diffusion target, which costs more than the rest of them. alone: stored calls are all that there is, however
+        often each is used (`may_grow`)."""
         self.folder, self.teacher, self.bank, self.section = folder, teacher, bank, section
         self.seed, self.batch_size, self.runtime, self.progress = seed, batch_size, runtime, progress
-        self.keep, self.with_diffusion = keep, with_diffusion
+        self.keep, self.with_diffusion, self.alone = keep, with_diffusion, alone
         uses = max(1, num_steps * batch_size)  # a run of no steps has no use for targets, but is no error
-        share = min(section.trajectory_share, bank.num_trajectory / distinct(section, uses))
+        share = 1.0 if alone else min(section.trajectory_share, bank.num_trajectory / distinct(section, uses))
         # Stored calls cost nothing: where they suffice, all of them are used rather than few of them often.
         self.reuse = -(-uses // bank.num_trajectory) if share == 1 else section.reuse
         wanted = min(section.pool_size, POOL_BYTES // call_bytes(teacher.sample_shape), -(-uses // self.reuse))
@@ -87,7 +89,10 @@ class Targets:
         return self._batch(self._ahead.take(step))
 
     def drawn(self, step: int) -> Tensors:
-        """This process's share of the entries of one batch, with new predictions of the teacher's."""
+        """This process's share of the entries of one batch, with new predictions of the teacher's where steps have
+        any."""
+        if self.alone:
+            return self.bank.calls(self._trajectory_order()[torch.tensor(self._share)])
         return self._predicted(streams.FRESH_ENTRY, step, self._share)
 
     def assembled(self, entries: Tensors) -> Batch:

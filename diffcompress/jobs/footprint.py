@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 
 import torch
 
+from diffcompress.bank.targets import may_grow
 from diffcompress.families.base import Family
 from diffcompress.jobs.cards import CARDS, Card, card_of
 from diffcompress.memory import SHARE, Need
-from diffcompress.recipe import TrainingSection
+from diffcompress.recipe import Recipe, TrainingSection
 from diffcompress.sources.reference import Reference
 from diffcompress.student import costs
 from diffcompress.student.size import build
@@ -44,6 +46,11 @@ class Footprint:
     def peak(self) -> int:
         """The largest of what is there at once: the teacher with its text encoders, asked, or beside its student."""
         return self.teacher + max(self.encoders, self.beside)
+
+    @property
+    def parted(self) -> int:
+        """The peak where the teacher leaves while its student trains."""
+        return max(self.teacher + max(self.encoders, self.call), self.student + max(self.step, self.update))
 
     @property
     def apart(self) -> int:
@@ -140,6 +147,13 @@ class Beside:
     def encoding(self) -> int:
         return max(self(), self._footprint.encoders)
 
+    def call(self) -> int:
+        """Of a teacher that leaves while its student trains."""
+        return self._footprint.call
+
+    def encoding_alone(self) -> int:
+        return max(self.call(), self._footprint.encoders)
+
     @cached_property
     def _footprint(self) -> Footprint:
         encoders = encoder_bytes(self.reference.part_sizes())
@@ -152,11 +166,11 @@ def encoder_bytes(parts: Mapping[str, int] | None) -> int:
     return sum(size for part, size in (parts or {}).items() if part.startswith("text_encoder"))
 
 
-def smallest(models: Models) -> Card | None:
-    """The card with the least memory that has enough; None where one alone does not."""
-    return next((card for card in CARDS if models.on(card).peak <= card.bytes), None)
+def smallest(models: Models, size: Callable[[Footprint], int] = attrgetter("peak")) -> Card | None:
+    """The card with the least memory that has enough, by a `size` of footprints; None where one alone does not."""
+    return next((card for card in CARDS if size(models.on(card)) <= card.bytes), None)
 
 
-def slowest(models: Models) -> Card | None:
-    """The card with the least memory that has enough for all but the teacher, whose layers then stay on disk."""
-    return next((card for card in CARDS if models.on(card).apart <= card.bytes), None)
+def learns_alone(recipe: Recipe) -> bool:
+    """Whether students need no teacher while they train: stored calls may be all that they learn from."""
+    return may_grow(recipe.targets) and not any(stage.weights.feature_kd > 0 for stage in recipe.stages)

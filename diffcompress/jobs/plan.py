@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from diffcompress.errors import DoesNotFitError, UsageError
 from diffcompress.export import formats
 from diffcompress.families import registry
 from diffcompress.families.base import Family, complete
-from diffcompress.jobs.cards import CARDS, Card
-from diffcompress.jobs.footprint import Footprint, Models, encoder_bytes, slowest, smallest
+from diffcompress.jobs.cards import CARDS
+from diffcompress.jobs.footprint import Footprint, Models, encoder_bytes, learns_alone, smallest
 from diffcompress.jobs.outlook import Outlook
 from diffcompress.jobs.signature import as_function
 from diffcompress.noise import NoiseProcess
@@ -127,17 +128,22 @@ def _row(teacher: _Teacher, student: StudentPlan, outlook: Outlook, dtype: str) 
             *teacher.notes,
             *student.notes,
             *original_shapes.notes(teacher.family.class_name, student.config),
-            _memory(card, slowest(models), footprint),
+            _memory(models, footprint, recipe),
             *_kept(teacher, recipe),
             known.told if known else evidence.NOTHING_KNOWN,
         ],
     )
 
 
-def _memory(card: Card | None, slow: Card | None, footprint: Footprint) -> str:
+def _memory(models: Models, footprint: Footprint, recipe: Recipe) -> str:
+    card = smallest(models)
     least = f"the smallest card that would do: {card.name} ({card.gib} GB)" if card else "no card alone has as much"
-    if slow is not None and slow != card:
-        least += f", with the teacher's layers left on disk, which is slower, {slow.name} ({slow.gib} GB)"
+    ways = {"the teacher's layers left on disk, which is slower": attrgetter("apart")}
+    if learns_alone(recipe):
+        ways = {"the teacher away while its student trains": attrgetter("parted"), **ways}
+    for how, size in ways.items():
+        if (found := smallest(models, size)) is not None and found != card:
+            least, card = f"{least}, with {how}, {found.name} ({found.gib} GB)", found
     return (
         f"{least}; peak memory is an estimate, of one sample at a time (larger batches where memory holds them): "
         f"{footprint.told()}"

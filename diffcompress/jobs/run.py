@@ -17,7 +17,7 @@ from diffcompress.export import formats, hub
 from diffcompress.export.rehearsal import rehearse
 from diffcompress.images import hub_images, images
 from diffcompress.images.texts import texts_for
-from diffcompress.jobs.footprint import Beside
+from diffcompress.jobs.footprint import Beside, learns_alone
 from diffcompress.jobs.request import Request
 from diffcompress.pipeline.encoding import with_prompts
 from diffcompress.pipeline.load import LoadedPipeline, check_teacher, describe, load
@@ -85,7 +85,8 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
         require_parts(reference, (part for part in reference.parts if part != reference.denoiser_part))
     beside = Beside(reference, family, student_plan, recipe.training, stored or "float32", runtime.device)
     loaded = partial(load, reference, runtime.device, sample_size=recipe.bank.sample_size, progress=progress)
-    teacher = loaded(beside=beside.encoding)
+    may_leave = data is None and learns_alone(recipe)  # a bank of images has no stored calls
+    teacher = loaded(beside=beside.encoding, asked=beside.encoding_alone if may_leave else None)
     texts = texts_for(teacher, recipe, data, asked.prompts, progress)
     identity = request.identity(teacher.fingerprint)
     # With the text encoders, which are loaded once: they encode the prompts, and leave.
@@ -101,7 +102,8 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
             whole = None
             gc.collect()
             if teacher.placed is not None:  # perhaps for its text encoders alone, which have left
-                teacher = replace(loaded(beside=beside), conditions=teacher.conditions)
+                there = loaded(beside=beside, asked=beside.call if may_leave else None)
+                teacher = replace(there, conditions=teacher.conditions)
             if teacher.placed is not None:
                 student_plan = replace(student_plan, notes=(*student_plan.notes, teacher.placed))
             _tell_version(folder, progress)

@@ -141,7 +141,7 @@ def as_student(teacher: LoadedPipeline, student_plan: StudentPlan, denoiser: Mod
         fingerprint = hashlib.sha256(f"{fingerprint} {student_plan.prediction_type}".encode()).hexdigest()
     if teacher.precision != torch.float32:
         denoiser = cast(copy.deepcopy(denoiser), teacher.precision)
-    return replace(around, reference=reference, denoiser=denoiser, fingerprint=fingerprint, placed=None)
+    return replace(around, reference=reference, denoiser=denoiser, fingerprint=fingerprint, placed=None, parted=False)
 
 
 def taught_family(teacher: LoadedPipeline, student_plan: StudentPlan) -> Family:

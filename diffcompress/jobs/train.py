@@ -49,8 +49,12 @@ def train(run: Run, start: ModelMixin, bank: Bank, *, look: Look | None = None) 
     look: what is done with the student every `training.preview_every_steps`; default: a sheet of samples is drawn.
     """
     trained = trainee(run, start)
+    if run.teacher.parted:
+        run.teacher.leave()
     recipe = settled(run, trained, bank)
     bank = _grown(run, recipe, bank)
+    if run.teacher.parted:  # it was asked for more samples
+        run.teacher.leave()
     job = training_job(run, recipe, trained, bank, look=look)
     folders = [run.folder.stage(index, stage.name) for index, stage in enumerate(recipe.stages)]
     # What a later stage has begun from is not needed any more.

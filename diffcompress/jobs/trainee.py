@@ -58,6 +58,7 @@ def training_job(run: Run, recipe: Recipe, trainee: Trainee, bank: Bank, *, look
         progress=run.progress,
         keep=run.folder.shared is not None,
         with_diffusion=any(stage.weights.diffusion > 0 for stage in recipe.stages),
+        alone=run.teacher.parted,
     )
     look = look or partial(_draw_sheet, run, recipe)
 

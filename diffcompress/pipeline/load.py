@@ -46,7 +46,8 @@ class LoadedPipeline:
     dtype: of the stored weights (the default for exports); fingerprint: SHA-256 over configs and weights; sample_shape:
     of one clean sample; conditions: what samples are conditioned on, empty for a text denoiser until its prompts are
     encoded (`encoding.with_prompts`); placed: what a person should know of weights that `device` does not hold, in a
-    sentence; None where it holds all.
+    sentence; None where it holds all; parted: whether it holds them, but not beside the student that trains, so that
+    they `leave` then.
     """
 
     reference: Reference
@@ -58,6 +59,11 @@ class LoadedPipeline:
     sample_shape: tuple[int, ...]
     conditions: Conditions
     placed: str | None = None
+    parted: bool = False
+
+    def leave(self) -> None:
+        """Give up the device's memory until the next prediction."""
+        placing.leave(self.denoiser, self.device)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -141,13 +147,15 @@ def load(
     precision: torch.dtype | None = None,
     progress: Progress | None = None,
     beside: Callable[[], int] = lambda: 0,
+    asked: Callable[[], int] | None = None,
 ) -> LoadedPipeline:
     """Read the weights of `reference`, downloaded first when they lie on the Hub.
 
     sample_size: height and width of samples (of latents, for latent models); None: as its pipeline makes them.
     precision: to compute in, None for what suits the device (`precision.choose`), which a few calls are held against
     float32 for where that fits; the progress is told. beside: bytes of what the device must hold beside the weights,
-    which stay in their files where it cannot (`placing`). Raises
+    which stay in their files where it cannot (`placing`); asked: of what it must hold beside them as long as they are
+    asked, if they may leave then. Raises
     UsageError when weights are missing, truncated, of other shapes, not finite, or pickled beyond a state dict;
     AccessError when the Hub refuses.
     """
@@ -170,7 +178,7 @@ def load(
         shape,
         without_text(family, reference.complete_config),
     )
-    return _filled(pipeline, state, torch.device(device), precision, progress or Progress(), beside)
+    return _filled(pipeline, state, torch.device(device), precision, progress or Progress(), beside, asked)
 
 
 def _filled(
@@ -180,6 +188,7 @@ def _filled(
     precision: torch.dtype | None,
     progress: Progress,
     beside: Callable[[], int],
+    asked: Callable[[], int] | None,
 ) -> LoadedPipeline:
     """`pipeline` with weights in its hollow denoiser: on `device`, or as far as that holds them."""
     denoiser = pipeline.denoiser
@@ -187,11 +196,16 @@ def _filled(
     chosen = precision or precisions.choose(device, state.dtype, params)
     precisions.cast(denoiser, chosen)
     free, name = free_memory(device), f"'{pipeline.reference.id}'"
-    if (rooms := placing.rooms(denoiser, state, device, free, beside)) is not None:
+    rooms, parted = placing.rooms(denoiser, state, device, free, beside), False
+    if rooms is not None and asked is not None and placing.may_leave(placing.held(denoiser, state, device), device):
+        parted = placing.rooms(denoiser, state, device, free, asked) is None
+    if rooms is not None and not parted:
         told = placing.place(denoiser, state, device, rooms)
         return replace(pipeline, placed=f"{name} does not fit in {units.size(free)} of free memory: {told}")
     _fill(pipeline, state, device, chosen, progress, checked=precision is None and chosen != torch.float32)
-    return pipeline
+    if parted:
+        progress.note(f"{name} leaves {device} while its student trains: {units.size(free)} do not hold both")
+    return replace(pipeline, parted=parted)
 
 
 def _fill(

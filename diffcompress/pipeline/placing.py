@@ -6,11 +6,12 @@ of the teacher, and what of them stays in the host's memory is up to its system.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from accelerate.hooks import attach_align_device_hook_on_blocks
+from accelerate.hooks import CpuOffload, add_hook_to_module, attach_align_device_hook_on_blocks
 from accelerate.utils import infer_auto_device_map
 from diffusers import ModelMixin
 from torch import Tensor, nn
@@ -37,6 +38,21 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device if hook is None else torch.device(hook.execution_device)
 
 
+def may_leave(weights: int, device: torch.device) -> bool:
+    """Whether as many bytes can go from `device` to the host's memory and come back, of each process of this host."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return device.type == "cuda" and processes * weights <= SHARE * free_memory(torch.device("cpu"))
+
+
+def leave(model: nn.Module, device: torch.device) -> None:
+    """Move the weights of `model` to the host's memory. The next call brings them back to `device`, where they stay."""
+    hook = getattr(model, "_hf_hook", None)
+    if hook is None:
+        add_hook_to_module(model, CpuOffload(device))
+    else:
+        hook.init_hook(model)
+
+
 def rooms(
     hollow: ModelMixin, state: TeacherState, device: torch.device, free: int, beside: Callable[[], int]
 ) -> Rooms | None:
@@ -46,7 +62,7 @@ def rooms(
     free: bytes there; beside: those of what else must lie there, asked for where it matters. Weights that a CPU
     computes with as they are stored take no memory of their own.
     """
-    weights = _bytes(hollow, state, device)
+    weights = held(hollow, state, device)
     if weights <= WORTH * free or weights + (taken := int(beside() / SHARE)) <= free:
         return None
     if device.type != "cuda":
@@ -60,8 +76,8 @@ def rooms(
     return found
 
 
-def _bytes(hollow: nn.Module, state: TeacherState, device: torch.device) -> int:
-    """Of memory that the weights take: those of files are mapped on a CPU, unless they are cast."""
+def held(hollow: nn.Module, state: TeacherState, device: torch.device) -> int:
+    """Bytes of memory that the weights take: those of files are mapped on a CPU, unless they are cast."""
     copied = (value for name, value in hollow.state_dict().items() if not _is_mapped(state, name, value, device))
     return sum(value.nbytes for value in copied)
 

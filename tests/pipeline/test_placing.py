@@ -21,6 +21,7 @@ from diffcompress.pipeline.trace import calls_of
 from diffcompress.sources.resolve import resolve
 from diffcompress.sources.weights import open_state
 from diffcompress.training.objective import FeatureTap
+from tests.telling import Told
 
 CPU = torch.device("cpu")
 QUICK = ("pipe_stable_diffusion", "pipe_dit", "pipe_sd3", "pipe_flux")
@@ -138,3 +139,40 @@ def test_a_file_that_is_damaged_later_is_told_when_its_layer_is_read(tmp_path, m
     file.write_bytes(content)
     with pytest.raises(UsageError, match="NaN"):
         placed.examples()
+
+
+def test_weights_that_leave_are_back_when_they_are_asked(tmp_path):
+    """On the device that they left, and say what they said."""
+    pipeline = load(resolve(saved("pipe_sd3", tmp_path)))
+    expected = pipeline.examples()
+    for _ in range(2):
+        pipeline.leave()
+        assert pipeline.device == CPU
+        assert torch.equal(pipeline.examples(), expected)
+    elsewhere = torch.device("meta")  # where it is seen that they lie there
+    placing.leave(pipeline.denoiser, elsewhere)
+    assert placing.device_of(pipeline.denoiser) == CPU  # the first device that they left is theirs
+
+
+def test_a_device_that_holds_the_teacher_but_not_its_student_as_well(tmp_path, monkeypatch):
+    reference, heard = resolve(saved("pipe_sd3", tmp_path)), Told()
+    size = sum(weight.nbytes for weight in load(reference).denoiser.parameters())
+    limit(monkeypatch, 4 * size)
+    few, many = (lambda: 2 * size), (lambda: 3 * size)
+    assert not placing.may_leave(size, CPU)  # whose memory is where they would go
+    assert load(reference, beside=many, asked=few).placed is not None
+    monkeypatch.setattr(placing, "may_leave", lambda weights, _device: size <= weights < 2 * size)
+    found = load(reference, beside=many, asked=few, progress=heard)
+    assert found.parted and found.placed is None
+    assert "leaves cpu while its student trains" in heard.notes[-1]
+    assert not load(reference, beside=few, asked=few).parted
+    assert load(reference, beside=many, asked=many).placed is not None
+    assert load(reference, beside=many).placed is not None
+
+
+@pytest.mark.parametrize(("processes", "fits"), [(None, True), ("1", True), ("4", True), ("5", False)])
+def test_the_host_takes_in_the_weights_of_all_its_processes(monkeypatch, processes, fits):
+    limit(monkeypatch, 100)
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert placing.may_leave(20, torch.device("cuda")) == fits

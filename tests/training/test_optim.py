@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
+from diffcompress.memory import peak
 from diffcompress.recipe import TrainingSection
 from diffcompress.training.muon import Muon
 from diffcompress.training.optim import Optimizer, rate_share
@@ -88,13 +91,37 @@ def test_matrices_of_many_shapes_go_together_and_each_as_if_alone(layout):
     weights = [nn.Parameter(torch.zeros(shape).to(memory_format=layout)) for shape in shapes]
     weights += [nn.Parameter(torch.zeros(shape)) for shape in ((8, 27), (100, 30), (30, 100))]
     muon = Muon(weights)
-    assert len({group.size for group in muon._groups}) < len({group.side for group in muon._groups})
+    (groups,) = [stretch.groups for stretch in muon._stretches]
+    assert len({group.size for group in groups}) < len({group.side for group in groups})
     for weight in weights:
         weight.grad = torch.randn(weight.shape)  # of another order in memory than its weight, for some
     muon.step(0.5, torch.tensor(True))
     for weight in weights:
         expected = -0.5 * 0.2 * max(weight.flatten(1).shape) ** 0.5 * newton_schulz(weight.grad)
         torch.testing.assert_close(weight.detach().flatten(1).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_large_students_are_worked_on_in_parts_and_end_alike(monkeypatch):
+    """Which bounds what the optimizer takes beside its moments: two copies of all weights, else."""
+    torch.manual_seed(0)
+    shapes = [(64, 64)] * 6 + [(32, 128)] * 2 + [(128, 100)]
+    gradients = [torch.randn(shape) for shape in shapes]
+    ended, kept, taken = [], [], []
+    for most in (1 << 25, 8192):
+        monkeypatch.setattr("diffcompress.training.muon.TOGETHER", most)
+        weights = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
+        muon = Muon(weights)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient.clone()
+        taken.append(peak(partial(muon.step, 0.5, torch.tensor(True)), torch.device("cpu")))
+        muon.step(0.5, torch.tensor(True))
+        ended.append([weight.detach() for weight in weights])
+        kept.append(muon.tensors())
+        assert [[len(g.weights) for g in s.groups] for s in muon._stretches] in ([[2, 6, 1]], [[2], [2], [2], [2], [1]])
+    torch.testing.assert_close(ended[0], ended[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(kept[0], kept[1])
+    assert taken[1] < taken[0] / 2
+    muon.load(kept[0])
 
 
 def test_moments_and_decay_are_muons_own():

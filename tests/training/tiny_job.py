@@ -14,7 +14,7 @@ from diffusers import ModelMixin
 
 from diffcompress.bank import bank as banks
 from diffcompress.bank.targets import Batch, Targets
-from diffcompress.jobs.students import initial_student
+from diffcompress.jobs.students import initial_student, ranked
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import (
     BankSection,
@@ -49,7 +49,9 @@ class World:
     @cached_property
     def start(self) -> ModelMixin:
         shape = plan(self.teacher.family, self.teacher.config, ratio=self.ratio)
-        return initial_student(self.teacher, shape, Recipe(student=STUDENT), self.bank)
+        recipe = Recipe(student=STUDENT)
+        scores = ranked(self.teacher, recipe, self.bank, self.runtime, Progress())
+        return initial_student(self.teacher, shape, recipe, self.bank, scores=scores)
 
 
 @dataclass

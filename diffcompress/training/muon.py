@@ -18,7 +18,7 @@ ROUNDS, A, B, C = 5, 3.4445, -4.7750, 2.0315
 # Gram matrices of two sizes go as those of the larger size where that adds at most this share to the work on them.
 PADDING = 0.1
 # Elements that are worked on at once, beside some copies of them: large students take launches in place of memory.
-TOGETHER = 1 << 25
+TOGETHER = 1 << 28
 Grams = Float[Tensor, "matrices side side"]
 
 

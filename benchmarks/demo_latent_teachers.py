@@ -39,8 +39,15 @@ NETWORK = {
 }
 
 
+# Not embedded: a second DiT, of another shape and another schedule, to hold against what `dit` says.
+OTHER = NETWORK | {"num_attention_heads": 4, "num_layers": 4}
+NAMES = ("dit", "mmdit", "dit-cosine")
+
+
 def build(name: str, vae: AutoencoderKL) -> Teacher:
-    """Teacher "dit" or "mmdit" with seeded weights, in evaluation mode."""
+    """The teacher of one of `NAMES` with seeded weights, in evaluation mode."""
+    if name == "dit-cosine":
+        return Dit(vae, OTHER, "squaredcos_cap_v2")
     return {"dit": Dit, "mmdit": Mmdit}[name](vae)
 
 
@@ -78,14 +85,14 @@ class Teacher:
 class Dit(Teacher):
     model: DiTTransformer2DModel
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: AutoencoderKL, network: dict[str, int] = NETWORK, schedule: str = "linear") -> None:
         super().__init__(vae)
-        self.model = DiTTransformer2DModel(**NETWORK, out_channels=8, num_embeds_ada_norm=NUM_CLASSES)
+        self.model = DiTTransformer2DModel(**network, out_channels=8, num_embeds_ada_norm=NUM_CLASSES)
         start(self.model, ("norm1.linear", "proj_out_1", "proj_out_2"))
         # In training mode every block would drop labels by itself, each for another sample; here `loss` drops them.
         self.model.eval()
         self.scheduler = DDIMScheduler(
-            num_train_timesteps=1000, beta_schedule="linear", clip_sample=False, set_alpha_to_one=True
+            num_train_timesteps=1000, beta_schedule=schedule, clip_sample=False, set_alpha_to_one=True
         )
         alphas = self.scheduler.alphas_cumprod.double()
         before = torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])

@@ -9,6 +9,8 @@ over the last quarter of `--epochs`; stop the process and start it again with ot
 
     python benchmarks/train_demo_latent.py --teacher dit --epochs 2.1
     python benchmarks/train_demo_latent.py --teacher dit --evaluate 2048
+
+dit-cosine is not embedded: a second, smaller DiT with another schedule, for measurements on more than one.
 """
 
 from __future__ import annotations
@@ -126,7 +128,7 @@ def write_sheet(images: Tensor, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", choices=("dit", "mmdit"), required=True)
+    parser.add_argument("--teacher", choices=demo_latent_teachers.NAMES, required=True)
     parser.add_argument("--epochs", type=float, default=5)
     parser.add_argument("--work", type=Path, default=Path("build"))
     parser.add_argument("--evaluate", type=int, metavar="SAMPLES", help="measure the checkpoint instead of training")

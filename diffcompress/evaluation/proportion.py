@@ -18,13 +18,14 @@ SHARE, PASSES = 0.25, 3
 # With fewer, intervals say little, and a Frechet distance is mostly its bias, whatever the training cost.
 FEWEST, FEWEST_PER_FEATURE = 256, 8
 STEP = 64
-FEWER_IMAGES = 64  # that predictions are compared on
+# That predictions are compared on, where samples are fewer, and where as few as there may be still cost too much.
+FEWER_IMAGES, FEWEST_IMAGES = 64, 16
 
 
 @dataclass(frozen=True)
 class Calls:
     """student, teacher: what one call costs, in multiply-accumulates or any other unit; drawn: whether the teacher's
-    samples are there already."""
+    samples are there already, and those for the probe."""
 
     student: float
     teacher: float
@@ -37,7 +38,8 @@ class Calls:
         sampled = count * (self.student + (0 if self.drawn else self.teacher))
         sampled += 2 * (protocol.aside_samples or count) * self.student
         lines = min(correction.NUM_IMAGES, count)
-        fitted = lines * (each * self.teacher + protocol.sampler_steps * (self.teacher + self.student))
+        fitted = lines * protocol.sampler_steps * (self.teacher + self.student)
+        fitted += 0 if self.drawn else lines * each * self.teacher
         return each * sampled + fitted + levels * (self.teacher + 2 * self.student)
 
     def training(self, recipe: Recipe) -> float:
@@ -54,8 +56,9 @@ def in_proportion(protocol: Protocol, recipe: Recipe, space: FeatureSpace | None
     room = SHARE * calls.training(recipe)
     if most <= least or calls.evaluation(protocol) <= room:
         return protocol
-    images = min(FEWER_IMAGES, protocol.agreement_images)
-    for count in [*range((most - 1) // STEP * STEP, least, -STEP), least]:
+    counts = [*range((most - 1) // STEP * STEP, least, -STEP), least]
+    for count, images in [*((count, FEWER_IMAGES) for count in counts), (least, FEWEST_IMAGES)]:
+        images = min(images, protocol.agreement_images)
         values = {"num_samples": count, "aside_samples": aside(count, space), "agreement_images": images}
         fewer = protocol.model_copy(update=values)
         if calls.evaluation(fewer) <= room:

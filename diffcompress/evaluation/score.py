@@ -195,10 +195,8 @@ def _aside(protocol: Protocol) -> Protocol:
     return protocol.model_copy(update={"num_samples": protocol.aside_samples or protocol.num_samples})
 
 
-def _corrected(
-    student: LoadedPipeline, teacher: LoadedPipeline, protocol: Protocol, cache: SampleCache
-) -> LoadedPipeline:
-    """The student behind its best lines to the teacher, fitted on teacher samples that nothing is evaluated on."""
+def for_probe(protocol: Protocol) -> Protocol:
+    """Of the teacher's samples that lines are fitted on: nothing is evaluated on them."""
     changes = {
         "seed": protocol.seed + streams.PROBE_SEED_SHIFT,
         "num_samples": min(correction.NUM_IMAGES, protocol.num_samples),
@@ -206,7 +204,14 @@ def _corrected(
         "extractor": None,
         "reference": None,
     }
-    apart = protocol.model_copy(update=changes)
+    return protocol.model_copy(update=changes)
+
+
+def _corrected(
+    student: LoadedPipeline, teacher: LoadedPipeline, protocol: Protocol, cache: SampleCache
+) -> LoadedPipeline:
+    """The student behind its best lines to the teacher."""
+    apart = for_probe(protocol)
     clean = cache.draw(teacher, apart, None, "sampling the teacher for the probe").images
     conditioning = conditioning_for(teacher, range(len(clean)), apart.sampling_seed)
     student = in_terms_of(student, teacher.noise)

@@ -36,6 +36,18 @@ class Knob:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """Blocks of one kind: the config key of their number, the module list that holds them, and the least number.
+
+    step: numbers are multiples of it.
+    """
+
+    key: str
+    module: str
+    step: int = 1
+
+
+@dataclass(frozen=True)
 class Variant:
     """One setting of what hardly changes the size (norm groups, head size) and the knob values that it allows.
 
@@ -107,7 +119,8 @@ class TensorRules:
 class Family(Protocol):
     """Data and small functions about one diffusers denoiser class. Configs are complete ones (see `complete`).
 
-    kind: how its students are searched: a U-Net has a width for each of its levels, a transformer one for all blocks.
+    kind: how its students are searched: a U-Net has a width for each of its levels, a transformer one for all blocks;
+    stacks: those of a transformer.
     recipe: the built-in recipe it starts from. call_options: what its pipelines must be called with, beyond a prompt,
     to use the guidance that they are meant to be used with. pipelines: the usual ones of diffusers. former: the
     norm_type by which configs named the class that were written before it had a name of its own. optional_encoders:
@@ -122,6 +135,9 @@ class Family(Protocol):
 
     @property
     def kind(self) -> Literal["unet", "transformer"]: ...
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]: ...
 
     @property
     def recipe(self) -> str: ...

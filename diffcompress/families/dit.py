@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffcompress.families.base import Config
-from diffcompress.families.transformer import Stack, Transformer, mlp_roles, simple_rules
+from diffcompress.families.base import Config, Stack
+from diffcompress.families.transformer import Transformer, mlp_roles, simple_rules
 from diffcompress.families.transformer_rules import Rules, nearest_positions
 
 STACKS = (Stack("num_layers", "transformer_blocks"),)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from diffcompress.errors import UsageError
-from diffcompress.families.base import Config
+from diffcompress.families.base import Config, Stack
 from diffcompress.families.mmdit_rules import image_positions, pack, stream_widths, time_roles, unpack, unrounded
-from diffcompress.families.transformer import Stack, Transformer, simple_rules
+from diffcompress.families.transformer import Transformer, simple_rules
 from diffcompress.families.transformer_rules import Role, Rules, nearest_positions, rotary_axes, rotary_sizes
 
 STACKS = (

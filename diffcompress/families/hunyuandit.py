@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from diffcompress.errors import UsageError
-from diffcompress.families.base import Config
-from diffcompress.families.transformer import Stack, Transformer, mlp_roles, simple_rules
+from diffcompress.families.base import Config, Stack
+from diffcompress.families.transformer import Transformer, mlp_roles, simple_rules
 from diffcompress.families.transformer_rules import Role, Rules, Width, nearest_positions, spread
 
 STACKS = (Stack("num_layers", "blocks", step=2),)

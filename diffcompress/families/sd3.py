@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffcompress.families.base import Config
+from diffcompress.families.base import Config, Stack
 from diffcompress.families.mmdit_rules import stream_widths, text_roles, time_roles
-from diffcompress.families.transformer import Stack, Transformer, simple_rules
+from diffcompress.families.transformer import Transformer, simple_rules
 from diffcompress.families.transformer_rules import Rules, nearest_positions, spread
 
 STACKS = (Stack("num_layers", "transformer_blocks"),)

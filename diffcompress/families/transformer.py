@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcompress.families import transformer_rules
-from diffcompress.families.base import Config, Knob, TensorRules, Variant, complete, plain_config
+from diffcompress.families.base import Config, Knob, Stack, TensorRules, Variant, complete, plain_config
 from diffcompress.families.transformer_rules import RESIDUAL, Role, Rules, Width, spread
 
 # A head keeps at least this share of the teacher's head size, and this many channels.
@@ -22,18 +22,6 @@ LEAST_HEAD, FEWEST_HEAD_CHANNELS = 0.25, 4
 NUM_FEATURES = 4
 
 Predict = Callable[[nn.Module, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Blocks of one kind: the config key of their number, the module list that holds them, and the least number.
-
-    step: numbers are multiples of it.
-    """
-
-    key: str
-    module: str
-    step: int = 1
 
 
 def _everything(_config: Config) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from diffcompress.families.base import Config, Knob
+from diffcompress.families.base import Config, Knob, Stack
 from diffcompress.families.shapes import shapes
 from diffcompress.families.unet_rules import depths, level_modules, runs, time_dim
 
@@ -31,6 +31,7 @@ class UNet:
 
     subfolder = "unet"
     kind: Literal["unet", "transformer"] = "unet"
+    stacks: tuple[Stack, ...] = ()
     class_name: str
     call_options: Mapping[str, Any] = {}
     pipelines: tuple[str, ...]

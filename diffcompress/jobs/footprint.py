@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
 
@@ -92,7 +92,11 @@ class Models:
         """As a run goes there: activations are computed again where a sample's step does not fit otherwise."""
         plain = self._at(card, self._step, recompute=self.section.recompute)
         room = math.inf if card is None else card.bytes - plain.teacher - plain.student
-        if plain.recomputed or plain.step <= SHARE * room or self._recomputed is None:
+        if plain.recomputed or plain.step <= SHARE * room:
+            return plain
+        if card is not None and replace(plain, step=0).apart > card.bytes:
+            return plain  # it does not fit either way, and counting takes seconds
+        if self._recomputed is None:
             return plain
         again = self._at(card, self._recomputed, recompute=True)
         return again if again.step < plain.step else plain

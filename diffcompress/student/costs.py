@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,6 +22,10 @@ from diffcompress.memory import FusedAttention, LiveBytes, Need, gradients
 from diffcompress.sources.state import SAFETENSORS_DTYPES
 from diffcompress.student.size import build, num_parameters
 
+# Blocks of a stack that are counted.
+FEW = 2
+# Numbers that are told of a denoiser on the meta device, and of the config that built it.
+Ask = Callable[[nn.Module, Mapping[str, Any]], tuple[int, ...]]
 CODES = {name: code for code, name in SAFETENSORS_DTYPES.items()}
 
 
@@ -58,15 +62,45 @@ def count(family: Family, config: Mapping[str, Any]) -> Costs:
 
 @lru_cache(maxsize=16)
 def _counted(class_name: str, text: str) -> Costs:
-    """In one pass: on the meta device a call of a large denoiser takes a second of Python."""
     family, config = registry.find(class_name), json.loads(text)
-    denoiser = build(family, config, "meta").eval()
-    counter, attention, live = FlopCounterMode(display=False), FusedAttention(), LiveBytes("meta")
-    with torch.no_grad(), counter, attention, live:
-        predicted = _predicted(family, config, denoiser, 1)
-    shapes = {name: tuple(value.shape) for name, value in denoiser.state_dict().items()}
-    macs = counter.get_total_flops() // 2 + attention.macs
-    return Costs(num_parameters(denoiser), macs, live.peak, tuple(predicted.shape), shapes)
+    predicted: list[tuple[int, ...]] = []
+
+    def ask(denoiser: nn.Module, config: Mapping[str, Any]) -> tuple[int, int]:
+        counter, attention, live = FlopCounterMode(display=False), FusedAttention(), LiveBytes("meta")
+        with torch.no_grad(), counter, attention, live:
+            predicted.append(tuple(_predicted(family, config, denoiser.eval(), 1).shape))
+        return counter.get_total_flops() // 2 + attention.macs, live.peak
+
+    whole = build(family, config, "meta")
+    macs, call = _of_few_blocks(family, config, whole, ask)
+    shapes = {name: tuple(value.shape) for name, value in whole.state_dict().items()}
+    return Costs(num_parameters(whole), macs, call, predicted[0], shapes)
+
+
+def _of_few_blocks(family: Family, config: Mapping[str, Any], whole: nn.Module, ask: Ask) -> tuple[int, ...]:
+    """What `ask` says of `whole`, which `config` builds.
+
+    On the meta device a call of a large denoiser takes seconds of Python, so stacks of blocks are asked for few of
+    them: each more adds as much as one. Where their parameters say that blocks differ, `whole` itself is asked.
+    """
+    few, more = dict(config), []
+    for stack in family.stacks:
+        if (beyond := (config[stack.key] - FEW * stack.step) // stack.step) > 1:
+            few[stack.key] = FEW * stack.step
+            more.append((beyond, {stack.key: few[stack.key] + stack.step}))
+    if not more:
+        return ask(whole, config)
+    models = [(build(family, one, "meta"), one) for one in (few, *(few | change for _, change in more))]
+    sizes = [num_parameters(model) for model, _ in models]
+    if num_parameters(whole) != _grown(sizes, more):
+        return ask(whole, config)
+    return tuple(_grown(values, more) for values in zip(*(ask(*model) for model in models), strict=True))
+
+
+def _grown(values: Sequence[int], more: Sequence[tuple[int, object]]) -> int:
+    """From a value of few blocks, and of one more of each stack."""
+    least, *others = values
+    return least + sum(beyond * (other - least) for other, (beyond, _) in zip(others, more, strict=True))
 
 
 def check(family: Family, config: Mapping[str, Any], teacher: Mapping[str, Any]) -> Costs:
@@ -106,15 +140,20 @@ def call_memory(family: Family, config: Mapping[str, Any]) -> Need:
 def training_memory(family: Family, config: Mapping[str, Any], *, alone: bool = False, recompute: bool = False) -> Need:
     """What forward and backward pass take in float32 beside weights and their gradients, by rows of the batch; alone:
     see `Need.of`; recompute: with activations computed again, which raises ValueError where the class cannot."""
-    denoiser = build(family, config, "meta").train()
-    if recompute:
-        denoiser.enable_gradient_checkpointing(_checkpointed)
-    with gradients(denoiser):
-        return Need.of(
-            lambda rows: _predicted(family, config, denoiser, rows).sum().backward(),  # type: ignore[no-untyped-call]
-            torch.device("meta"),
-            alone=alone,
-        )
+
+    def ask(denoiser: nn.Module, config: Mapping[str, Any]) -> tuple[int, int]:
+        model: Any = denoiser.train()
+        if recompute:
+            model.enable_gradient_checkpointing(_checkpointed)
+        with gradients(model):
+            need = Need.of(
+                lambda rows: _predicted(family, config, model, rows).sum().backward(),  # type: ignore[no-untyped-call]
+                torch.device("meta"),
+                alone=alone,
+            )
+        return need.fixed, need.row
+
+    return Need(*_of_few_blocks(family, config, build(family, config, "meta"), ask))
 
 
 def _checkpointed(module: nn.Module, *given: Any) -> Any:

@@ -29,10 +29,13 @@ from benchmarks import demo_latent_teachers, demo_vae
 from benchmarks.train_demo import read_checkpoint, write_checkpoint
 from diffcompress.evaluation.features import demo_space
 from diffcompress.evaluation.frechet import frechet_distance
+from diffcompress.recipe import TrainingSection
+from diffcompress.training.optim import Optimizer
 
 SEED = 0
 BATCH_SIZE = 32
 LEARNING_RATE = 1e-3
+ADAMW = TrainingSection(optimizer="adamw", weight_decay=0.0, betas=(0.9, 0.99))
 WARMUP_STEPS = 200
 EMA_DECAY = 0.9995
 DECAY_FRACTION = 0.25
@@ -53,7 +56,7 @@ def average(ema: dict[str, Tensor], model: nn.Module, step: int) -> None:
 
 def train(teacher: demo_latent_teachers.Teacher, latents: Tensor, labels: Tensor, work: Path, epochs: float) -> None:
     model = teacher.model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, betas=(0.9, 0.99))
+    optimizer = Optimizer(model, ADAMW)
     ema = {k: v.clone() for k, v in model.state_dict().items()}
     checkpoint = work / "checkpoint.safetensors"
     first = read_checkpoint(checkpoint, model, ema, optimizer) if checkpoint.exists() else 0
@@ -68,11 +71,9 @@ def train(teacher: demo_latent_teachers.Teacher, latents: Tensor, labels: Tensor
         generator = torch.Generator().manual_seed((SEED + 1) * 10_000_000 + step)
         index = order[position * BATCH_SIZE : (position + 1) * BATCH_SIZE]
         loss = teacher.loss(latents[index], labels[index], generator)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, num_steps)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        optimizer.step(learning_rate(step, num_steps))
         optimizer.zero_grad()
         average(ema, model, step)
 
@@ -92,7 +93,7 @@ def train(teacher: demo_latent_teachers.Teacher, latents: Tensor, labels: Tensor
 def load_average(teacher: demo_latent_teachers.Teacher, work: Path) -> int:
     """Put the averaged weights of the checkpoint, rounded to half precision, into `teacher`; its steps."""
     ema: dict[str, Tensor] = {}
-    optimizer = torch.optim.AdamW(teacher.model.parameters())
+    optimizer = Optimizer(teacher.model, ADAMW)
     steps = read_checkpoint(work / "checkpoint.safetensors", teacher.model, ema, optimizer)
     teacher.model.load_state_dict({k: v.half().float() for k, v in ema.items()})
     return steps

@@ -3,9 +3,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
+from benchmarks import demo_latent_teachers, train_demo_latent
 from diffcompress.families.flux import FAMILY as FLUX
+from diffcompress.sources.reference import DEMO_FOLDER
 from tests.jobs.tiny_teacher import run, save_teacher, settings
 
 ROOT = Path(__file__).parents[1]
@@ -127,3 +131,20 @@ def test_students_are_judged_after_every_round(tmp_path: Path) -> None:
     assert 0 < second["error"] != first["error"] > 0 and 0 < second["fd"] != first["fd"] > 0
     *_, above, last = script("rounds.py", "--table", "--work", tmp_path).splitlines()
     assert above.startswith("| `demo` 0.05, 0 | 4 | ") and last.startswith("|  | 8 | ") and last.count(" %)") == 2
+
+
+def test_latent_teachers_go_on_from_their_checkpoints(tmp_path):
+    """And the second DiT, which is not embedded, learns by another schedule."""
+    vae = AutoencoderKL.from_pretrained(DEMO_FOLDER / "dit" / "vae")
+    clean = torch.randn(64, 4, 14, 14, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(64) % 10
+    whole, stopped = (demo_latent_teachers.build("dit-cosine", vae) for _ in range(2))
+    for teacher, folder, epochs in ((whole, "whole", (2,)), (stopped, "stopped", (1, 2))):
+        (tmp_path / folder).mkdir()
+        for until in epochs:
+            train_demo_latent.train(teacher, clean, labels, tmp_path / folder, until)
+    assert train_demo_latent.load_average(stopped, tmp_path / "stopped") == 4
+    assert isinstance(whole, demo_latent_teachers.Dit)
+    assert whole.scheduler.config["beta_schedule"] == "squaredcos_cap_v2"
+    begun = demo_latent_teachers.build("dit-cosine", vae).model.state_dict()
+    assert any(not torch.equal(value, begun[name]) for name, value in stopped.model.state_dict().items())

@@ -122,14 +122,6 @@ class Runtime:
         """The smallest `number` of all processes."""
         return -self._most(-number)
 
-    def from_main(self, value: Tensor) -> Tensor:
-        """What the main process has for `value`, which is alike on all, on every process."""
-        if self.count > 1:
-            import torch
-
-            torch.distributed.broadcast(value, 0)
-        return value
-
     def _most(self, number: int) -> int:
         """The largest `number` of all processes."""
         if self.count == 1:

@@ -17,6 +17,7 @@ from diffcompress.pipeline.predicting import in_terms_of
 from diffcompress.pipeline.sampling import automatic_batch_size
 from diffcompress.records.evaluation import Level, Metrics
 from diffcompress.records.metrics import Estimate, Metric
+from diffcompress.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def add_metrics(material: Material, wanted: Sequence[Metric], metrics: Metrics) 
         num_levels=protocol.agreement_levels,
         seed=protocol.seed,
         batch_size=automatic_batch_size(teacher),
+        runtime=material.runtime,
     )
     values = {role: one.agreement for role, one in found.items()}
     for metric in wanted:
@@ -69,11 +71,12 @@ def measure(
     num_levels: int,
     seed: int,
     batch_size: int = 128,
+    runtime: Runtime | None = None,
 ) -> dict[str, Agreement]:
     """Agreement of each of `students` by its name. Every clean image `[N, C, *spatial]` is noised once per level.
 
     Whatever a student predicts is compared in the teacher's terms. Timestep and noise follow from (seed, level, image)
-    alone.
+    alone. runtime: see `predictions`.
     """
     num_levels = min(num_levels, teacher.noise.num_timesteps)
     students = {name: in_terms_of(student, teacher.noise) for name, student in students.items()}
@@ -83,9 +86,9 @@ def measure(
         noisy, timestep = _inputs(teacher, clean, level, num_levels, seed)
         edges = teacher.noise.at(torch.tensor([level + 1e-6, level + 1 - 1e-6]).double() / num_levels)
         low, high = (int(edge) for edge in edges)
-        theirs = predictions(teacher, noisy, timestep, conditioning, batch_size)
+        theirs = predictions(teacher, noisy, timestep, conditioning, batch_size, runtime)
         for name, student in students.items():
-            ours = predictions(student, noisy, timestep, conditioning, batch_size)
+            ours = predictions(student, noisy, timestep, conditioning, batch_size, runtime)
             ratios[name].append(error_ratio(ours, theirs))
             levels[name].append(_level(low, high, ours, theirs))
     means = {name: torch.stack(ratios[name]).mean(0) for name in students}
@@ -127,14 +130,22 @@ def _inputs(teacher: LoadedPipeline, clean: Tensor, level: int, num_levels: int,
 
 
 def predictions(
-    pipeline: LoadedPipeline, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor], batch_size: int
+    pipeline: LoadedPipeline,
+    noisy: Tensor,
+    timestep: Tensor,
+    conditioning: Mapping[str, Tensor],
+    batch_size: int,
+    runtime: Runtime | None = None,
 ) -> Tensor:
-    """Predictions `[N, C, *spatial]` of a model for noisy samples, in float64 on the CPU."""
-    parts = []
-    for start in range(0, len(noisy), batch_size):
-        rows = slice(start, start + batch_size)
+    """Predictions `[N, C, *spatial]` of a model for noisy samples, in float64 on the CPU.
+
+    runtime: of processes that all ask, and each compute a part.
+    """
+    share = slice(0, len(noisy)) if runtime is None else runtime.share(len(noisy))
+    found = torch.zeros(noisy.shape, dtype=torch.float64)
+    for start in range(share.start, share.stop, batch_size):
+        rows = slice(start, min(start + batch_size, share.stop))
         given = {name: value[rows].to(pipeline.device) for name, value in conditioning.items()}
-        parts.append(
-            pipeline.predict(noisy[rows].to(pipeline.device), timestep[rows].to(pipeline.device), given).cpu().double()
-        )
-    return torch.cat(parts)
+        noise, time = noisy[rows].to(pipeline.device), timestep[rows].to(pipeline.device)
+        found[rows] = pipeline.predict(noise, time, given).cpu().double()
+    return found if runtime is None else runtime.total(found)

@@ -52,11 +52,6 @@ class Correction:
         slope, intercept = (values.to(prediction)[level].view(shape) for values in (self.slope, self.intercept))
         return slope * prediction + intercept
 
-    def from_main(self, runtime: Runtime) -> Correction:
-        """The main process's, so that all correct alike: devices round differently."""
-        parts = (self.timestep, self.slope.cpu(), self.intercept.cpu())
-        return Correction(*(runtime.from_main(value) for value in parts))
-
     def digest(self) -> str:
         parts = (self.timestep, self.slope, self.intercept)
         return fingerprints.of_bytes(value.double().numpy().tobytes() for value in parts)
@@ -71,8 +66,12 @@ def fit(
     *,
     num_steps: int,
     seed: int,
+    runtime: Runtime | None = None,
 ) -> Correction:
-    """Least squares over all of `clean` `[N, C, *spatial]`, noised to each of the sampler's `num_steps` levels."""
+    """Least squares over all of `clean` `[N, C, *spatial]`, noised to each of the sampler's `num_steps` levels.
+
+    runtime: see `predictions`.
+    """
     drawn = [generator(seed, streams.CORRECTION, i) for i in range(len(clean))]
     batch_size = automatic_batch_size(teacher)
     timesteps, slopes, intercepts = teacher.noise.grid(num_steps)[:, 0], [], []
@@ -81,7 +80,8 @@ def fit(
         repeated = timestep.expand(len(clean))
         noisy = teacher.noise.noisy(clean, noise, repeated)
         ours, theirs = (
-            _by_channel(predictions(model, noisy, repeated, conditioning, batch_size)) for model in (student, teacher)
+            _by_channel(predictions(model, noisy, repeated, conditioning, batch_size, runtime))
+            for model in (student, teacher)
         )
         line = fit_line(ours, theirs, theirs.var(-1, correction=0)[..., 0])
         slopes.append(1 + line.tilt[0, :, 0])

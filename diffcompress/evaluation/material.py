@@ -15,6 +15,7 @@ from diffcompress.evaluation.features import FeatureSpace, RealImages
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.records.metrics import NO_TEACHER, Estimate, Kind, Metric
 from diffcompress.records.protocol import Protocol
+from diffcompress.runtime import Runtime
 
 NO_CLIP = "it takes CLIP's features: `evaluate --feature-weights` with a CLIP folder (openai/clip-vit-base-patch32)"
 NO_PICK = "it takes PickScore's weights in the Hub's local cache: `hf download yuvalkirstain/PickScore_v1`"
@@ -25,7 +26,8 @@ NO_REAL = "no perceptual metric to real images computed: there are none for thes
 @dataclass(frozen=True)
 class Material:
     """models, drawn: by role, the samples of the corrected student among them; prompts: of samples 0..N-1, if any;
-    inputs: clean samples with their conditioning, that predictions are compared on."""
+    inputs: clean samples with their conditioning, that predictions are compared on; runtime: of processes that all
+    measure, where there are several."""
 
     models: Mapping[str, LoadedPipeline]
     drawn: Mapping[str, Drawn]
@@ -33,6 +35,7 @@ class Material:
     protocol: Protocol
     prompts: Sequence[str] | None = None
     inputs: tuple[Tensor, Mapping[str, Tensor]] | None = None
+    runtime: Runtime | None = None
 
     @cached_property
     def features(self) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffcompress.evaluation.agreement import agreement_of, error_ratio, why_incomparable
+from diffcompress.evaluation.agreement import agreement_of, why_incomparable
 from diffcompress.evaluation.material import Material
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.predicting import in_terms_of
@@ -19,6 +19,7 @@ from diffcompress.pipeline.sampling import automatic_batch_size, sample
 from diffcompress.records.evaluation import Metrics
 from diffcompress.records.metrics import KINDS, Metric
 from diffcompress.records.protocol import Protocol
+from diffcompress.runtime import Runtime
 
 NUM_SAMPLES = 16
 OWN = KINDS["agreement_own_states"]
@@ -32,29 +33,40 @@ def add_metrics(material: Material, wanted: Sequence[Metric], metrics: Metrics) 
         return
     count = min(NUM_SAMPLES, protocol.num_samples)
     for metric in wanted:
-        ratios = along_the_way(student, teacher, protocol, count, own=metric.kind is OWN)
+        ratios = along_the_way(student, teacher, protocol, count, own=metric.kind is OWN, runtime=material.runtime)
         metrics.add(metric, {"student": agreement_of(ratios, protocol.seed)}, samples=count)
 
 
 def along_the_way(
-    student: LoadedPipeline, teacher: LoadedPipeline, protocol: Protocol, count: int, *, own: bool
+    student: LoadedPipeline,
+    teacher: LoadedPipeline,
+    protocol: Protocol,
+    count: int,
+    *,
+    own: bool,
+    runtime: Runtime | None = None,
 ) -> Tensor:
     """Of samples 0..count-1 `[count]`: error over the variance of the teacher's predictions, averaged over the steps.
 
-    own: on the states that the student comes to; else on those of the teacher.
+    own: on the states that the student comes to; else on those of the teacher. runtime: of processes that all ask, and
+    each draw a part.
     """
     student = in_terms_of(student, teacher.noise)
     walker, other = (student, teacher) if own else (teacher, student)
-    parts = []
-    for start in range(0, count, size := automatic_batch_size(teacher)):
-        indices = range(start, min(start + size, count))
-        ratios: list[Tensor] = []
+    share = slice(0, count) if runtime is None else runtime.share(count)
+    # Of each sample at each step: squared error, and mean and mean square of the teacher's prediction.
+    found = torch.zeros(count, protocol.sampler_steps, 3, dtype=torch.float64)
+    for start in range(share.start, share.stop, size := automatic_batch_size(teacher)):
+        indices = range(start, min(start + size, share.stop))
+        told: list[Tensor] = []
 
-        def judge(noisy: Tensor, timestep: Tensor, whole: Tensor, rows: Tensor, into: list[Tensor] = ratios) -> None:
+        def judge(noisy: Tensor, timestep: Tensor, whole: Tensor, rows: Tensor, into: list[Tensor] = told) -> None:
             given = {name: value.to(teacher.device) for name, value in teacher.conditions.rows(rows).items()}
             both = whole[:, : noisy.shape[1]], other.predict(noisy, timestep, given)
-            said, beside = (one.cpu().double() for one in both)  # not every device has float64
-            into.append(error_ratio(said, beside) if own else error_ratio(beside, said))
+            said, beside = (one.cpu().double().flatten(1) for one in both)  # not every device has float64
+            theirs = beside if own else said
+            parts = ((said - beside).square(), theirs, theirs.square())
+            into.append(torch.stack([part.mean(1) for part in parts], 1))
 
         sample(
             walker,
@@ -66,5 +78,6 @@ def along_the_way(
             conditions=teacher.conditions.draw(indices, protocol.sampling_seed),
             record=judge,
         )
-        parts.append(torch.stack(ratios).mean(0))
-    return torch.cat(parts)
+        found[indices.start : indices.stop] = torch.stack(told, 1)
+    error, mean, square = (found if runtime is None else runtime.total(found)).unbind(2)
+    return (error / (square.mean(0) - mean.mean(0).square())).mean(1)

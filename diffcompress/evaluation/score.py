@@ -56,64 +56,26 @@ def evaluate_pipeline(
     samples_folder: Path | None = None,
     quality_alone: bool = False,
 ) -> Scores:
-    """Samples of all, drawn by all processes, and their `score`, in each of them."""
-    return score(
-        contest,
-        *draw(contest, cache, quality_alone=quality_alone),
-        clean=clean,
-        conditioning=conditioning,
-        samples_folder=samples_folder,
-        quality_alone=quality_alone,
-    )
-
-
-def draw(contest: Contest, cache: SampleCache, *, quality_alone: bool = False) -> tuple[dict[str, Drawn], Metrics]:
-    """Samples by role, with those of the student behind its probe, and metrics that name what cannot be had of them.
-
-    They stay in the folder of `cache`, so the same call after a stop goes on. Raises UsageError when the models make
-    samples of different shapes, RunStopped or RunInterrupted between batches.
-    """
-    models, space, protocol = contest.models, contest.space, contest.protocol
-    _check_shapes(models)
-    for one in () if space is None else (space, *space.beside.values()):
-        one.extractor.to(contest.student.device)
-    metrics = Metrics(not_computed=[])
-    if contest.teacher is None and space is None:
-        return {}, metrics
-    beside = _aside(protocol)
-    drawn = {
-        role: cache.draw(model, beside if role == "untrained" else protocol, space, f"sampling the {role}")
-        for role, model in models.items()
-    }
-    if contest.teacher is not None and not quality_alone:
-        _draw_corrected(drawn, metrics, contest.student, contest.teacher, protocol, space, cache)
-    return drawn, metrics
-
-
-def score(
-    contest: Contest,
-    drawn: dict[str, Drawn],
-    metrics: Metrics,
-    *,
-    clean: Tensor | None = None,
-    conditioning: Mapping[str, Tensor] | None = None,
-    samples_folder: Path | None = None,
-    quality_alone: bool = False,
-) -> Scores:
-    """Protocol, metrics, probe and warnings of the student, with the teacher's and untrained student's beside, from
-    what `draw` gave. One process does it all.
+    """Protocol, metrics, probe and warnings of the student, with the teacher's and untrained student's beside.
 
     clean `[N, C, *spatial]` with its conditioning: inputs of agreement, else the teacher's own samples; samples_folder:
-    receives teacher.safetensors and student.safetensors, `images` of the same noise. probe: see correction.verdict;
-    warnings: reasons to doubt; quality_alone: neither probe nor costs.
+    receives teacher.safetensors and student.safetensors, `images` of the same noise. Drawn samples stay in the folder
+    of `cache`, so the same call after a stop goes on. probe: see correction.verdict; warnings: reasons to doubt;
+    quality_alone: neither probe nor costs. All processes of `cache` call it and do a part each; what a call costs is
+    measured, and files are written, by the main one alone. Raises UsageError when the models make samples of different
+    shapes, RunStopped or RunInterrupted between batches.
     """
-    teacher, space, protocol = contest.teacher, contest.space, contest.protocol
+    teacher, space, protocol, runtime = contest.teacher, contest.space, contest.protocol, cache.runtime
+    metrics = Metrics(not_computed=[])
+    drawn = _draw(contest, cache, metrics, quality_alone=quality_alone)
     inputs = None if teacher is None else _inputs(teacher, drawn["teacher"], protocol, clean, conditioning)
-    material = Material(contest.models, drawn, space, protocol, _prompts(contest.student, protocol), inputs)
-    measure(material, metrics, [kind for kind in TABLE if not (quality_alone and kind.is_cost)])
+    prompts = _prompts(contest.student, protocol)
+    material = Material(contest.models, drawn, space, protocol, prompts, inputs, runtime)
+    with_costs = runtime.is_main and not quality_alone
+    measure(material, metrics, [kind for kind in TABLE if with_costs or not kind.is_cost])
     if teacher is None:
         metrics.skip((PROBE,), NO_TEACHER)
-    if samples_folder is not None:
+    if samples_folder is not None and runtime.is_main:
         for role in ROLES:
             if role in drawn:
                 images = drawn[role].pixels[:NUM_SAVED].to(torch.float32)
@@ -124,6 +86,24 @@ def score(
         probe=correction.verdict(metrics, space.name if space is not None else None),
         warnings=doubts(metrics),
     )
+
+
+def _draw(contest: Contest, cache: SampleCache, metrics: Metrics, *, quality_alone: bool) -> dict[str, Drawn]:
+    """Samples by role, with those of the student behind its probe; what cannot be had of them is named in `metrics`."""
+    models, space, protocol = contest.models, contest.space, contest.protocol
+    _check_shapes(models)
+    for one in () if space is None else (space, *space.beside.values()):
+        one.extractor.to(contest.student.device)
+    if contest.teacher is None and space is None:
+        return {}
+    beside = _aside(protocol)
+    drawn = {
+        role: cache.draw(model, beside if role == "untrained" else protocol, space, f"sampling the {role}")
+        for role, model in models.items()
+    }
+    if contest.teacher is not None and not quality_alone:
+        _draw_corrected(drawn, metrics, contest.student, contest.teacher, protocol, space, cache)
+    return drawn
 
 
 def measure(material: Material, metrics: Metrics, kinds: Sequence[Kind]) -> None:
@@ -216,5 +196,5 @@ def _corrected(
     conditioning = conditioning_for(teacher, range(len(clean)), apart.sampling_seed)
     student = in_terms_of(student, teacher.noise)
     steps, seed = protocol.sampler_steps, protocol.seed
-    fitted = correction.fit(student, teacher, clean, conditioning, num_steps=steps, seed=seed)
-    return correction.corrected(student, fitted.from_main(cache.runtime))
+    fitted = correction.fit(student, teacher, clean, conditioning, num_steps=steps, seed=seed, runtime=cache.runtime)
+    return correction.corrected(student, fitted)

@@ -14,7 +14,7 @@ from diffcompress.evaluation.cache import SampleCache, is_shipped
 from diffcompress.evaluation.doubts import doubts
 from diffcompress.evaluation.features import FeatureSpace, choose_space, protocol_for
 from diffcompress.evaluation.proportion import Calls, in_proportion
-from diffcompress.evaluation.score import Contest, draw, score
+from diffcompress.evaluation.score import Contest, evaluate_pipeline
 from diffcompress.export import hub
 from diffcompress.export.formats import write_formats
 from diffcompress.export.proof import prove
@@ -42,7 +42,7 @@ SAMPLES_WITHOUT_SPACE = 256
 
 
 def conclude(run: Run, recipe: Recipe, start: ModelMixin, trained: ModelMixin, bank: Bank) -> None:
-    """Evaluate and ship the student `trained`, which was `start`. All processes draw samples, the rest is the main
+    """Evaluate and ship the student `trained`, which was `start`. All processes evaluate it, the rest is the main
     one's."""
     runtime = run.runtime
     recipe = recipe.model_copy(update={"export": run.request.recipe.export})
@@ -126,10 +126,10 @@ def _evaluate(run: Run, recipe: Recipe, start: ModelMixin, trained: ModelMixin) 
     space, asked = judged(teacher, recipe, run.progress)
     protocol = _in_proportion(run, recipe, space, asked)
     contest = Contest(student, teacher, protocol, space, untrained=as_student(teacher, run.plan, start))
-    drawn, metrics = draw(contest, SampleCache(folder.cache, run.runtime, run.progress))
+    cache = SampleCache(folder.cache, run.runtime, run.progress)
+    scored = evaluate_pipeline(contest, cache, samples_folder=folder.samples)
     if not run.runtime.is_main:
         return
-    scored = score(contest, drawn, metrics, samples_folder=folder.samples)
     found = Evaluation(
         student=Judged(id=str(run.folder.pipeline), fingerprint=student.fingerprint),
         teacher=Judged(id=teacher.reference.id, fingerprint=teacher.fingerprint),

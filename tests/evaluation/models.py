@@ -9,6 +9,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 
 from diffcompress.pipeline.load import LoadedPipeline, load
+from diffcompress.runtime import Runtime, StopRequest, start
 from diffcompress.sources.resolve import resolve
 from tests import tiny
 
@@ -26,3 +27,24 @@ def save(folder: Path, *, seed: int = 0, scale: float = 1.0, size: int = 8, **sc
 
 def loaded(folder: Path, **values: Any) -> LoadedPipeline:
     return load(resolve(str(save(folder, **values))))
+
+
+class _OneOf(Runtime):
+    """One of several processes, which waits for nobody."""
+
+    place, together = 0, 1
+    index = property(lambda self: self.place)
+    count = property(lambda self: self.together)
+    is_main = property(lambda self: self.place == 0)
+
+    def wait(self) -> None:
+        pass
+
+    def _most(self, number: int) -> int:
+        return number
+
+
+def one_of(place: int, together: int) -> Runtime:
+    found = _OneOf(start("cpu").accelerator, StopRequest())
+    found.place, found.together = place, together
+    return found

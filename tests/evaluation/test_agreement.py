@@ -10,7 +10,9 @@ import torch
 from diffcompress.evaluation import agreement
 from diffcompress.evaluation.agreement import why_incomparable
 from diffcompress.noise import generator, streams
+from diffcompress.runtime import Runtime
 from tests.evaluation import models
+from tests.evaluation.models import one_of
 
 
 def measure(student, teacher, clean, **values):
@@ -25,6 +27,18 @@ def teacher(tmp_path_factory):
 @pytest.fixture(scope="module")
 def clean():
     return torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("count", [1, 3, 10])
+def test_processes_predict_a_part_each(teacher, clean, count):
+    given, timestep = [], torch.arange(8)
+    whole = agreement.predictions(teacher, clean, timestep, {}, 2)
+    for place in range(count):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Runtime, "total", lambda _self, value: given.append(value) or value)
+            agreement.predictions(teacher, clean, timestep, {}, 2, one_of(place, count))
+    torch.testing.assert_close(sum(given), whole, rtol=1e-6, atol=1e-6)
+    assert sum(int(part.flatten(1).any(1).sum()) for part in given) == 8
 
 
 def test_a_model_agrees_with_itself(teacher, clean):

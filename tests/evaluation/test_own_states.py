@@ -15,8 +15,10 @@ from diffcompress.pipeline.load import LoadedPipeline, load
 from diffcompress.records.evaluation import Metrics
 from diffcompress.records.metrics import Estimate, Metric
 from diffcompress.records.protocol import Protocol
+from diffcompress.runtime import Runtime
 from diffcompress.sources.resolve import resolve
 from tests import tiny
+from tests.evaluation.models import one_of
 
 
 @pytest.fixture
@@ -52,6 +54,20 @@ def test_errors_are_those_of_a_walk_by_hand(teacher: LoadedPipeline, own: bool) 
         taken = theirs / 2 if own else theirs
         noisy = teacher.noise.step(taken, noisy, timestep, following, 0.0, torch.zeros_like(noisy))
     torch.testing.assert_close(found.float(), torch.stack(ratios).mean(0))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_processes_that_draw_a_part_each_find_what_one_does(teacher: LoadedPipeline, own: bool) -> None:
+    """Whatever is drawn at once: more processes than samples, too."""
+    student, told, given = halved(teacher), protocol(3), []
+    for place in range(5):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Runtime, "total", lambda _self, value: given.append(value) or value)
+            along_the_way(student, teacher, told, 4, own=own, runtime=one_of(place, 5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runtime, "total", lambda _self, _value: sum(given))
+        found = along_the_way(student, teacher, told, 4, own=own, runtime=one_of(0, 5))
+    torch.testing.assert_close(found, along_the_way(student, teacher, told, 4, own=own), rtol=1e-6, atol=0)
 
 
 def test_a_student_like_its_teacher_errs_nowhere(teacher: LoadedPipeline) -> None:

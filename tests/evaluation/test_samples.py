@@ -121,30 +121,13 @@ def test_a_stop_loses_nothing_and_the_result_is_the_same(tmp_path, pipeline, spa
     assert not folder.exists()
 
 
-class OneOf(Runtime):
-    """One of several processes, which waits for nobody."""
-
-    place, together = 0, 1
-    index = property(lambda self: self.place)
-    count = property(lambda self: self.together)
-    is_main = property(lambda self: self.place == 0)
-
-    def wait(self) -> None:
-        pass
-
-    def _most(self, number: int) -> int:
-        return number
-
-
 @pytest.mark.usefixtures("small_batches")
 def test_processes_draw_a_part_each_and_the_entry_is_that_of_one(tmp_path, pipeline, space):
     """10 samples for 3 processes: 4, 4 and 2 of them."""
     whole = SampleCache(tmp_path / "whole", start("cpu"), Progress()).draw(pipeline, PROTOCOL, space, "sampling")
     drawn = []
     for place in (2, 1, 0):
-        mine = OneOf(start("cpu").accelerator, StopRequest())
-        mine.place, mine.together = place, 3
-        cache = SampleCache(tmp_path / "parts", mine, Progress())
+        cache = SampleCache(tmp_path / "parts", models.one_of(place, 3), Progress())
         if place:  # nobody has made the first part yet
             with pytest.raises(FileNotFoundError):
                 cache.draw(pipeline, PROTOCOL, space, "sampling")

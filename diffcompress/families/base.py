@@ -39,12 +39,13 @@ class Knob:
 class Stack:
     """Blocks of one kind: the config key of their number, the module list that holds them, and the least number.
 
-    step: numbers are multiples of it.
+    step: numbers are multiples of it; marked: the config key of the places of blocks that differ from the others.
     """
 
     key: str
     module: str
     step: int = 1
+    marked: str | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from diffcompress.families.mmdit_rules import stream_widths, text_roles, time_ro
 from diffcompress.families.transformer import Transformer, simple_rules
 from diffcompress.families.transformer_rules import Rules, nearest_positions, spread
 
-STACKS = (Stack("num_layers", "transformer_blocks"),)
+STACKS = (Stack("num_layers", "transformer_blocks", marked="dual_attention_layers"),)
 # What the pipeline gives its denoiser unless told otherwise: CLIP's tokens, then T5's.
 TEXT_TOKENS = 77 + 256
 

@@ -214,6 +214,6 @@ def _from_config(text: str, path: Path) -> _Teacher:
         raise UsageError(f"{path} is not a denoiser config: it has no _class_name", "name a denoiser's config.json")
     family = registry.find(config["_class_name"])
     check_config(config, text)
-    hollow(family, config, text)
+    hollow(family, config, text, buffers=False)
     config = complete(family.class_name, config)
     return _Teacher(text, family, config, None, None, None, None, 0, ("sizes in float32: a config alone",))

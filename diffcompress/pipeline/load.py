@@ -257,21 +257,22 @@ def check_teacher(reference: Reference) -> str | None:
     checks.check_text(reference, family)
     if reference.pipeline is not None and reference.repository is None:
         require_parts(reference, (part for part in reference.parts if part != reference.denoiser_part))
-    denoiser, state = hollow(family, reference.config, reference.id), open_headers(reference)
+    denoiser, state = hollow(family, reference.config, reference.id, buffers=False), open_headers(reference)
     if state is None:
         return None
     check_state(state, denoiser)
     return dtype_name(state.dtype)
 
 
-def hollow(family: Family, config: Mapping[str, Any], where: object) -> ModelMixin:
-    """The denoiser that `config` builds: parameters without memory, but real buffers, as some are never stored.
+def hollow(family: Family, config: Mapping[str, Any], where: object, *, buffers: bool = True) -> ModelMixin:
+    """The denoiser that `config` builds: parameters without memory, but real `buffers`, as some are never stored, and
+    take seconds to compute where nobody asks for more than shapes.
 
     Raises UsageError, with `where` it is from, for a config that builds none.
     """
     own = {k: v for k, v in config.items() if not k.startswith("_") and k != "quantization_config"}
     try:
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False) if buffers else torch.device("meta"):
             built: ModelMixin = getattr(diffusers, family.class_name).from_config(own)
     except Exception as error:
         raise UsageError(

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffcompress.errors import UsageError
 from diffcompress.families import registry
-from diffcompress.families.base import Family
+from diffcompress.families.base import Family, Stack
 from diffcompress.memory import FusedAttention, LiveBytes, Need, gradients
 from diffcompress.sources.state import SAFETENSORS_DTYPES
 from diffcompress.student.size import build, num_parameters
@@ -83,11 +83,7 @@ def _of_few_blocks(family: Family, config: Mapping[str, Any], whole: nn.Module, 
     On the meta device a call of a large denoiser takes seconds of Python, so stacks of blocks are asked for few of
     them: each more adds as much as one. Where their parameters say that blocks differ, `whole` itself is asked.
     """
-    few, more = dict(config), []
-    for stack in family.stacks:
-        if (beyond := (config[stack.key] - FEW * stack.step) // stack.step) > 1:
-            few[stack.key] = FEW * stack.step
-            more.append((beyond, {stack.key: few[stack.key] + stack.step}))
+    few, more = _fewer(family, config)
     if not more:
         return ask(whole, config)
     models = [(build(family, one, "meta"), one) for one in (few, *(few | change for _, change in more))]
@@ -95,6 +91,28 @@ def _of_few_blocks(family: Family, config: Mapping[str, Any], whole: nn.Module, 
     if num_parameters(whole) != _grown(sizes, more):
         return ask(whole, config)
     return tuple(_grown(values, more) for values in zip(*(ask(*model) for model in models), strict=True))
+
+
+def _fewer(family: Family, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[int, dict[str, Any]]]]:
+    """The config with few blocks of each kind; of each kind with more, how many more, and changes for one of them."""
+    few: dict[str, Any] = dict(config)
+    more: list[tuple[int, dict[str, Any]]] = []
+    for stack in family.stacks:
+        number, step, least = config[stack.key], stack.step, FEW * stack.step
+        places = 0 if stack.marked is None else len(config.get(stack.marked) or ())
+
+        def blocks(plain: int, marked: int, stack: Stack = stack) -> dict[str, Any]:
+            known = {} if stack.marked is None else {stack.marked: list(range(marked))}
+            return {stack.key: plain + marked} | known
+
+        plain, marked = min(number - places, least), min(places, FEW)
+        if (number - places - plain) // step + places - marked <= 1:
+            continue
+        few |= blocks(plain, marked)
+        more.append(((number - places - plain) // step, blocks(plain + step, marked)))
+        if places > marked:
+            more.append((places - marked, blocks(plain, marked + 1)))
+    return few, more
 
 
 def _grown(values: Sequence[int], more: Sequence[tuple[int, object]]) -> int:

@@ -6,6 +6,8 @@ import contextlib
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from diffcompress.families import registry
 from diffcompress.families.base import Family
@@ -45,9 +47,9 @@ def told(family: Family, config: dict[str, Any]) -> list[Any]:
 
 @pytest.mark.parametrize("family", TRANSFORMERS, ids=lambda family: family.class_name)
 def test_few_blocks_tell_what_all_do(monkeypatch, calls, family):
-    config, step = deep(family) | {"dual_attention_layers": []}, family.stacks[0].step
-    if family.class_name != "SD3Transformer2DModel":
-        config.pop("dual_attention_layers")
+    config, step = deep(family), family.stacks[0].step
+    if "dual_attention_layers" in config:
+        config["dual_attention_layers"] = []
     few = told(family, config)
     assert set(calls) == {2 * step, 3 * step}
     monkeypatch.setattr(costs, "FEW", 100)
@@ -56,9 +58,28 @@ def test_few_blocks_tell_what_all_do(monkeypatch, calls, family):
     assert calls[-1] == 6 * step
 
 
-def test_blocks_that_differ_are_all_counted(calls):
+def test_blocks_of_two_kinds_are_counted_by_few_of_each(monkeypatch, calls):
     """Stable Diffusion 3.5 medium has a second attention in its first thirteen."""
     (family,) = [one for one in TRANSFORMERS if one.class_name == "SD3Transformer2DModel"]
-    found = costs.count(family, deep(family) | {"dual_attention_layers": [0, 1, 2, 3]})
+    config = deep(family) | {"num_layers": 9, "dual_attention_layers": [0, 1, 2, 3]}
+    few = told(family, config)
+    assert set(calls) == {4, 5}
+    monkeypatch.setattr(costs, "FEW", 100)
+    costs._counted.cache_clear()
+    assert told(family, config) == few
+    assert calls[-1] == 9
+
+
+def test_blocks_that_differ_otherwise_are_all_counted(monkeypatch, calls):
+    """What few of them have is not what all have then."""
+    (family,) = [one for one in TRANSFORMERS if one.class_name == "DiTTransformer2DModel"]
+    built = costs.build
+    monkeypatch.setattr(costs, "build", lambda *given: widened(built(*given), given[1]["num_layers"]))
+    costs.count(family, deep(family))
     assert calls == [6]
-    assert found.params > costs.count(family, deep(family) | {"dual_attention_layers": [0, 1, 2]}).params
+
+
+def widened(denoiser, number):
+    """With a tensor in its last block that grows with its depth."""
+    denoiser.transformer_blocks[-1].register_parameter("more", nn.Parameter(torch.zeros(number**2, device="meta")))
+    return denoiser

@@ -48,13 +48,13 @@ def run(asked: EvaluateOptions, progress: Progress) -> Evaluation | list[Evaluat
     """
     work = _resolved(asked)
     runtime = runtimes.start(asked.device)
-    if not runtime.is_main:  # one process does it all
+    junit = None if asked.junit is None else _checked_junit(asked.junit)
+    measured = _measured(work, runtime, progress) if work.references else {}
+    if not runtime.is_main:
         runtime.wait()
         if work.alone:
             return read_record(work.folder / layout.EVALUATION, Evaluation)
         return [Evaluation.model_validate(one) for one in read_json(work.folder / layout.COMPARISON, kind=list)]
-    junit = None if asked.junit is None else _checked_junit(asked.junit)
-    measured = _measured(work, runtime, progress) if work.references else {}
     results = [measured.get(text) or work.earlier[text] for text in work.names]
     if not work.alone:
         comparison.check_all(list(work.names), results)
@@ -150,7 +150,10 @@ def score(
     untrained: LoadedPipeline | None = None,
     name: str | None = None,
 ) -> Evaluation:
-    """Evaluate one student into `folder` and tell its warnings; raises UsageError when `folder` cannot be written."""
+    """Evaluate one student into `folder` and tell its warnings; raises UsageError when `folder` cannot be written.
+
+    Of several processes each draws and predicts a part; all have what the main one has found.
+    """
     for place in (folder, testbed.cache):
         writable(place)
     space, (clean, conditioning) = testbed.space, testbed.clean or (None, None)
@@ -165,14 +168,17 @@ def score(
     scored.warnings.extend(_changed(student.reference))
     for text in scored.warnings:
         testbed.progress.warn(text if name is None else f"{name}: {text}")
-    result = Evaluation(
-        student=_judged(student, name),
-        teacher=testbed.teacher and _judged(testbed.teacher),
-        **dict(scored),
-        gates=gating.judge(gates, scored.metrics, space.name if space is not None else None),
-    )
-    write_json(folder / layout.EVALUATION, result.to_json())
-    return result
+    file = folder / layout.EVALUATION
+    if testbed.runtime.is_main:
+        result = Evaluation(
+            student=_judged(student, name),
+            teacher=testbed.teacher and _judged(testbed.teacher),
+            **dict(scored),
+            gates=gating.judge(gates, scored.metrics, space.name if space is not None else None),
+        )
+        write_json(file, result.to_json())
+    testbed.runtime.wait()
+    return result if testbed.runtime.is_main else read_record(file, Evaluation)
 
 
 def _checked_junit(junit: str | Path) -> Path:

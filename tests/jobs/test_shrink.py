@@ -193,7 +193,7 @@ def launched_twice(arguments):
     """The command `arguments` in two processes."""
     rendezvous = ["--master_port", "0", "--rdzv_endpoint", "127.0.0.1:0", "--rdzv_backend", "c10d"]
     program, option, _, *module = MANY_GPUS.words
-    assert (program, module[:3]) == ("torchrun", arguments[1:4])
+    assert (program, module[:2]) == ("torchrun", arguments[1:3])
     launcher = [sys.executable, "-m", "torch.distributed.run", option, "2", *rendezvous]
     return run([*launcher, *arguments[1:]], ACCELERATE_USE_CPU="true", PYTHON_EXEC=warm.interpreter())
 
@@ -217,6 +217,26 @@ def test_two_processes_start_like_one(tmp_path):
     judged = [json.loads((tmp_path / name / "rounds.json").read_text())["rounds"] for name in ("one", "two")]
     assert [[one["steps"] for one in rounds] for rounds in judged] == [[30, 60]] * 2
     assert judged[0][0]["error"] == pytest.approx(judged[1][0]["error"], rel=0.05)
+
+
+def test_two_processes_evaluate_together_what_one_does(tmp_path):
+    """Each draws and predicts a part; the first alone measures what a call costs, which its gate asks for."""
+    teacher, student = (save_teacher(tmp_path / name, seed=seed) for name, seed in (("teacher", 0), ("student", 1)))
+    options = ["--num-samples=6", "--sampler-steps=2", "--gate=latency_ms<1e9", "--gate=agreement>0.9999", "--json"]
+    asked = ["evaluate", str(student), f"--teacher={teacher}", *options]
+
+    def evaluated(name):
+        return [sys.executable, "-m", "diffcompress", *asked, f"--output={tmp_path / name}"]
+
+    one = run(evaluated("one"))
+    two = launched_twice(evaluated("two"))
+    assert (one.returncode, two.returncode) == (3, 1), one.stderr + two.stderr  # a gate failed; torchrun's
+    found = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two")]
+    for told in found:
+        assert [verdict["passed"] for verdict in told["gates"]] == [True, False]
+    for name, value in found[0]["metrics"].items():
+        if name not in ("latency_ms", "latency_ms_batch16") and isinstance(value, dict) and "value" in value:
+            assert found[1]["metrics"][name]["value"] == pytest.approx(value["value"], rel=1e-4, abs=1e-6), name
 
 
 def test_a_batch_that_processes_cannot_share_equally_is_refused(tmp_path):

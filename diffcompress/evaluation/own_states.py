@@ -54,8 +54,7 @@ def along_the_way(
     student = in_terms_of(student, teacher.noise)
     walker, other = (student, teacher) if own else (teacher, student)
     share = slice(0, count) if runtime is None else runtime.share(count)
-    # Of each sample at each step: squared error, and mean and mean square of the teacher's prediction.
-    found = torch.zeros(count, protocol.sampler_steps, 3, dtype=torch.float64)
+    parts: list[Tensor] = []
     for start in range(share.start, share.stop, size := automatic_batch_size(teacher)):
         indices = range(start, min(start + size, share.stop))
         told: list[Tensor] = []
@@ -65,8 +64,8 @@ def along_the_way(
             both = whole[:, : noisy.shape[1]], other.predict(noisy, timestep, given)
             said, beside = (one.cpu().double().flatten(1) for one in both)  # not every device has float64
             theirs = beside if own else said
-            parts = ((said - beside).square(), theirs, theirs.square())
-            into.append(torch.stack([part.mean(1) for part in parts], 1))
+            values = ((said - beside).square(), theirs, theirs.square())
+            into.append(torch.stack([value.mean(1) for value in values], 1))
 
         sample(
             walker,
@@ -78,6 +77,11 @@ def along_the_way(
             conditions=teacher.conditions.draw(indices, protocol.sampling_seed),
             record=judge,
         )
-        found[indices.start : indices.stop] = torch.stack(told, 1)
+        parts.append(torch.stack(told, 1))
+    # Of each sample at each call: squared error, and mean and mean square of the teacher's prediction.
+    calls = parts[0].shape[1] if parts else 0
+    found = torch.zeros(count, calls if runtime is None else -runtime.least(-calls), 3, dtype=torch.float64)
+    if parts:
+        found[share] = torch.cat(parts)
     error, mean, square = (found if runtime is None else runtime.total(found)).unbind(2)
     return (error / (square.mean(0) - mean.mean(0).square())).mean(1)

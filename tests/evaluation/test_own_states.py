@@ -70,6 +70,17 @@ def test_processes_that_draw_a_part_each_find_what_one_does(teacher: LoadedPipel
     torch.testing.assert_close(found, along_the_way(student, teacher, told, 4, own=own), rtol=1e-6, atol=0)
 
 
+def test_guided_samples_are_judged_at_both_calls_of_a_step(tmp_path: Path) -> None:
+    dit = load(resolve(str(tiny.save_dit(tmp_path / "dit"))))
+    told = protocol(3).model_copy(update={"guidance": 2.0})
+    timestep, slope = dit.noise.grid(3)[:, 0], torch.full((3, dit.sample_shape[0]), 0.5)
+    student = correction.corrected(dit, correction.Correction(timestep, slope, torch.zeros_like(slope)))
+    for own in (True, False):
+        found = along_the_way(student, dit, told, 4, own=own)
+        assert found.shape == (4,)
+        assert 0.2 < found.mean() < 2
+
+
 def test_a_student_like_its_teacher_errs_nowhere(teacher: LoadedPipeline) -> None:
     for own in (True, False):
         assert along_the_way(teacher, teacher, protocol(2), 4, own=own).tolist() == [0, 0, 0, 0]

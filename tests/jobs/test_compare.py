@@ -72,8 +72,9 @@ def test_one_result_for_each_student_under_one_protocol(root, results):
 
 
 def test_the_teacher_is_sampled_once(heard, results):
-    assert [task for task, _ in itertools.groupby(heard.tasks)].count("sampling the teacher") == 1
-    assert heard.tasks.count("sampling the teacher for the probe") == 1
+    drawn = [task for task, _ in itertools.groupby(heard.tasks)]
+    assert drawn.count("sampling the teacher") == 1
+    assert drawn.count("sampling the teacher for the probe") == 1
     assert heard.tasks.count("sampling the student") == 2
 
 

@@ -114,9 +114,8 @@ def test_seconds_are_calls_at_their_pace():
     assert told.total == pytest.approx(sum(getattr(told, part) for part in PARTS))
     two = expected(work, recipe, protocol, pace, drawn=False, count=2)
     assert (two.bank, two.targets, two.start, two.evaluation) == (150, 60, told.start, told.evaluation)
-    assert expected(work, recipe, protocol, pace, drawn=True).evaluation == told.evaluation - 2 * (
-        2 * 4 * 3
-    )  # nor those of the probe
+    teachers = 2 * (2 * 4 * 3)  # those of the probe, too
+    assert expected(work, recipe, protocol, pace, drawn=True).evaluation == told.evaluation - teachers
 
 
 def test_a_small_teacher_is_timed_here_and_nobodys_random_numbers_are_taken(folder):

@@ -75,7 +75,7 @@ def test_the_teacher_is_sampled_once(heard, results):
     drawn = [task for task, _ in itertools.groupby(heard.tasks)]
     assert drawn.count("sampling the teacher") == 1
     assert drawn.count("sampling the teacher for the probe") == 1
-    assert heard.tasks.count("sampling the student") == 2
+    assert drawn.count("sampling the student") == 2
 
 
 def test_gates_hold_for_each_student(root, results):

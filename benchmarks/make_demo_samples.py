@@ -2,8 +2,8 @@
 
 Run it whenever a demo teacher, its recipe's evaluation or the extractor changes. Writes features, total variations and
 a sheet of images to diffcompress/demo/samples/<key>.safetensors, in the format of every evaluation's cache, and the few
-samples that the probe is fitted on; what is there already stays. Resumable, in --work. Prints a JSON line for each teacher: its distances with their intervals,
-and the seconds it took; in the end the files that none of them is.
+samples that the probe is fitted on; what is there already stays. Resumable, in --work. Prints a JSON line for each
+teacher: its distances with their intervals, and the seconds it took; in the end the files that none of them is.
 
     python benchmarks/make_demo_samples.py
 """
@@ -15,7 +15,6 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -41,14 +40,14 @@ class Lines(Progress):
         print(json.dumps({"task": task, "done": done, "total": total}), flush=True)
 
 
-def entries(name: str, work: Path) -> tuple[LoadedPipeline, Iterator[tuple[Protocol, FeatureSpace | None]]]:
+def entries(name: str, work: Path) -> tuple[LoadedPipeline, list[tuple[Protocol, FeatureSpace | None]]]:
     """The teacher with its prompts, and what `shrink` draws of it: for its own distances, and for the probe."""
     teacher = load(resolve(name))
     recipe = recipes.load(recipes.default_for(name, teacher.family.recipe))
     texts = texts_for(teacher, recipe, None, None)
     teacher = with_prompts(teacher, texts, work, start("cpu"), Progress(), recipe.bank.text_length)
     space, protocol = judged(teacher, recipe, Progress())
-    return teacher, iter([(protocol, space), (for_probe(protocol), None)])
+    return teacher, [(protocol, space), (for_probe(protocol), None)]
 
 
 def main() -> None:

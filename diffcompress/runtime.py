@@ -114,6 +114,13 @@ class Runtime:
             self.stop.signal = number
         return bool(number)
 
+    def stop_together(self) -> None:
+        """Raise RunInterrupted or RunStopped on every process when one was asked to stop. Call it where everything is
+        saved."""
+        if self.should_stop():
+            self.wait()
+            self.stop.raise_if_set()
+
     def anywhere(self, flag: bool) -> bool:
         """True on every process where `flag` is on one of them."""
         return bool(self._most(int(flag)))

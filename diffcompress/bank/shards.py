@@ -47,9 +47,7 @@ def make_shards(
                 progress.update(task, ranges[first].start, total)  # what was there before took no time now
                 write_tensors(file, make(ranges[index]), {"of": of})
                 progress.update(task, ranges[min(first + runtime.count, len(ranges)) - 1].stop, total)
-        if runtime.should_stop():
-            runtime.wait()
-            runtime.stop.raise_if_set()
+        runtime.stop_together()
     progress.update(task, total, total)
     runtime.wait()
 

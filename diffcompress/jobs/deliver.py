@@ -49,9 +49,7 @@ def conclude(run: Run, recipe: Recipe, start: ModelMixin, trained: ModelMixin, b
     if runtime.anywhere(runtime.is_main and not _is_evaluated(run)):
         with run.timed("evaluation"):
             _evaluate(run, recipe, start, trained)
-        if runtime.should_stop():
-            runtime.wait()
-            runtime.stop.raise_if_set()
+        runtime.stop_together()
     if runtime.is_main:
         _ship(run, recipe, trained, bank)
 

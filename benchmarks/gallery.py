@@ -48,7 +48,7 @@ RATIOS = (0.5, 0.25, 0.1, 0.05, 0.02, 0.01)
 SHOWN, SCALE = 16, 2
 HEAD = """# Gallery
 
-Students of the teachers that ship, by their default recipes (100 steps of LIFT, 1,300 of PLACE, batches of 32, seed {seed}), and of one in
+Students of the teachers that ship, by their default recipes (1,400 steps of batch 32, those of latents 2,800, LIFT a fourteenth of them, then PLACE; seed {seed}), and of one in
 colour, trained for eighteen minutes on the emoji of Noto (Google, SIL Open Font License 1.1). All ratios of a teacher
 come from one bank of 512 samples. In a picture the first row is the teacher's; each column starts from the same noise, label or prompt. They
 are the first {shown} samples of each evaluation, none chosen.

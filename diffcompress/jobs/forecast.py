@@ -51,14 +51,13 @@ class Work:
 
 
 def expected(work: Work, recipe: Recipe, protocol: Protocol, pace: Pace, *, drawn: bool, count: int = 1) -> Expected:
-    """drawn: whether the teacher's samples for the evaluation are there already; count: of processes, which share all
-    but the evaluation."""
-    bank, start = pace.teacher * work.bank / count, pace.teacher * work.start
-    targets = pace.teacher * work.targets / count
+    """drawn: whether the teacher's samples for the evaluation are there already; count: of processes, which
+    share all work."""
+    bank, start, targets = (pace.teacher * calls / count for calls in (work.bank, work.start, work.targets))
     sheets = recipe.num_steps // recipe.training.preview_every_steps
     sheet = PREVIEW_SAMPLES * (recipe.evaluation.sampler_steps * pace.student + pace.picture)
     training = recipe.num_steps * pace.step + sheets * sheet
-    evaluation = evaluation_seconds(protocol, pace, drawn=drawn)
+    evaluation = evaluation_seconds(protocol, pace, drawn=drawn) / count
     parts = {"bank": bank, "start": start, "targets": targets, "training": training, "evaluation": evaluation}
     told = {name: round(seconds, 2) for name, seconds in (parts | {"around": AROUND_SECONDS}).items()}
     return Expected(device=pace.device, measured=pace.measured, **told, total=round(sum(told.values()), 2))

@@ -11,7 +11,7 @@ from pathlib import Path
 RUN, RUN_COPY, LOCK, HOLDER = "run.json", ".run.json", ".lock", ".holder"
 RECIPE, PLAN, METRICS, PROOF = "recipe.yaml", "plan.json", "metrics.json", "export-proof.json"
 TIMINGS, BUDGET, ENVIRONMENT, WARNINGS = "timings.json", "budget.json", "environment.json", "warnings.json"
-ROUNDS, HELD_OUT = "rounds.json", "held-out.safetensors"
+ROUNDS, HELD_OUT = "rounds.json", "held-out"
 REPORT_PAGE, REPORT, PUSHED = "report.html", "report.json", "pushed.json"
 STUDENT_INIT, STUDENT = "student-init", "student.safetensors"
 SAMPLES, PIPELINE, EXPORTS = "samples", "pipeline", "exports"

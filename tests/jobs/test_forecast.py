@@ -113,7 +113,7 @@ def test_seconds_are_calls_at_their_pace():
     assert told.evaluation == sampled + lines + agreement + walks
     assert told.total == pytest.approx(sum(getattr(told, part) for part in PARTS))
     two = expected(work, recipe, protocol, pace, drawn=False, count=2)
-    assert (two.bank, two.targets, two.start, two.evaluation) == (150, 60, told.start, told.evaluation)
+    assert (two.bank, two.targets, two.start, two.evaluation) == (150, 60, 15, told.evaluation / 2)
     teachers = 2 * (2 * 4 * 3)  # those of the probe, too
     assert expected(work, recipe, protocol, pace, drawn=True).evaluation == told.evaluation - teachers
 

@@ -79,6 +79,24 @@ def test_jittered_grids_stay_in_range_and_antithetic_draws_pair_up():
     assert (pairs.sum(1) == 999).all()
 
 
+def test_no_sample_is_made_of_what_the_first_prediction_errs_by():
+    """Cosine noise ends in noise alone: one prediction there, a hundredth off, would be an image of fifty times the
+    size, which the next step brings back in."""
+    config = {"beta_schedule": "squaredcos_cap_v2", "clip_sample": False}
+    process, offset = from_scheduler(DDPMScheduler(**config).config), torch.linspace(0, 0.999, 64)
+    for num_steps in (4, 25, 1000):
+        grid, noisy = process.grid(num_steps, offset), torch.randn(64, 1, 8, 8, generator=generator(0))
+        for position in range(num_steps):
+            following = grid[position + 1] if position + 1 < num_steps else torch.full((64,), -1)
+            signal, sigma = process.signal_and_noise(grid[position], noisy)
+            # Of images without variance: all of it is noise.
+            prediction = 0.99 * noisy / (signal**2 + sigma**2).sqrt()
+            noisy = process.step(prediction, noisy, grid[position], following, 0.0, noisy)
+            assert noisy.square().mean((1, 2, 3)).sqrt().max() < 1.5
+    for other in ({"prediction_type": "v_prediction"}, {"prediction_type": "sample"}, {"clip_sample": True}):
+        assert from_scheduler(DDPMScheduler(**config | other).config).grid(25, offset).max() == 999
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [

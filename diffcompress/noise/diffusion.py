@@ -14,6 +14,9 @@ from .process import LARGEST, Columns, Factor, Grid, NoiseProcess, Sample, Times
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
+# Times the signal of its noisy sample that a step of sampling from a prediction of the noise may lead to.
+STEEPEST = 16
+
 
 @dataclass(frozen=True)
 class Diffusion(NoiseProcess):
@@ -124,7 +127,16 @@ class Diffusion(NoiseProcess):
         stride = self.num_timesteps / num_steps
         base = torch.arange(num_steps - 1, -1, -1, dtype=torch.float64)[:, None]
         position = base if offset is None else base + offset.to(torch.float64)[None, :]
-        return (position * stride).long().clamp(max=self.num_timesteps - 1)
+        return (position * stride).long().clamp(max=self._latest(stride))
+
+    def _latest(self, stride: float) -> int:
+        """Timestep that sampling starts from at the latest. What a prediction of the noise errs by grows with the signal
+        in a step: where a schedule ends in noise alone (cosine), the last few would make a sample of nothing else."""
+        if self.prediction_type != "epsilon" or self.clip_sample:
+            return self.num_timesteps - 1
+        signal = self.alphas_cumprod.sqrt()
+        following = (torch.arange(self.num_timesteps) - round(stride)).clamp(min=0)
+        return int((signal[following] <= STEEPEST * signal).nonzero()[-1])
 
     def step(
         self, prediction: Sample, noisy: Sample, timestep: Timesteps, following: Timesteps, eta: float, noise: Sample

@@ -130,8 +130,8 @@ class Diffusion(NoiseProcess):
         return (position * stride).long().clamp(max=self._latest(stride))
 
     def _latest(self, stride: float) -> int:
-        """Timestep that sampling starts from at the latest. What a prediction of the noise errs by grows with the signal
-        in a step: where a schedule ends in noise alone (cosine), the last few would make a sample of nothing else."""
+        """Timestep that sampling starts from at the latest. What a prediction of the noise errs by grows in a step as
+        the signal does: where a schedule ends in noise alone (cosine), the last few would make a sample of that."""
         if self.prediction_type != "epsilon" or self.clip_sample:
             return self.num_timesteps - 1
         signal = self.alphas_cumprod.sqrt()

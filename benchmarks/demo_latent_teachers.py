@@ -39,15 +39,16 @@ NETWORK = {
 }
 
 
-# Not embedded: a second DiT, of another shape and another schedule, to hold against what `dit` says.
+# Not embedded: DiTs of another shape, by their schedules, to hold against what `dit` says.
 OTHER = NETWORK | {"num_attention_heads": 4, "num_layers": 4}
-NAMES = ("dit", "mmdit", "dit-cosine")
+OTHERS = {"dit-cosine": "squaredcos_cap_v2", "dit-linear": "linear"}
+NAMES = ("dit", "mmdit", *OTHERS)
 
 
 def build(name: str, vae: AutoencoderKL) -> Teacher:
     """The teacher of one of `NAMES` with seeded weights, in evaluation mode."""
-    if name == "dit-cosine":
-        return Dit(vae, OTHER, "squaredcos_cap_v2")
+    if name in OTHERS:
+        return Dit(vae, OTHER, OTHERS[name])
     return {"dit": Dit, "mmdit": Mmdit}[name](vae)
 
 

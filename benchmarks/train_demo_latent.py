@@ -10,7 +10,7 @@ over the last quarter of `--epochs`; stop the process and start it again with ot
     python benchmarks/train_demo_latent.py --teacher dit --epochs 2.1
     python benchmarks/train_demo_latent.py --teacher dit --evaluate 2048
 
-dit-cosine is not embedded: a second, smaller DiT with another schedule, for measurements on more than one.
+dit-cosine and dit-linear are not embedded: smaller DiTs with another schedule or the same, for measurements on more than one.
 """
 
 from __future__ import annotations

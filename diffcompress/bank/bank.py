@@ -30,6 +30,9 @@ from diffcompress.records import fingerprints, layout, shapes
 from diffcompress.records.run_files import discard, kept, read_json, write_checked
 from diffcompress.runtime import Progress, Runtime
 
+# Times as large as half of the samples are: no sample, but what sampling came to when it went wrong.
+FAR = 8
+
 
 @dataclass(frozen=True)
 class Bank:
@@ -102,7 +105,18 @@ def fill(
     clean, condition, trajectory = drawing.drawn(
         folder, samples, key, keeping, batch_size, teacher, section, seed, runtime, progress
     )
+    _look_at(clean, progress)
     return Bank(clean, condition, teacher.conditions, trajectory, key, batch_size, section.null_share, keeping)
+
+
+def _look_at(clean: Tensor, progress: Progress) -> None:
+    """Tell of samples `[N, C, *spatial]` that are nothing like the others: a student learns them all the same."""
+    sizes = clean.float().flatten(1).square().mean(1).sqrt()
+    if count := int((sizes > FAR * sizes.median()).sum()):
+        progress.warn(
+            f"{count} of the bank's {len(clean):,} samples are more than {FAR} times as large as half of them are: the "
+            "teacher's sampling goes wrong there, and its student learns that too; look at samples of its own pipeline"
+        )
 
 
 def _calls_told(folder: Path, key: str, teacher: LoadedPipeline, section: BankSection) -> dict[str, str]:

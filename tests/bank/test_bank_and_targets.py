@@ -258,6 +258,21 @@ def test_guidance_of_a_teacher_that_knows_none_is_told(tmp_path, teacher, runtim
     assert any(isinstance(text, str) and "bank.guidance 3 does nothing" in text for text in heard.told)
 
 
+def test_samples_that_are_nothing_like_the_others_are_told(tmp_path, guided_teacher, runtime):
+    """One class of five is broken: its embedding is a thousand times as large."""
+    section, broken = BankSection(num_samples=20, sampler_steps=3), copy.deepcopy(guided_teacher.denoiser)
+    with torch.no_grad():
+        for block in broken.transformer_blocks:
+            block.norm1.emb.class_embedder.embedding_table.weight[2] *= 1000
+    unclipped = replace(guided_teacher, noise=replace(guided_teacher.noise, clip_sample=False))
+    for denoiser, told in ((guided_teacher.denoiser, []), (broken, [True])):
+        heard, teacher = Heard(), replace(unclipped, denoiser=denoiser)
+        bank = banks.fill(tmp_path / str(len(told)), teacher, section, 0, None, runtime, heard)
+        count = int((bank.condition == 2).sum())
+        assert 0 < count < 10
+        assert [f"{count} of the bank's 20 samples are more than 8 times" in text for text in heard.warnings] == told
+
+
 def test_a_bank_of_another_seed_is_refused(tmp_path, teacher, runtime):
     section = BankSection(num_samples=8, sampler_steps=2)
     banks.fill(tmp_path, teacher, section, 0, None, runtime, Progress())

@@ -21,8 +21,14 @@ from diffcompress.records.metrics import KINDS, Metric
 from diffcompress.records.protocol import Protocol
 from diffcompress.runtime import Runtime
 
-NUM_SAMPLES = 16
+# An eighth of the images that predictions are compared on; four say little, but cost little beside a large teacher.
+SHARE, FEWEST_SAMPLES = 8, 4
 OWN = KINDS["agreement_own_states"]
+
+
+def count(protocol: Protocol) -> int:
+    """How many samples are walked along with."""
+    return min(max(FEWEST_SAMPLES, protocol.agreement_images // SHARE), protocol.num_samples)
 
 
 def add_metrics(material: Material, wanted: Sequence[Metric], metrics: Metrics) -> None:
@@ -31,10 +37,10 @@ def add_metrics(material: Material, wanted: Sequence[Metric], metrics: Metrics) 
     if (why := why_incomparable(student, teacher)) is not None:
         metrics.skip((metric.name for metric in wanted), why)
         return
-    count = min(NUM_SAMPLES, protocol.num_samples)
     for metric in wanted:
-        ratios = along_the_way(student, teacher, protocol, count, own=metric.kind is OWN, runtime=material.runtime)
-        metrics.add(metric, {"student": agreement_of(ratios, protocol.seed)}, samples=count)
+        own, many = metric.kind is OWN, count(protocol)
+        ratios = along_the_way(student, teacher, protocol, many, own=own, runtime=material.runtime)
+        metrics.add(metric, {"student": agreement_of(ratios, protocol.seed)}, samples=many)
 
 
 def along_the_way(

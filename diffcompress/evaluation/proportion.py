@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffcompress.evaluation import correction
+from diffcompress.evaluation import correction, own_states
 from diffcompress.evaluation.features import FeatureSpace, aside
 from diffcompress.recipe import Recipe
 from diffcompress.records.protocol import Protocol
@@ -25,22 +25,26 @@ FEWER_IMAGES, FEWEST_IMAGES = 64, 16
 @dataclass(frozen=True)
 class Calls:
     """student, teacher: what one call costs, in multiply-accumulates or any other unit; drawn: whether the teacher's
-    samples are there already, and those for the probe."""
+    samples are there already, and those for the probe; picture: what the pixels of one latent cost."""
 
     student: float
     teacher: float
     drawn: bool
+    picture: float = 0.0
 
     def evaluation(self, protocol: Protocol) -> float:
-        """Cost of all calls that `protocol` asks for."""
+        """Cost of all calls that `protocol` asks for, and of the pictures that latents are decoded to."""
         count, levels = protocol.num_samples, protocol.agreement_images * protocol.agreement_levels
         each = protocol.sampler_steps * (1 if protocol.guidance == 1 else 2)
         sampled = count * (self.student + (0 if self.drawn else self.teacher))
-        sampled += 2 * (protocol.aside_samples or count) * self.student
+        beside = 2 * (protocol.aside_samples or count)
+        sampled += beside * self.student
         lines = min(correction.NUM_IMAGES, count)
         fitted = lines * protocol.sampler_steps * (self.teacher + self.student)
         fitted += 0 if self.drawn else lines * each * self.teacher
-        return each * sampled + fitted + levels * (self.teacher + 2 * self.student)
+        walked = 2 * own_states.count(protocol) * each * (self.teacher + self.student)
+        shown = self.picture * (count * (1 if self.drawn else 2) + beside + lines)
+        return each * sampled + fitted + walked + shown + levels * (self.teacher + 2 * self.student)
 
     def training(self, recipe: Recipe) -> float:
         """Of the student's steps alone."""

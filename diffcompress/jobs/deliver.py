@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from diffusers import ModelMixin
@@ -22,6 +24,7 @@ from diffcompress.export.provenance import relicense
 from diffcompress.export.weights import export_pipeline, rounded
 from diffcompress.jobs.run import Run
 from diffcompress.jobs.students import as_student
+from diffcompress.pipeline.codec import Codec
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.predicting import predicting
 from diffcompress.recipe import Recipe
@@ -145,8 +148,7 @@ def _in_proportion(run: Run, recipe: Recipe, space: FeatureSpace | None, asked: 
     teacher = run.teacher
     if run.folder.shared is not None:
         return asked
-    student, whole = (costs.count(teacher.family, config).macs for config in (run.plan.config, teacher.config))
-    calls = Calls(student, whole, drawn=is_shipped(teacher.fingerprint, asked))
+    calls = calls_of(teacher, run.plan.config, teacher.codec, drawn=is_shipped(teacher.fingerprint, asked))
     protocol = in_proportion(asked, recipe, space, calls)
     if protocol.num_samples < asked.num_samples:
         run.progress.note(
@@ -154,6 +156,12 @@ def _in_proportion(run: Run, recipe: Recipe, space: FeatureSpace | None, asked: 
             "than a quarter of the training's computations; `diffcompress evaluate` draws as many as it is told"
         )
     return protocol
+
+
+def calls_of(teacher: LoadedPipeline, student: Mapping[str, Any], codec: Codec | None, *, drawn: bool) -> Calls:
+    """In multiply-accumulates, so that they are the same on every machine. student: its config."""
+    own, whole = (costs.count(teacher.family, config).macs for config in (student, teacher.config))
+    return Calls(own, whole, drawn, 0 if codec is None else codec.macs(teacher.sample_shape))
 
 
 @torch.no_grad()

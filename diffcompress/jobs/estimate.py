@@ -5,15 +5,14 @@ from __future__ import annotations
 from diffcompress.bank.drawing import calls_per_step
 from diffcompress.bank.keeping import Kept
 from diffcompress.evaluation.cache import is_shipped
-from diffcompress.evaluation.proportion import Calls, in_proportion
-from diffcompress.jobs.deliver import judged
+from diffcompress.evaluation.proportion import in_proportion
+from diffcompress.jobs.deliver import calls_of, judged
 from diffcompress.jobs.forecast import Work, expected, in_rounds
 from diffcompress.jobs.pace import timed, timed_teacher
 from diffcompress.jobs.run import Run
 from diffcompress.recipe import Recipe
 from diffcompress.records.planned import Expected
 from diffcompress.runtime import Progress
-from diffcompress.student import costs
 from diffcompress.training import budget
 
 
@@ -27,13 +26,13 @@ def estimate(run: Run) -> str:
     pace = timed(teacher, timed_teacher(teacher, teacher.codec), plan, recipe, share)
     space, asked = judged(teacher, recipe, Progress())
     drawn = is_shipped(teacher.fingerprint, asked)
-    small, whole = (costs.count(teacher.family, config).macs for config in (plan.config, teacher.config))
+    calls = calls_of(teacher, plan.config, teacher.codec, drawn=drawn)
     kept = None if run.own is not None else Kept.of(teacher.sample_shape, recipe.bank, run.folder.bank)
 
     def of(recipe: Recipe) -> Expected:
         work = Work.of(recipe, teacher.sample_shape, calls_per_step(teacher, recipe.bank), kept)
         alone = run.folder.shared is None
-        protocol = in_proportion(asked, recipe, space, Calls(small, whole, drawn)) if alone else asked
+        protocol = in_proportion(asked, recipe, space, calls) if alone else asked
         return expected(work, recipe, protocol, pace, drawn=drawn, count=count)
 
     if (max_time := run.request.asked.max_time) is not None:

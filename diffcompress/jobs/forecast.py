@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from diffcompress.bank.keeping import Kept
 from diffcompress.bank.targets import TAYLOR_BATCH_SIZE, TAYLOR_BATCHES, distinct, may_grow
-from diffcompress.evaluation import correction, own_states
 from diffcompress.evaluation.proportion import Calls
 from diffcompress.jobs.pace import Pace
 from diffcompress.jobs.trainee import PREVIEW_SAMPLES
@@ -57,7 +56,7 @@ def expected(work: Work, recipe: Recipe, protocol: Protocol, pace: Pace, *, draw
     sheets = recipe.num_steps // recipe.training.preview_every_steps
     sheet = PREVIEW_SAMPLES * (recipe.evaluation.sampler_steps * pace.student + pace.picture)
     training = recipe.num_steps * pace.step + sheets * sheet
-    evaluation = evaluation_seconds(protocol, pace, drawn=drawn) / count
+    evaluation = Calls(pace.student, pace.teacher, drawn, pace.picture).evaluation(protocol) / count
     parts = {"bank": bank, "start": start, "targets": targets, "training": training, "evaluation": evaluation}
     told = {name: round(seconds, 2) for name, seconds in (parts | {"around": AROUND_SECONDS}).items()}
     return Expected(device=pace.device, measured=pace.measured, **told, total=round(sum(told.values()), 2))
@@ -77,12 +76,3 @@ def in_rounds(recipe: Recipe, of: Callable[[Recipe], Expected]) -> Expected:
     if len(rounds) <= 2:
         return rounds[-1]
     return rounds[1].model_copy(update={"most": rounds[-1].total})
-
-
-def evaluation_seconds(protocol: Protocol, pace: Pace, *, drawn: bool) -> float:
-    """Of the calls, and of the pictures that latents are decoded to."""
-    counted = Calls(pace.student, pace.teacher, drawn).evaluation(protocol)
-    each = protocol.sampler_steps * (1 if protocol.guidance == 1 else 2)
-    walked = 2 * min(own_states.NUM_SAMPLES, protocol.num_samples) * each * (pace.student + pace.teacher)
-    shown = protocol.num_samples * (1 if drawn else 2) + 2 * (protocol.aside_samples or protocol.num_samples)
-    return counted + walked + pace.picture * (shown + correction.NUM_IMAGES)

@@ -15,12 +15,12 @@ from diffcompress.evaluation.features import FeatureSpace, aside, demo_space
 from diffcompress.evaluation.proportion import Calls, in_proportion
 from diffcompress.families.base import Family
 from diffcompress.jobs.cards import Card
-from diffcompress.jobs.deliver import SAMPLES_WITHOUT_SPACE, protocol_in
+from diffcompress.jobs.deliver import SAMPLES_WITHOUT_SPACE, calls_of, protocol_in
 from diffcompress.jobs.forecast import Work, expected, in_rounds
 from diffcompress.jobs.pace import Pace, of_card, timed, timed_teacher
 from diffcompress.jobs.stand_in import fits, is_demo, stand_in
 from diffcompress.noise import NoiseProcess
-from diffcompress.pipeline.codec import random_codec
+from diffcompress.pipeline.codec import Codec, random_codec
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import Recipe
 from diffcompress.records.planned import Expected
@@ -73,7 +73,11 @@ class Outlook:
 
     @cached_property
     def _seconds(self) -> tuple[float, float]:
-        return timed_teacher(self._stand_in, random_codec(self._stand_in.reference, self._device))
+        return timed_teacher(self._stand_in, self._codec)
+
+    @cached_property
+    def _codec(self) -> Codec | None:
+        return random_codec(self._stand_in.reference, self._device)
 
     def _expected(self, recipe: Recipe, student: StudentPlan, teacher: LoadedPipeline | None, pace: Pace) -> Expected:
         config = student.teacher_config
@@ -85,8 +89,12 @@ class Outlook:
         space = demo_space() if self.reference is not None and is_demo(self.reference) else None
         asked = self._protocol(space, teacher, config)
         drawn = teacher is not None and is_shipped(teacher.fingerprint, asked)
-        own, whole = (costs.count(self.family, one).macs for one in (student.config, config))
-        protocol = in_proportion(asked, recipe, space, Calls(own, whole, drawn))
+        if teacher is not None:
+            calls = calls_of(teacher, student.config, self._codec, drawn=drawn)
+        else:
+            own, whole = (costs.count(self.family, one).macs for one in (student.config, config))
+            calls = Calls(own, whole, drawn)
+        protocol = in_proportion(asked, recipe, space, calls)
         work = Work.of(recipe, shape, per_step, Kept.of(shape, recipe.bank, Path.cwd()))
         return expected(work, recipe, protocol, pace, drawn=drawn)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import diffusers
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffcompress.errors import UsageError
 from diffcompress.sources.model_index import read_config
@@ -40,6 +42,13 @@ class Codec:
         pixels = self.decode(torch.zeros(1, latent_shape[0], 8, 8))
         scale = pixels.shape[-1] // 8
         return (pixels.shape[1], latent_shape[1] * scale, latent_shape[2] * scale)
+
+    def macs(self, latent_shape: tuple[int, ...]) -> int:
+        """Multiply-accumulates that decoding a latent `[C, *spatial]` takes: those of a small one for each position."""
+        counter = FlopCounterMode(display=False)
+        with counter:
+            self.decode(torch.zeros(1, latent_shape[0], 8, 8))
+        return counter.get_total_flops() // 2 * math.prod(latent_shape[1:]) // 64
 
     def _decode(self, latents: Tensor) -> Tensor:
         latents = latents.to(self.autoencoder.device)

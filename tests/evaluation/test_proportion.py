@@ -22,23 +22,29 @@ def recipe(steps: int) -> recipes.Recipe:
 
 def test_calls_are_counted_by_hand():
     assert Calls(1, 10, drawn=True).training(recipe(100)) == 3 * 32 * 100
-    sampled, lines, agreement = 25 * (1024 + 2 * 256), 16 * 25 * 11, 128 * 10 * 12
-    assert Calls(1, 10, drawn=True).evaluation(PROTOCOL) == sampled + lines + agreement
+    sampled, walks, once = 25 * (1024 + 2 * 256), 2 * 16 * 25 * 11, 16 * 25 * 11 + 128 * 10 * 12
+    assert Calls(1, 10, drawn=True).evaluation(PROTOCOL) == sampled + walks + once
     teachers = 25 * (1024 + 16) * 10
-    assert Calls(1, 10, drawn=False).evaluation(PROTOCOL) == sampled + teachers + lines + agreement
+    assert Calls(1, 10, drawn=False).evaluation(PROTOCOL) == sampled + teachers + walks + once
     guided = PROTOCOL.model_copy(update={"guidance": 2.0})
-    assert Calls(1, 10, drawn=True).evaluation(guided) == 2 * sampled + lines + agreement
-    assert Calls(1, 10, drawn=False).evaluation(guided) == 2 * (sampled + teachers) + lines + agreement
+    assert Calls(1, 10, drawn=True).evaluation(guided) == 2 * (sampled + walks) + once
+    assert Calls(1, 10, drawn=False).evaluation(guided) == 2 * (sampled + teachers + walks) + once
+    fewest = PROTOCOL.model_copy(update={"agreement_images": 16})
+    assert Calls(1, 10, drawn=True).evaluation(fewest) == sampled + walks / 4 + 16 * 25 * 11 + 16 * 10 * 12
+    shown = [Calls(1, 10, drawn=drawn, picture=3).evaluation(PROTOCOL) for drawn in (True, False)]
+    plain = [Calls(1, 10, drawn=drawn).evaluation(PROTOCOL) for drawn in (True, False)]
+    pictures = 1024 + 2 * 256 + 16
+    assert [one - other for one, other in zip(shown, plain, strict=True)] == [3 * pictures, 3 * (pictures + 1024)]
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(10**5, 1024), (1400, 640), (10, 512)])
+@pytest.mark.parametrize(("steps", "expected"), [(10**5, 1024), (2000, 896), (1400, 512), (10, 512)])
 def test_a_quarter_of_the_training_is_spent_where_that_is_enough(steps, expected):
     calls = Calls(1, 7, drawn=True)
     found = in_proportion(PROTOCOL, recipe(steps), SPACE, calls)
     assert found.num_samples == expected
     assert found.aside_samples == aside(expected, SPACE)
-    assert found.agreement_images == {1024: 128, 512: 16}.get(expected, 64)
-    if expected != 512:
+    assert found.agreement_images == {10**5: 128, 10: 16}.get(steps, 64)
+    if steps != 10:
         assert calls.evaluation(found) <= SHARE * calls.training(recipe(steps))
 
 

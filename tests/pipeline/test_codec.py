@@ -9,9 +9,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffcompress.families.mmdit_rules import unpack
 from diffcompress.pipeline.codec import Codec
+from diffcompress.pipeline.load import load
+from diffcompress.sources.resolve import resolve
 from tests.families.tiny_text import seeded
 
 # Each with a call that makes small samples, and what its autoencoder's config is to say: no value that changes nothing.
@@ -116,3 +119,14 @@ def test_images_of_a_video_autoencoder_are_one_frame() -> None:
     assert torch.equal(pixels, codec.decode(latents.unsqueeze(2)).squeeze(2))
     assert codec.encode(pixels).shape == latents.shape
     assert codec.pixel_shape((2, 4, 4)) == (3, 32, 32)
+
+
+@pytest.mark.parametrize("teacher", ["demo:dit", "demo:mmdit"])
+def test_the_work_of_a_picture_is_told_by_a_small_one(teacher):
+    """But for attention at each pair of positions, of which a decoder has little."""
+    loaded = load(resolve(teacher))
+    shape, counter = loaded.sample_shape, FlopCounterMode(display=False)
+    with counter:
+        loaded.codec.decode(torch.zeros(1, *shape))
+    assert loaded.codec.macs(shape) == pytest.approx(counter.get_total_flops() / 2, rel=0.02)
+    assert loaded.codec.macs((shape[0], 2 * shape[1], shape[2])) == 2 * loaded.codec.macs(shape)

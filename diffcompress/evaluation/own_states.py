@@ -37,9 +37,9 @@ def add_metrics(material: Material, wanted: Sequence[Metric], metrics: Metrics) 
     if (why := why_incomparable(student, teacher)) is not None:
         metrics.skip((metric.name for metric in wanted), why)
         return
+    many = count(protocol)
     for metric in wanted:
-        own, many = metric.kind is OWN, count(protocol)
-        ratios = along_the_way(student, teacher, protocol, many, own=own, runtime=material.runtime)
+        ratios = along_the_way(student, teacher, protocol, many, own=metric.kind is OWN, runtime=material.runtime)
         metrics.add(metric, {"student": agreement_of(ratios, protocol.seed)}, samples=many)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,7 +54,7 @@ class Outlook:
             pace = of_card(card, whole.macs, own, batch_size, recomputed=recomputed)
         else:
             return None
-        return in_rounds(recipe, lambda one: self._expected(one, student, teacher, pace)), pace.step
+        return in_rounds(recipe, self._expected(student, teacher, pace)), pace.step
 
     def _here(self, student: StudentPlan) -> LoadedPipeline | None:
         """The teacher on the device at hand, with random weights; None where that would take long or does not fit."""
@@ -79,13 +80,16 @@ class Outlook:
     def _codec(self) -> Codec | None:
         return random_codec(self._stand_in.reference, self._device)
 
-    def _expected(self, recipe: Recipe, student: StudentPlan, teacher: LoadedPipeline | None, pace: Pace) -> Expected:
-        config = student.teacher_config
+    def _expected(
+        self, student: StudentPlan, teacher: LoadedPipeline | None, pace: Pace
+    ) -> Callable[[Recipe], Expected]:
+        """By the recipe of as many rounds; what all of them share is asked for once."""
+        config, bank = student.teacher_config, self.recipe.bank
         if teacher is not None:
-            shape, per_step = teacher.sample_shape, calls_per_step(teacher, recipe.bank)
+            shape, per_step = teacher.sample_shape, calls_per_step(teacher, bank)
         else:
             shape = self.family.sample_shape(config)
-            per_step = 2 if recipe.bank.guidance != 1 and self._has_null(config) else 1
+            per_step = 2 if bank.guidance != 1 and self._has_null(config) else 1
         space = demo_space() if self.reference is not None and is_demo(self.reference) else None
         asked = self._protocol(space, teacher, config)
         drawn = teacher is not None and is_shipped(teacher.fingerprint, asked)
@@ -94,9 +98,14 @@ class Outlook:
         else:
             own, whole = (costs.count(self.family, one).macs for one in (student.config, config))
             calls = Calls(own, whole, drawn)
-        protocol = in_proportion(asked, recipe, space, calls)
-        work = Work.of(recipe, shape, per_step, Kept.of(shape, recipe.bank, Path.cwd()))
-        return expected(work, recipe, protocol, pace, drawn=drawn)
+        kept = Kept.of(shape, bank, Path.cwd())
+
+        def of(recipe: Recipe) -> Expected:
+            protocol = in_proportion(asked, recipe, space, calls)
+            work = Work.of(recipe, shape, per_step, kept)
+            return expected(work, recipe, protocol, pace, drawn=drawn)
+
+        return of
 
     def _has_null(self, config: dict[str, object]) -> bool:
         return bool(self.family.text_conditioning(config)) or self.family.null_class(config) is not None

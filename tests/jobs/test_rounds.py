@@ -148,10 +148,8 @@ def test_a_plan_tells_the_shortest_and_the_longest(teacher):
     steps = recipe.num_steps
     fast, slow, slowest = (of(pace) for pace in (0.1, 20.0, 1000.0))
     assert (fast.training, fast.most) == (2 * steps * 0.1, 64 * steps * 0.1 + AROUND_SECONDS)
-    assert (slow.training, slow.most) == (2 * steps * 20, None) and (slowest.training, slowest.most) == (
-        steps * 1000,
-        None,
-    )
+    assert (slow.training, slow.most) == (2 * steps * 20, None)
+    assert (slowest.training, slowest.most) == (steps * 1000, None)
 
     fixed = plan(str(teacher), ratio=0.3, overrides=tuple(one.removeprefix("--set=") for one in settings()))
     assert fixed["expected"].get("most") is None

@@ -121,7 +121,16 @@ def _seconds(option: str, text: str) -> float:
     return _with_unit(option, text, SECONDS, "30m")
 
 
+def _share(option: str, text: str) -> float:
+    """ "5%" or "0.05" as 0.05."""
+    number = text.strip().removesuffix("%")
+    try:
+        return float(number) / (100 if text.strip().endswith("%") else 1)
+    except ValueError as error:
+        raise UsageError(f"{option} '{text}' is not a share", f"for example {option} 5%") from error
+
+
 _READERS: dict[Reader, Callable[[str, Any], Any]] = {
-    "ratios": _ratios, "data": _data, "count": _count, "bytes": _bytes, "seconds": _seconds, 
+    "ratios": _ratios, "data": _data, "count": _count, "bytes": _bytes, "seconds": _seconds, "share": _share,
     "texts": lambda _, them: tuple(them),
 }  # fmt: skip

@@ -1,7 +1,8 @@
 """Samples drawn once: features, total variation and a few images, kept under a key of what they follow from.
 
 An entry is one safetensors file `<key>.safetensors` with a row per sample; while it is made, its batches lie in
-`<key>-<num_samples>/`, so a kill loses one of each process at most. The demo teacher's entry ships with the package.
+`<key>-<num_samples>/` (`<key>-<before>-<num_samples>/` where an entry gets more rows), so a kill loses one of each
+process at most. The demo teacher's entry ships with the package.
 """
 
 from __future__ import annotations
@@ -66,31 +67,49 @@ class SampleCache:
         Raises RunStopped or RunInterrupted between batches; the same call goes on.
         """
         key, count = entry_key(pipeline.fingerprint, protocol), protocol.num_samples
-        tensors = self._find(key, count) or self._make(key, count, pipeline, protocol, space, task)
+        tensors = self._longest(key)
+        if tensors is None or len(tensors["variation"]) < count:
+            tensors = self._make(key, count, tensors, pipeline, protocol, space, task)
         features = tensors["features"][:count] if "features" in tensors else None
         images = tensors["images"][: min(count, NUM_IMAGES)].float()
         pixels = tensors["pixels"][: len(images)].float() if "pixels" in tensors else images
         beside = {name: tensors[name][:count] for name in BESIDE if name in tensors}
         return Drawn(images, tensors["variation"][:count], features, pixels, beside)
 
-    def _find(self, key: str, count: int) -> Tensors | None:
-        """An entry of at least `count` rows: sample i follows from (seed, i), so a longer entry serves as well."""
+    def _longest(self, key: str) -> Tensors | None:
+        """The entry of most rows: sample i follows from (seed, i), so a longer entry serves as well, and a shorter one
+        begins it."""
         # Those of a broken student are not finite.
         read = partial(read_tensors, of=key, finite=False)
         found = [kept(self.folder / f"{key}.safetensors", read, self.progress.warn)]
         ready = (folder / f"{key}.safetensors" for folder in self.ready)
         found += [read_tensors(path, finite=False) for path in ready if path.is_file()]
-        return next((tensors for tensors in found if tensors and len(tensors["variation"]) >= count), None)
+        return max(filter(None, found), key=lambda tensors: len(tensors["variation"]), default=None)
 
     def _make(
-        self, key: str, count: int, pipeline: LoadedPipeline, protocol: Protocol, space: FeatureSpace | None, task: str
+        self,
+        key: str,
+        count: int,
+        before: Tensors | None,
+        pipeline: LoadedPipeline,
+        protocol: Protocol,
+        space: FeatureSpace | None,
+        task: str,
     ) -> Tensors:
-        folder, runtime = self.folder / f"{key}-{count}", self.runtime
-        share = -(-count // runtime.count)
+        """An entry of `count` rows, those `before` first."""
+        there = 0 if before is None else len(before["variation"])
+        folder, runtime, missing = self.folder / f"{key}-{count}", self.runtime, count - there
+        if there:
+            folder = self.folder / f"{key}-{there}-{count}"
+        share = -(-missing // runtime.count)
         size = runtime.least(self._begun(folder) or min(automatic_batch_size(pipeline), share))
-        make = partial(_rows, pipeline, protocol, space)
-        make_shards(folder, count, size, make, runtime, self.progress, task, key, finite=False)
-        tensors = _end_to_end(list(shards(folder, count, size, key, finite=False)))
+
+        def make(rows: range) -> Tensors:
+            return _rows(pipeline, protocol, space, range(there + rows.start, there + rows.stop))
+
+        make_shards(folder, missing, size, make, runtime, self.progress, task, key, finite=False)
+        parts = shards(folder, missing, size, key, finite=False)
+        tensors = _end_to_end([*([] if before is None else [before]), *parts])
         runtime.wait()
         if runtime.is_main:
             made = {

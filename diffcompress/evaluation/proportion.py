@@ -54,6 +54,8 @@ class Calls:
 def in_proportion(protocol: Protocol, recipe: Recipe, space: FeatureSpace | None, calls: Calls) -> Protocol:
     """`protocol`, or one of fewer samples that costs a quarter of the training: FEWEST at least, and FEWEST_PER_FEATURE
     of `space` where there were as many. Where samples are fewer, predictions are compared on fewer images too."""
+    if recipe.evaluation.interval is not None:  # which decides it, whatever that costs
+        return protocol
     most, least = protocol.num_samples, FEWEST
     if space is not None and most >= FEWEST_PER_FEATURE * space.dimension:
         least = max(least, FEWEST_PER_FEATURE * space.dimension)

@@ -22,7 +22,7 @@ from diffcompress.report.frontier import draw
 from diffcompress.runtime import Progress
 
 # Nothing is sampled for results from before.
-_OF_SAMPLING = ("data", "num_samples", "sampler_steps", "prompts")
+_OF_SAMPLING = ("data", "num_samples", "interval", "sampler_steps", "prompts")
 
 
 def names(students: Sequence[str]) -> dict[str, str]:

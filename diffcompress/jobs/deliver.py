@@ -12,6 +12,7 @@ from diffusers import ModelMixin
 
 from diffcompress.bank.bank import Bank
 from diffcompress.errors import DiffCompressError
+from diffcompress.evaluation import interval
 from diffcompress.evaluation.cache import SampleCache, is_shipped
 from diffcompress.evaluation.doubts import doubts
 from diffcompress.evaluation.features import FeatureSpace, choose_space, protocol_for
@@ -128,6 +129,8 @@ def _evaluate(run: Run, recipe: Recipe, start: ModelMixin, trained: ModelMixin) 
     protocol = _in_proportion(run, recipe, space, asked)
     contest = Contest(student, teacher, protocol, space, untrained=as_student(teacher, run.plan, start))
     cache = SampleCache(folder.cache, run.runtime, run.progress)
+    if recipe.evaluation.interval is not None:
+        contest = replace(contest, protocol=_precise(run, recipe.evaluation.interval, contest, cache))
     scored = evaluate_pipeline(contest, cache, samples_folder=folder.samples)
     if not run.runtime.is_main:
         return
@@ -156,6 +159,16 @@ def _in_proportion(run: Run, recipe: Recipe, space: FeatureSpace | None, asked: 
             "than a quarter of the training's computations; `diffcompress evaluate` draws as many as it is told"
         )
     return protocol
+
+
+def _precise(run: Run, share: float, contest: Contest, cache: SampleCache) -> Protocol:
+    """With as many samples as the interval takes, where it can be had."""
+    most = contest.protocol.num_samples
+    why = "students that are made together are compared" if run.folder.shared is not None else None
+    if (why := why or interval.why_not(contest, most)) is not None:
+        run.progress.note(f"{most:,} samples are drawn, whatever evaluation.interval is: {why}")
+        return contest.protocol
+    return interval.precise([contest], share, most, cache)
 
 
 def calls_of(teacher: LoadedPipeline, student: Mapping[str, Any], codec: Codec | None, *, drawn: bool) -> Calls:

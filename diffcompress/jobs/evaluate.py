@@ -12,9 +12,11 @@ from pathlib import Path
 from diffcompress import runtime as runtimes
 from diffcompress.errors import DamagedError, UsageError
 from diffcompress.evaluation import gates as gating
+from diffcompress.evaluation import interval
 from diffcompress.evaluation.cache import SampleCache
+from diffcompress.evaluation.extractors import ADVICE
 from diffcompress.evaluation.features import FeatureSpace, find_space
-from diffcompress.evaluation.score import Contest, evaluate_pipeline
+from diffcompress.evaluation.score import evaluate_pipeline
 from diffcompress.images.hub_images import pinned
 from diffcompress.jobs import comparison
 from diffcompress.jobs.signature import as_function
@@ -103,6 +105,11 @@ def _resolved(asked: EvaluateOptions) -> _Work:
     references = {text: resolve(text, asked.scheduler) for text in students if text not in earlier}
     if not references:
         comparison.check_unused(asked)
+    if earlier and asked.interval is not None:
+        raise UsageError(
+            "--interval decides how many samples are drawn, and results from before have their own number",
+            "give that number as --num-samples, or name their pipelines",
+        )
     default: Path | str = layout.COMPARISON_FOLDER
     if alone:
         (reference,) = references.values()
@@ -133,12 +140,25 @@ def _measured(work: _Work, runtime: Runtime, progress: Progress) -> dict[str, Ev
         untrained = _as_it_began(first, work.start)
     runtime.stop.install()
     try:
+        if asked.interval is not None:
+            testbed = _precise(testbed, asked.interval, asked.num_samples, list(loaded.values()))
         if work.alone:
             return {text: score(testbed, one, folder, work.gates, untrained=untrained) for text, one in loaded.items()}
         named = {text: (one, work.names[text]) for text, one in loaded.items()}
         return {text: score(testbed, one, folder / name, work.gates, name=name) for text, (one, name) in named.items()}
     finally:
         runtime.stop.restore()
+
+
+def _precise(testbed: Testbed, share: float, num_samples: int | None, students: Sequence[LoadedPipeline]) -> Testbed:
+    """With as many samples as the interval takes. Raises UsageError where there is no distance to have one."""
+    writable(testbed.cache)
+    contests = [testbed.contest(student) for student in students]
+    most = num_samples or interval.MOST_SAMPLES
+    if (why := interval.why_not(contests[0], most)) is not None:
+        raise UsageError(f"--interval is of a distance: {why}", "leave it out" if testbed.space else ADVICE)
+    cache = SampleCache(testbed.cache, testbed.runtime, testbed.progress)
+    return replace(testbed, protocol=interval.precise(contests, share, most, cache))
 
 
 def score(
@@ -157,9 +177,8 @@ def score(
     for place in (folder, testbed.cache):
         writable(place)
     space, (clean, conditioning) = testbed.space, testbed.clean or (None, None)
-    beside = untrained and testbed.alike(untrained)
     scored = evaluate_pipeline(
-        Contest(testbed.alike(student), testbed.teacher, testbed.protocol, space, beside),
+        testbed.contest(student, untrained),
         SampleCache(testbed.cache, testbed.runtime, testbed.progress),
         clean=clean,
         conditioning=conditioning,

@@ -12,6 +12,7 @@ from diffcompress import recipe as recipes
 from diffcompress.errors import UsageError
 from diffcompress.evaluation.features import FeatureSpace, choose_space, image_shape, protocol_for
 from diffcompress.evaluation.neighbours import FEWEST
+from diffcompress.evaluation.score import Contest
 from diffcompress.families import registry
 from diffcompress.images import images
 from diffcompress.images.texts import texts_for
@@ -45,6 +46,11 @@ class Testbed:
     @property
     def teacher(self) -> LoadedPipeline | None:
         return self.model if self.has_teacher else None
+
+    def contest(self, student: LoadedPipeline, untrained: LoadedPipeline | None = None) -> Contest:
+        """`student` beside the teacher, and beside itself before training."""
+        beside = None if untrained is None else self.alike(untrained)
+        return Contest(self.alike(student), self.teacher, self.protocol, self.space, beside)
 
     def alike(self, student: LoadedPipeline) -> LoadedPipeline:
         """`student`, asked with the same prompts; it may have come without text encoders."""

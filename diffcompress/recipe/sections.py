@@ -203,6 +203,13 @@ class TrainingSection(Section):
 
 class EvaluationSection(Section):
     num_samples: int = Field(2048, ge=1)
+    interval: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="as many samples, num_samples at most, as bring the distance's 95 % interval within this share of "
+        "it; null: num_samples, as far as these cost no more than a quarter of the training",
+    )
     sampler_steps: int = Field(25, ge=1)
     guidance: float = Field(1.0, ge=0.0, description="classifier-free guidance scale, for teacher and student alike")
 

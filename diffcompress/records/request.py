@@ -22,7 +22,7 @@ from diffcompress.records.run_identity import as_path
 TARGETS = ("ratio", "params", "size")
 DTYPES = ("float32", "float16", "bfloat16")
 SHORT_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-Reader = Literal["text", "texts", "whole", "flag", "data", "ratios", "count", "bytes", "seconds"]
+Reader = Literal["text", "texts", "whole", "flag", "data", "ratios", "count", "bytes", "seconds", "share"]
 
 
 @dataclass(frozen=True)
@@ -192,6 +192,15 @@ class EvaluateOptions:
     data: Data = None
     prompts: Prompts = None
     num_samples: Annotated[int | None, Option("Samples to score.", "N", reads="whole", least=2)] = None
+    interval: Annotated[
+        float | None,
+        Option(
+            "As many samples as bring the distance's 95 % interval within this share of it: 5%.",
+            "SHARE",
+            "share of the distance that its 95 % interval reaches to either side, by as many samples as that takes",
+            reads="share",
+        ),
+    ] = None
     sampler_steps: Annotated[int | None, Option("Denoiser calls per sample.", "N", reads="whole", least=1)] = None
     gates: Annotated[
         Sequence[str], Option("Such as 'params<50M'; repeatable.", "EXPR", flag="--gate", reads="texts")
@@ -208,6 +217,10 @@ class EvaluateOptions:
             if (value := getattr(self, name)) is not None and value < 1:
                 told = f"--{name.replace('_', '-')} {value} is not a positive number"
                 raise UsageError(told, "leave it out or use more")
+        if self.interval is not None and not 0 < self.interval < 1:
+            raise UsageError(
+                f"--interval {self.interval:g} is not between 0 and 1: it is a share of the distance", "for example 5%"
+            )
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed} is negative", "use 0 or a positive number")
 

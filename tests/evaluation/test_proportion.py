@@ -48,6 +48,11 @@ def test_a_quarter_of_the_training_is_spent_where_that_is_enough(steps, expected
         assert calls.evaluation(found) <= SHARE * calls.training(recipe(steps))
 
 
+def test_an_interval_that_is_asked_for_decides_it_alone():
+    asked = recipes.load("demo", ("evaluation.interval=0.05", "stages.1.num_steps=10"))
+    assert in_proportion(PROTOCOL, asked, SPACE, Calls(1, 7, drawn=True)) == PROTOCOL
+
+
 def test_few_samples_stay_as_they_are():
     few = PROTOCOL.model_copy(update={"num_samples": 200, "aside_samples": None})
     assert in_proportion(few, recipe(1), SPACE, Calls(1, 7, drawn=True)) == few

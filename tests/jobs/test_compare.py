@@ -137,6 +137,8 @@ def test_protocols_and_teachers_are_not_mixed(root, students, results, tmp_path)
         evaluate([students[0], earlier], **{**values, "num_samples": 9})
     with pytest.raises(UsageError, match="evaluated against another teacher"):
         evaluate([students[0], earlier], **{**values, "teacher": str(root / "far" / "pipeline")})
+    with pytest.raises(UsageError, match="results from before have their own number"):
+        evaluate([students[0], earlier], **values, interval=0.05)
     changed = json.loads((root / "out" / "near" / "evaluation.json").read_text())
     changed["protocol"]["seed"] = 7
     (tmp_path / "evaluation.json").write_text(json.dumps(changed))

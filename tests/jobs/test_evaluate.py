@@ -20,6 +20,7 @@ from diffcompress.jobs.evaluate import evaluate
 from diffcompress.records.metrics import every
 from diffcompress.runtime import Progress
 from tests.evaluation import models
+from tests.telling import Told
 
 COSTS = ("params", "size_bytes", "macs", "latency_ms", "latency_ms_batch16", "memory_bytes")
 NEIGHBOURS = ("precision", "recall", "density", "coverage")
@@ -289,3 +290,23 @@ def test_models_of_other_shapes_are_not_compared(folders, tmp_path):
     models.save(tmp_path / "small", size=16)
     with pytest.raises(UsageError, match=r"shape \[1, 28, 28\], the teacher of shape \[1, 16, 16\]"):
         evaluate(str(folders / "untrained"), teacher=str(tmp_path / "small"), output=tmp_path / "out", **FAST)
+
+
+def test_samples_follow_from_the_interval_asked_for(folders, tmp_path):
+    values = {"teacher": str(folders / "teacher"), "feature_weights": EXTRACTOR_FILE, "output": tmp_path, **FAST}
+    heard = Told()
+    asked = values | {"num_samples": 192, "interval": 0.2, "progress": heard}
+    students = [str(folders / name) for name in ("student/pipeline", "untrained")]
+    results = evaluate(students, **asked)
+    assert {one["protocol"]["num_samples"] for one in results} == {192}
+    for one in results:
+        found = one["metrics"]["fd_demo"]
+        assert (found["high"] - found["low"]) / found["value"] < 2 * 0.2
+    assert [note.partition(":")[0] for note in heard.notes if "interval" in note] == ["192 samples"]
+    for changed, message in (
+        ({"num_samples": 100}, "--interval is of a distance: 100 samples are too few"),
+        ({"feature_weights": None}, "--interval is of a distance: there are no feature weights"),
+        ({"interval": 5.0}, "--interval 5 is not between 0 and 1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            evaluate(students[0], **asked | changed)

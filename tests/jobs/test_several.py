@@ -13,6 +13,7 @@ from diffcompress.records.request import ShrinkOptions
 from diffcompress.records.run_files import read_json
 from diffcompress.runtime import Progress
 from tests.jobs.tiny_teacher import SMALL, save_teacher
+from tests.telling import Told
 
 SCHEMA = read_json(Path(__file__).parents[2] / "docs" / "schemas" / "shrink.schema.json")
 
@@ -30,7 +31,8 @@ def test_two_students_share_a_bank_and_a_page(tmp_path):
         def note(self, text):
             pools[text] = {path: path.stat().st_mtime_ns for path in (folder / "targets").rglob("*.safetensors")}
 
-    each = [ShrinkOptions(teacher, ratio=ratio, output=folder, overrides=overrides()) for ratio in (0.5, 0.3)]
+    asked = (*overrides(), "evaluation.interval=0.1")
+    each = [ShrinkOptions(teacher, ratio=ratio, output=folder, overrides=asked) for ratio in (0.5, 0.3)]
     results = plain(shrink_several(each, Watching()))
     jsonschema.Draft202012Validator(SCHEMA).validate(results)
     # The first student filled the target store, the second found it full and touched nothing of it.
@@ -44,7 +46,11 @@ def test_two_students_share_a_bank_and_a_page(tmp_path):
     page = (folder / "overview.html").read_text()
     assert 'href="0.5/report.html"' in page and 'href="0.3/report.html"' in page and "<svg" in page
     # The second student met the very bank of the first, and its own run does not differ from a run alone.
-    alone = diffcompress.shrink(teacher, ratio=0.3, output=str(tmp_path / "alone"), overrides=overrides())
+    told = Told()
+    alone = diffcompress.shrink(teacher, ratio=0.3, output=str(tmp_path / "alone"), overrides=asked, progress=told)
+    counted = "samples are drawn, whatever evaluation.interval is: "
+    assert f"4 {counted}students that are made together are compared" in pools
+    assert f"4 {counted}there are no feature weights to measure one with" in told.notes
     ours, theirs = (
         read_json(place / "metrics.json")["student"]["fingerprint"] for place in (folder / "0.3", tmp_path / "alone")
     )

@@ -152,11 +152,11 @@ def _measured(work: _Work, runtime: Runtime, progress: Progress) -> dict[str, Ev
 
 def _precise(testbed: Testbed, share: float, num_samples: int | None, students: Sequence[LoadedPipeline]) -> Testbed:
     """With as many samples as the interval takes. Raises UsageError where there is no distance to have one."""
-    writable(testbed.cache)
     contests = [testbed.contest(student) for student in students]
     most = num_samples or interval.MOST_SAMPLES
     if (why := interval.why_not(contests[0], most)) is not None:
         raise UsageError(f"--interval is of a distance: {why}", "leave it out" if testbed.space else ADVICE)
+    writable(testbed.cache)
     cache = SampleCache(testbed.cache, testbed.runtime, testbed.progress)
     return replace(testbed, protocol=interval.precise(contests, share, most, cache))
 

@@ -85,7 +85,7 @@ def fill(
     if own is not None:
         return _from_images(folder, teacher, section, own, runtime, progress)
     asked = section.model_dump(exclude={"grow", "stored_gib"})  # which change nothing of what a bank begins with
-    key = fingerprints.of_json([teacher.fingerprint, asked, seed, teacher.sample_shape, teacher.conditions.texts])
+    key = fingerprints.of_json([teacher.fingerprint, asked, seed, teacher.sample_shape, teacher.conditions.drawn_texts])
     _mend_record(folder, key, runtime, progress)
     if _record(folder).get("key", key) != key:
         raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffcompress import inputs
@@ -15,6 +16,8 @@ from diffcompress.sources.reference import Reference
 
 # A demo's prompts lie beside its model_index.json.
 OWN_FILE = "prompts.txt"
+# That students are judged by, and of another seed than those that they are taught on.
+NUM_HELD_OUT, HELD_OUT_SEED, MOST_TAUGHT = 256, 1, 16_384
 # In characters. Text encoders read a few hundred tokens, and tokenizers end the process on hundreds of megabytes.
 LONGEST = 20_000
 
@@ -55,6 +58,17 @@ def own_file(reference: Reference) -> Path | None:
     file = reference.pipeline / OWN_FILE
     ours = is_demo(reference) or (reference.pipeline / PROVENANCE).is_file()
     return file if ours and is_own(file, reference.pipeline) else None
+
+
+def held_out_for(reference: Reference, taught: Sequence[str]) -> list[str]:
+    """Prompts of the grammar that are none of those `taught`, for evaluation; none beside a demo's own.
+
+    The same ones whatever is taught, up to `MOST_TAUGHT`.
+    """
+    if own_file(reference) is not None:
+        return []
+    known = {*grammar(MOST_TAUGHT), *taught}
+    return [text for text in grammar(2 * NUM_HELD_OUT, HELD_OUT_SEED) if text not in known][:NUM_HELD_OUT]
 
 
 def default_for(reference: Reference, count: int, progress: Progress | None = None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffcompress.errors import UsageError
@@ -10,6 +11,14 @@ from diffcompress.images import prompts as prompting
 from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.recipe import Recipe
 from diffcompress.runtime import Progress
+
+
+def held_out_texts(model: LoadedPipeline, data: str | None, prompts: str | None, taught: Sequence[str]) -> list[str]:
+    """What students of a text-conditional model are judged by, and none of what they are `taught`; nothing where the
+    user says what to ask, where a demo brings few prompts, and for other models."""
+    if not model.takes_text or data is not None or prompts is not None:
+        return []
+    return prompting.held_out_for(model.reference, taught)
 
 
 def texts_for(

@@ -124,9 +124,9 @@ def shipped(run: Run, trained: ModelMixin) -> LoadedPipeline:
 
 def _evaluate(run: Run, recipe: Recipe, start: ModelMixin, trained: ModelMixin) -> None:
     """Write metrics.json and samples."""
-    teacher, student, folder = run.teacher, shipped(run, trained), run.folder
+    teacher, student, folder = run.teacher.apart, shipped(run, trained).apart, run.folder
     space, asked = judged(teacher, recipe, run.progress)
-    protocol = _in_proportion(run, recipe, space, asked)
+    protocol = _in_proportion(run, teacher, recipe, space, asked)
     contest = Contest(student, teacher, protocol, space, untrained=as_student(teacher, run.plan, start))
     cache = SampleCache(folder.cache, run.runtime, run.progress)
     if recipe.evaluation.interval is not None:
@@ -143,12 +143,13 @@ def _evaluate(run: Run, recipe: Recipe, start: ModelMixin, trained: ModelMixin) 
     write_checked(folder.metrics, found.to_json())
 
 
-def _in_proportion(run: Run, recipe: Recipe, space: FeatureSpace | None, asked: Protocol) -> Protocol:
+def _in_proportion(
+    run: Run, teacher: LoadedPipeline, recipe: Recipe, space: FeatureSpace | None, asked: Protocol
+) -> Protocol:
     """`asked` with as many samples as the training is worth, which is told where they are fewer.
 
     Students that are made together are compared: all as asked.
     """
-    teacher = run.teacher
     if run.folder.shared is not None:
         return asked
     calls = calls_of(teacher, run.plan.config, teacher.codec, drawn=is_shipped(teacher.fingerprint, asked))

@@ -78,7 +78,7 @@ def _write(run: Run, recipe: Recipe, found: Rounds, least: float) -> None:
 def held_out_error(run: Run, recipe: Recipe, student: ModelMixin) -> float:
     """Root of the student's squared error over the variance of its teacher's predictions, on held-out samples, of
     which each process computes a part."""
-    teacher, seed = run.teacher, recipe.seed + ROUNDS_SEED_SHIFT
+    teacher, seed = run.teacher.apart, recipe.seed + ROUNDS_SEED_SHIFT
     clean = _held_out(run, recipe, seed)
     found = agreement.measure(
         {"student": as_student(teacher, run.plan, student)},
@@ -95,7 +95,7 @@ def held_out_error(run: Run, recipe: Recipe, student: ModelMixin) -> float:
 
 def _held_out(run: Run, recipe: Recipe, seed: int) -> Tensor:
     """Clean samples, drawn once, as the bank's are."""
-    folder, teacher, section = run.folder.held_out, run.teacher, recipe.bank
+    folder, teacher, section = run.folder.held_out, run.teacher.apart, recipe.bank
     size = min(SHARD_SIZE, automatic_batch_size(teacher))
 
     def make(items: range) -> Tensors:
@@ -105,6 +105,7 @@ def _held_out(run: Run, recipe: Recipe, seed: int) -> Tensor:
             "clean": torch.cat([sample(teacher, rows, seed=seed, num_steps=steps, guidance=scale) for rows in parts])
         }
 
-    key = fingerprints.of_json([teacher.fingerprint, seed, section.sampler_steps, section.guidance])
+    of = [teacher.fingerprint, seed, section.sampler_steps, section.guidance, teacher.conditions.digest]
+    key = fingerprints.of_json(of)
     make_shards(folder, NUM_IMAGES, SHARD_SIZE, make, run.runtime, run.progress, "held-out", key)
     return read_shards(folder, NUM_IMAGES, SHARD_SIZE, key)["clean"]

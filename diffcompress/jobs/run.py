@@ -16,7 +16,7 @@ from diffcompress.errors import UsageError
 from diffcompress.export import formats, hub
 from diffcompress.export.rehearsal import rehearse
 from diffcompress.images import hub_images, images
-from diffcompress.images.texts import texts_for
+from diffcompress.images.texts import held_out_texts, texts_for
 from diffcompress.jobs.footprint import Beside, learns_alone
 from diffcompress.jobs.request import Request
 from diffcompress.pipeline.encoding import with_prompts
@@ -88,6 +88,7 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
     may_leave = data is None and learns_alone(recipe)  # a bank of images has no stored calls
     teacher = loaded(beside=beside.encoding, asked=beside.encoding_alone if may_leave else None)
     texts = texts_for(teacher, recipe, data, asked.prompts, progress)
+    held_out = held_out_texts(teacher, data, asked.prompts, texts)
     identity = request.identity(teacher.fingerprint)
     # With the text encoders, which are loaded once: they encode the prompts, and leave.
     whole = rehearse(teacher, progress) if runtime.is_main and not folder.bank.exists() else None
@@ -98,7 +99,7 @@ def opened(request: Request, progress: Progress) -> Iterator[Run]:
         with claim if runtime.is_main else contextlib.nullcontext():
             runtime.wait()
             length = recipe.bank.text_length
-            teacher = with_prompts(teacher, texts, folder.conditions, runtime, progress, length, whole)
+            teacher = with_prompts(teacher, texts, folder.conditions, runtime, progress, length, whole, held_out)
             whole = None
             gc.collect()
             if teacher.placed is not None:  # perhaps for its text encoders alone, which have left

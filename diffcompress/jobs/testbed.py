@@ -15,7 +15,7 @@ from diffcompress.evaluation.neighbours import FEWEST
 from diffcompress.evaluation.score import Contest
 from diffcompress.families import registry
 from diffcompress.images import images
-from diffcompress.images.texts import texts_for
+from diffcompress.images.texts import held_out_texts, texts_for
 from diffcompress.pipeline.encoding import with_prompts
 from diffcompress.pipeline.load import LoadedPipeline, describe, load
 from diffcompress.recipe import Recipe
@@ -82,6 +82,7 @@ def prepare(
     num_samples = asked.num_samples or recipe.evaluation.num_samples
     num_images = max(num_samples, AGREEMENT_IMAGES)
     if texts := texts_for(model, recipe, data, asked.prompts, progress, num_images):
+        texts = held_out_texts(model, data, asked.prompts, texts) or texts
         writable(cache)
         model = with_prompts(model, texts, cache / layout.CONDITIONS, runtime, progress, recipe.bank.text_length)
     clean, digest = None, None

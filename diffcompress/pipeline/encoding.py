@@ -41,11 +41,13 @@ def with_prompts(
     progress: Progress,
     text_length: int | None = None,
     whole: Any = None,
+    held_out: Sequence[str] = (),
 ) -> LoadedPipeline:
     """`pipeline` with `prompts` as its conditions, encoded into `folder` where that is not done yet, read from there.
 
-    text_length: tokens of a prompt, for pipelines that let one choose (max_sequence_length); None: their default.
-    whole: the diffusers pipeline, where it was loaded before.
+    held_out: prompts for evaluation alone, beside them (`Conditions.apart`); text_length: tokens of a prompt, for
+    pipelines that let one choose (max_sequence_length), None: their default; whole: the diffusers pipeline, where it
+    was loaded before.
     Pipelines without text are returned as they are. Raises UsageError when the text parts of the pipeline are missing
     or cannot encode; RunStopped or RunInterrupted between shards.
     """
@@ -56,8 +58,9 @@ def with_prompts(
             f"'{pipeline.reference.id}' is a text-conditional denoiser without text encoders",
             "name the pipeline folder that it belongs to, or put the file into it",
         )
-    place = folder / _key(pipeline, prompts, text_length)
-    shards = [list(prompts[start : start + SHARD_SIZE]) for start in range(0, len(prompts), SHARD_SIZE)]
+    every = [*prompts, *held_out]
+    place = folder / _key(pipeline, every, text_length)
+    shards = [every[start : start + SHARD_SIZE] for start in range(0, len(every), SHARD_SIZE)]
     if runtime.is_main and not _all_there(place, len(shards), progress):
         _encode(pipeline, shards, place, runtime, progress, text_length, whole)
     runtime.wait()
@@ -67,11 +70,12 @@ def with_prompts(
     # Without null conditioning the file says so: safetensors has no empty ones.
     has_null = "none" not in stored_table([null])
     table = stored_table([*files, null] if has_null else files, _room(runtime))
-    told = cut_prompts.warning([read_header(file) for file in files], len(prompts))
+    told = cut_prompts.warning([read_header(file) for file in files], len(every))
     if told is not None:
         progress.warn(told)
     warnings = () if told is None else (told,)
-    conditions = Conditions(table, len(prompts), len(prompts) if has_null else None, tuple(prompts), warnings)
+    null_row = len(every) if has_null else None
+    conditions = Conditions(table, len(prompts), null_row, tuple(every), warnings, held_out=len(held_out))
     return replace(pipeline, conditions=conditions)
 
 

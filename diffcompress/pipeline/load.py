@@ -94,6 +94,11 @@ class LoadedPipeline:
             inputs = self.family.example_inputs(self.config, batch)
             return inputs | {"noisy": torch.zeros(batch, *self.sample_shape)}
 
+    @property
+    def apart(self) -> LoadedPipeline:
+        """This model, asked for what nothing is taught on (`Conditions.apart`)."""
+        return replace(self, conditions=self.conditions.apart) if self.conditions.held_out else self
+
     def predict(self, noisy: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
         """The prediction `[B, C, *spatial]` in float32, without a learned variance. Timesteps keep their precision."""
         return self.predict_all(noisy, timestep, conditioning)[:, : noisy.shape[1]]

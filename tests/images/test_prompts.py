@@ -83,6 +83,17 @@ def test_a_file_of_that_name_beside_a_teacher_is_not_taken_for_its_prompts(tmp_p
     assert prompts.default_for(resolve(str(teacher)), 5) == grammar.grammar(5)
 
 
+def test_prompts_that_students_are_judged_by_are_taught_by_no_recipe(tmp_path):
+    demo = resolve("demo:mmdit")
+    assert prompts.held_out_for(demo, ["a shirt"]) == []
+    teacher = resolve(str(shutil.copytree(demo.pipeline, tmp_path / "teacher")))
+    found = prompts.held_out_for(teacher, prompts.default_for(teacher, 100))
+    assert len(found) == len(set(found)) == prompts.NUM_HELD_OUT
+    assert not set(found) & set(grammar.grammar(prompts.MOST_TAUGHT))
+    more = prompts.held_out_for(teacher, [*grammar.grammar(5), found[0]])
+    assert more[:-1] == found[1:] and found[0] not in more
+
+
 def test_a_pipe_is_read_and_not_waited_for_without_end(tmp_path, monkeypatch):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -16,12 +16,16 @@ from safetensors.torch import load_file
 
 import diffcompress
 from diffcompress.errors import UsageError
+from diffcompress.images import prompts
+from diffcompress.images.grammar import grammar
+from diffcompress.pipeline.conditions import Conditions
 from diffcompress.pipeline.stored_rows import stored_table
 from diffcompress.records.fingerprints import weight_hashes
 from diffcompress.records.provenance import Provenance
 from diffcompress.records.run_files import read_json
 from diffcompress.records.run_folder import RunFolder
 from diffcompress.report.card import usage
+from diffcompress.sources.resolve import resolve
 from tests import tiny
 from tests.families import pipe_dit, pipe_pixart, pipe_sd3
 from tests.telling import Told
@@ -136,3 +140,17 @@ def test_a_finished_run_may_have_its_parts_halved_later(tmp_path: Path) -> None:
     assert not run.exports.exists()
     assert asked()["whole"]["bytes"] == pytest.approx(first["whole"]["bytes"], abs=200)  # the card lies elsewhere
     assert of(run.pipeline) == of(tmp_path / "teacher")
+
+
+def test_students_are_judged_by_prompts_that_they_were_not_taught(teacher: str, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    asked = (*SHORT, "bank.num_prompts=5")
+    diffcompress.shrink(teacher, ratio=0.5, output=str(run.path), overrides=asked)
+    reference = resolve(teacher)
+    held_out = prompts.held_out_for(reference, grammar(5))
+    digest = Conditions(count=len(held_out), texts=tuple(held_out)).digest
+    assert read_json(run.metrics)["protocol"]["conditions"] == digest
+    taught = torch.cat([load_file(file)["condition"] for file in sorted(run.bank.glob("shard-*.safetensors"))])
+    assert taught.min() >= 0 and taught.max() < 5
+    again = diffcompress.evaluate(run.pipeline, teacher=teacher, num_samples=2, sampler_steps=1, output=tmp_path / "e")
+    assert again["protocol"]["conditions"] == digest

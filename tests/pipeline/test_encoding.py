@@ -212,3 +212,22 @@ def test_encoders_that_memory_does_not_hold_say_the_same_from_their_files(
     everything = torch.arange(len(PROMPTS) + (plain.null is not None))
     for key, value in plain.rows(everything).items():
         assert torch.equal(placed.rows(everything)[key], value)
+
+
+def test_prompts_for_evaluation_lie_beside_those_that_are_taught(tmp_path: Path) -> None:
+    import_module("tests.families.pipe_sd3").pipeline().save_pretrained(tmp_path / "teacher")
+    teacher, runtime = load(resolve(str(tmp_path / "teacher"))), runtimes.start("cpu")
+    held_out = ["bab", "aab", "abb"]
+    both = with_prompts(teacher, PROMPTS, tmp_path / "both", runtime, Progress(), held_out=held_out)
+    alone = with_prompts(teacher, held_out, tmp_path / "alone", runtime, Progress()).conditions
+    taught, apart = both.conditions, both.apart.conditions
+    assert (taught.count, apart.count, taught.null) == (len(PROMPTS), 3, len(PROMPTS) + 3)
+    assert apart.apart is apart and alone.apart is alone
+    assert taught.drawn_texts == tuple(PROMPTS) and apart.drawn_texts == tuple(held_out)
+    assert apart.digest == alone.digest != taught.digest
+    seen = [one.draw(range(200), 7) for one in (taught, apart, alone)]
+    assert sorted(set(seen[0].tolist())) == list(range(len(PROMPTS)))
+    assert torch.equal(seen[1], len(PROMPTS) + seen[2])
+    for name, value in apart.rows(seen[1][:9]).items():
+        torch.testing.assert_close(value, alone.rows(seen[2][:9])[name])
+    assert [both.conditions.texts[row] for row in seen[1][:9]] == [held_out[row] for row in seen[2][:9]]

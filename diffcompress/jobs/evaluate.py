@@ -55,7 +55,7 @@ def run(asked: EvaluateOptions, progress: Progress) -> Evaluation | list[Evaluat
     if not runtime.is_main:
         runtime.wait()
         if work.alone:
-            return read_record(work.folder / layout.EVALUATION, Evaluation)
+            return next(iter(measured.values()))
         return [Evaluation.model_validate(one) for one in read_json(work.folder / layout.COMPARISON, kind=list)]
     results = [measured.get(text) or work.earlier[text] for text in work.names]
     if not work.alone:

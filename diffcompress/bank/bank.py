@@ -131,21 +131,22 @@ def grown(
     bank: Bank,
     folder: Path,
     calls: int,
+    ratio: float,
     teacher: LoadedPipeline,
     section: BankSection,
     seed: int,
     runtime: Runtime,
     progress: Progress,
 ) -> Bank:
-    """`bank`, of the teacher's own samples, with more, until `calls` are stored or bytes are enough (`drawing`).
+    """`bank`, of the teacher's own samples, with more where a student of `ratio` takes `calls` (`Kept.growth`).
 
-    Drawn beside it in `folder`, from the same streams. The bank itself where it has enough, holds the user's images, or
-    `Kept.growth` says so. Raises as `fill`.
+    Drawn beside it in `folder`, from the same streams. The bank itself where it has enough, or holds the user's images.
+    Raises as `fill`.
     """
     keeping, per_step = bank.kept, drawing.calls_per_step(teacher, section)
     if keeping is None:
         return bank
-    samples = keeping.growth(calls, bank.num_trajectory, teacher.sample_shape, section, per_step)
+    samples = keeping.growth(calls, ratio, teacher.sample_shape, section, per_step)
     if not samples:
         return bank
     more = range(bank.num_samples, bank.num_samples + samples)

@@ -18,6 +18,8 @@ SHARD_BYTES = 512 << 20
 # Open files of a bank.
 MOST_SHARDS = 256
 DISK_SHARE = 0.5
+# Smaller students know no sample by heart, however often it is used (docs/benchmarks.md).
+LEAST_RATIO = 0.1
 
 
 @dataclass(frozen=True)
@@ -75,19 +77,21 @@ class Kept:
         return f"{calls} on disk, in half precision: {units.size(size)} at most"
 
     def growth(
-        self, calls: int, stored: int, sample_shape: tuple[int, ...], section: BankSection, per_step: int
+        self, calls: int, ratio: float, sample_shape: tuple[int, ...], section: BankSection, per_step: int
     ) -> int:
-        """Samples that a bank of `stored` calls grows by, so that `calls` are stored or bytes are enough; whole shards.
-        per_step: calls of the denoiser in a step of sampling.
+        """Samples that a bank of `section.num_samples` grows by, so that there is one for as many of a run's `calls` as
+        one leaves, or bytes are enough; whole shards. ratio: of the student; per_step: calls of the denoiser in a step
+        of sampling.
 
-        None where the bank must not grow, or where a stored call costs more than a prediction of noised samples: with
-        guidance, of whose two calls one is kept, and where not all of a sample's calls are.
+        None where the bank must not grow, nor for students below `LEAST_RATIO` where a stored call costs more than a
+        prediction of noised samples: with guidance, of whose two calls one is kept, and where not all of a sample's
+        calls are.
         """
-        costly = self.positions < section.sampler_steps or per_step > 1
-        if not section.grow or costly or calls <= stored:
+        dear = self.positions < section.sampler_steps or per_step > 1
+        if not section.grow or (dear and ratio < LEAST_RATIO):
             return 0
+        wanted = -(-(-(-calls // section.sampler_steps) - section.num_samples) // self.shard_size)
         most = self.most_bytes // (call_bytes(sample_shape, half=self.half) * self.positions) - section.num_samples
-        wanted = -(-(calls - stored) // (self.positions * self.shard_size))
         return max(0, min(wanted, most // self.shard_size)) * self.shard_size
 
 

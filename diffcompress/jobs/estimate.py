@@ -30,7 +30,7 @@ def estimate(run: Run) -> str:
     kept = None if run.own is not None else Kept.of(teacher.sample_shape, recipe.bank, run.folder.bank)
 
     def of(recipe: Recipe) -> Expected:
-        work = Work.of(recipe, teacher.sample_shape, calls_per_step(teacher, recipe.bank), kept)
+        work = Work.of(recipe, plan.ratio, teacher.sample_shape, calls_per_step(teacher, recipe.bank), kept)
         alone = run.folder.shared is None
         protocol = in_proportion(asked, recipe, space, calls) if alone else asked
         return expected(work, recipe, protocol, pace, drawn=drawn, count=count)

@@ -32,16 +32,18 @@ class Work:
     targets: int
 
     @classmethod
-    def of(cls, recipe: Recipe, sample_shape: tuple[int, ...], calls_per_step: int, kept: Kept | None) -> Work:
-        """calls_per_step: of its sampling; kept: of the calls, None for the user's images in place of samples."""
+    def of(
+        cls, recipe: Recipe, ratio: float, sample_shape: tuple[int, ...], calls_per_step: int, kept: Kept | None
+    ) -> Work:
+        """ratio: of the student; calls_per_step: of its teacher's sampling; kept: of the calls, None for the
+        user's images in place of samples."""
         section, uses = recipe.bank, recipe.num_steps * recipe.training.batch_size
         wanted = distinct(recipe.targets, uses)
         taylor = recipe.student.start == "inherit" and recipe.student.importance == "taylor"
         start = TAYLOR_PASSES * TAYLOR_BATCHES * TAYLOR_BATCH_SIZE if taylor else 0
         if kept is None:
             return cls(0, start, wanted)
-        stored = section.num_samples * kept.positions
-        grown = kept.growth(wanted, stored, sample_shape, section, calls_per_step)
+        grown = kept.growth(wanted, ratio, sample_shape, section, calls_per_step)
         more = grown if may_grow(recipe.targets) else 0
         stored = (section.num_samples + more) * kept.positions
         free = 0 if recipe.targets.reuse == 1 else min(stored, int(recipe.targets.trajectory_share * wanted))

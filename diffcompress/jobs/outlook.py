@@ -102,7 +102,7 @@ class Outlook:
 
         def of(recipe: Recipe) -> Expected:
             protocol = in_proportion(asked, recipe, space, calls)
-            work = Work.of(recipe, shape, per_step, kept)
+            work = Work.of(recipe, student.ratio, shape, per_step, kept)
             return expected(work, recipe, protocol, pace, drawn=drawn)
 
         return of

@@ -73,4 +73,6 @@ def _grown(run: Run, recipe: Recipe, bank: Bank) -> Bank:
     if not targets.may_grow(section) or calls <= bank.num_trajectory:
         return bank
     with run.timed(layout.GROWN):
-        return banks.grown(bank, folder, calls, run.teacher, recipe.bank, recipe.seed, run.runtime, run.progress)
+        return banks.grown(
+            bank, folder, calls, run.plan.ratio, run.teacher, recipe.bank, recipe.seed, run.runtime, run.progress
+        )

@@ -54,7 +54,8 @@ class BankSection(Section):
     num_samples: int = Field(2048, ge=1, description="clean samples drawn from the teacher")
     grow: bool = Field(
         True,
-        description="draw more samples where steps would use the stored calls of these more often than targets.reuse",
+        description="draw more samples where steps would use the stored calls of these more often than targets.reuse; "
+        "of teachers with guidance, whose stored calls cost twice, for students of a tenth and more",
     )
     stored_gib: float = Field(
         128.0,

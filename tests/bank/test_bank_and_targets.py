@@ -349,7 +349,7 @@ def test_a_bank_grows_by_the_samples_after_its_own(teacher, bank, runtime, tmp_p
     """200 samples of 4 calls; for 1,000 calls 50 more, in whole shards of 128; drawn once, the first ones untouched."""
 
     def grow(calls, section=SECTION, bank=bank):
-        return banks.grown(bank, tmp_path, calls, teacher, section, 0, runtime, Progress())
+        return banks.grown(bank, tmp_path, calls, 0.02, teacher, section, 0, runtime, Progress())
 
     assert grow(800) is bank
     assert grow(5000, SECTION.model_copy(update={"grow": False})) is bank

@@ -9,7 +9,7 @@ import torch
 
 from diffcompress.bank import bank as banks
 from diffcompress.bank import keeping
-from diffcompress.bank.keeping import Kept, call_bytes
+from diffcompress.bank.keeping import LEAST_RATIO, Kept, call_bytes
 from diffcompress.bank.targets import Targets
 from diffcompress.errors import UsageError
 from diffcompress.pipeline.load import load
@@ -148,7 +148,7 @@ def test_files_are_few_and_no_larger_than_a_process_holds():
 
 def test_it_grows_on_disk(teacher, runtime, tmp_path, small):
     bank = fill(tmp_path, teacher, runtime)
-    grow = lambda calls: banks.grown(bank, tmp_path, calls, teacher, SECTION, 0, runtime, Progress())  # noqa: E731
+    grow = lambda calls: banks.grown(bank, tmp_path, calls, 0.02, teacher, SECTION, 0, runtime, Progress())  # noqa: E731
     more = grow(100)
     assert (more.num_samples, more.num_trajectory) == (28, 112)
     assert isinstance(more.trajectory["noisy"], StoredRows)
@@ -158,6 +158,21 @@ def test_it_grows_on_disk(teacher, runtime, tmp_path, small):
     assert all(torch.equal(every(again)[name], value) for name, value in every(more).items())
     batches = [source(tmp_path / "targets", teacher, one, runtime).batch(30) for one in (more, again)]
     assert torch.equal(batches[0].prediction, batches[1].prediction)
+
+
+def test_dear_samples_are_drawn_for_students_that_know_their_bank_by_heart():
+    """With guidance a stored call costs two; where not all of a sample's calls stay, more still."""
+    section, shape = BankSection(num_samples=512), (4, 64, 64)
+    whole, some = Kept(25, True, 128, 1 << 40), Kept(5, True, 128, 1 << 40)
+    for kept, per_step in ((whole, 2), (some, 1), (some, 2)):
+        grown = [
+            kept.growth(25 * 512 + more, LEAST_RATIO, shape, section, per_step) for more in (0, 1, 128 * 25, 10**5)
+        ]
+        assert grown == [0, 128, 128, 32 * 128]
+        assert kept.growth(10**9, LEAST_RATIO / 2, shape, section, per_step) == 0
+    assert whole.growth(25 * 512 + 1, 0.01, shape, section, 1) == 128
+    most = call_bytes(shape, half=True) * 5 * (512 + 300)
+    assert Kept(5, True, 128, most).growth(10**9, 0.25, shape, section, 2) == 256  # what the bytes hold
 
 
 def test_what_half_precision_cannot_hold_is_told(teacher, runtime, tmp_path, small):

@@ -61,9 +61,9 @@ def test_calls_are_counted_as_a_run_makes_them(folder, tmp_path, changes):
     section, wanted = recipe.bank, distinct(recipe.targets, recipe.num_steps * recipe.training.batch_size)
     bank = banks.fill(tmp_path / "bank", teacher, section, 0, None, runtime, Progress())
     if may_grow(recipe.targets):
-        bank = banks.grown(bank, tmp_path / "bank", wanted, teacher, section, 0, runtime, Progress())
+        bank = banks.grown(bank, tmp_path / "bank", wanted, 0.02, teacher, section, 0, runtime, Progress())
     sampled = sum(asked) - 3  # two calls find the batch that memory holds
-    work = Work.of(recipe, teacher.sample_shape, calls_per_step(teacher, section), bank.kept)
+    work = Work.of(recipe, 0.02, teacher.sample_shape, calls_per_step(teacher, section), bank.kept)
     assert sampled == work.bank
     asked.clear()
     source = Targets(
@@ -83,7 +83,7 @@ def test_calls_are_counted_as_a_run_makes_them(folder, tmp_path, changes):
     assert abs(sum(asked) - work.targets) <= source.pool_size
     assert (work.targets > 0) == bool(asked)
     counting.remove()
-    data = Work.of(recipe, teacher.sample_shape, 1, None)
+    data = Work.of(recipe, 0.02, teacher.sample_shape, 1, None)
     assert (data.bank, data.targets) == (0, wanted)
 
 
@@ -94,8 +94,12 @@ def test_guidance_takes_two_calls(tmp_path):
     teacher = stand_in(reference, family, noise, "float32", torch.device("cpu"), BankSection())
     section = recipe_of(bank__guidance=2.0, bank__null_share=0.1)
     kept = Kept.of(teacher.sample_shape, section.bank, tmp_path)
-    work = Work.of(section, teacher.sample_shape, calls_per_step(teacher, section.bank), kept)
-    assert work.bank == 2 * 160 * 3
+    per_step = calls_per_step(teacher, section.bank)
+    assert Work.of(section, 0.5, teacher.sample_shape, per_step, kept).bank == 2 * 160 * 3
+    longer = recipe_of(bank__guidance=2.0, bank__null_share=0.1, stages__1__num_steps=180)
+    found = {ratio: Work.of(longer, ratio, teacher.sample_shape, per_step, kept) for ratio in (0.05, 0.5)}
+    assert found[0.05].bank == 2 * 160 * 3 and found[0.05].targets > 0
+    assert found[0.5].bank == 2 * (160 + 128) * 3 and found[0.5].targets == 0
 
 
 def test_seconds_are_calls_at_their_pace():

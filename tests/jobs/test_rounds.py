@@ -144,7 +144,7 @@ def test_a_plan_tells_the_shortest_and_the_longest(teacher):
         return in_rounds(recipe, lambda each: told(each, pace))
 
     def told(each, pace):
-        work = Work.of(each, (1, 8, 8), 1, Kept.in_memory((1, 8, 8), each.bank))
+        work = Work.of(each, 0.05, (1, 8, 8), 1, Kept.in_memory((1, 8, 8), each.bank))
         return expected(work, each, protocol, Pace("a card", False, teacher=0.0, student=0.0, step=pace), drawn=True)
 
     steps = recipe.num_steps

@@ -18,7 +18,7 @@ SHARD_BYTES = 512 << 20
 # Open files of a bank.
 MOST_SHARDS = 256
 DISK_SHARE = 0.5
-# Smaller students know no sample by heart, however often it is used (docs/benchmarks.md).
+# Smaller students learn as much from few samples that are used often (docs/benchmarks.md).
 LEAST_RATIO = 0.1
 
 

@@ -160,7 +160,7 @@ def test_it_grows_on_disk(teacher, runtime, tmp_path, small):
     assert torch.equal(batches[0].prediction, batches[1].prediction)
 
 
-def test_dear_samples_are_drawn_for_students_that_know_their_bank_by_heart():
+def test_dear_samples_are_drawn_for_large_students():
     """With guidance a stored call costs two; where not all of a sample's calls stay, more still."""
     section, shape = BankSection(num_samples=512), (4, 64, 64)
     whole, some = Kept(25, True, 128, 1 << 40), Kept(5, True, 128, 1 << 40)

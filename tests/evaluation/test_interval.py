@@ -120,12 +120,13 @@ def test_why_there_is_no_interval_to_ask_for(contest):
 
 
 def test_an_entry_grows_to_what_it_would_have_been(contest, place):
-    grown, whole = (SampleCache(place / name, start("cpu"), Heard()) for name in ("grown", "whole"))
+    heard = Heard()
+    grown, whole = (SampleCache(place / name, start("cpu"), heard) for name in ("grown", "whole"))
     protocols = [interval.of_count(PROTOCOL, count, contest.space) for count in (100, 150, 150)]
     for protocol in protocols:
         found = grown.draw(contest.student, protocol, contest.space, "sampling")
+    assert heard.drawn == [100, 50]
     expected = whole.draw(contest.student, protocols[-1], contest.space, "sampling")
-    assert grown.progress.drawn == [100, 50]
     for name in ("images", "pixels", "variation", "features"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=2e-3)
     assert [path.suffix for path in (place / "grown").iterdir()] == [".safetensors"]

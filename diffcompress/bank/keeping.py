@@ -79,9 +79,9 @@ class Kept:
     def growth(
         self, calls: int, ratio: float, sample_shape: tuple[int, ...], section: BankSection, per_step: int
     ) -> int:
-        """Samples that a bank of `section.num_samples` grows by, so that there is one for as many of a run's `calls` as
-        one leaves, or bytes are enough; whole shards. ratio: of the student; per_step: calls of the denoiser in a step
-        of sampling.
+        """Samples that a bank of `section.num_samples` grows by, so that there is one for each `sampler_steps` of a
+        run's `calls`, as far as bytes are enough; whole shards. ratio: of the student; per_step: calls of the denoiser
+        in a step of sampling.
 
         None where the bank must not grow, nor for students below `LEAST_RATIO` where a stored call costs more than a
         prediction of noised samples: with guidance, of whose two calls one is kept, and where not all of a sample's
@@ -90,9 +90,9 @@ class Kept:
         dear = self.positions < section.sampler_steps or per_step > 1
         if not section.grow or (dear and ratio < LEAST_RATIO):
             return 0
-        wanted = -(-(-(-calls // section.sampler_steps) - section.num_samples) // self.shard_size)
+        more = math.ceil(calls / section.sampler_steps) - section.num_samples
         most = self.most_bytes // (call_bytes(sample_shape, half=self.half) * self.positions) - section.num_samples
-        return max(0, min(wanted, most // self.shard_size)) * self.shard_size
+        return max(0, min(math.ceil(more / self.shard_size), most // self.shard_size)) * self.shard_size
 
 
 def call_bytes(sample_shape: tuple[int, ...], *, half: bool = False) -> int:

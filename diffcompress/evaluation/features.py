@@ -90,6 +90,11 @@ class FeatureSpace:
     def dimension(self) -> int:
         return int(self.extractor.dimension)
 
+    def to(self, device: torch.device) -> None:
+        """Move this space's extractor, and those of the spaces beside it."""
+        for one in (self, *self.beside.values()):
+            one.extractor.to(device)
+
     @torch.no_grad()
     def features(self, images: Tensor, batch_size: int = 128) -> Tensor:
         """Features of `images` `[N, C, H, W]`: `[N, dimension]` float32 on the CPU."""

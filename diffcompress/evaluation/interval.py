@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 from diffcompress.evaluation.cache import SampleCache
-from diffcompress.evaluation.features import FeatureSpace, aside
+from diffcompress.evaluation.features import FeatureSpace
 from diffcompress.evaluation.frechet import Moments, frechet_distance
-from diffcompress.evaluation.proportion import FEWEST, STEP
+from diffcompress.evaluation.proportion import FEWEST, STEP, of_count
 from diffcompress.evaluation.score import Contest
 from diffcompress.records.metrics import Estimate
 from diffcompress.records.protocol import Protocol
@@ -64,14 +64,9 @@ def _more(count: int, times_too_wide: float) -> int:
     return max(count + STEP, min(wanted, MOST_TIMES * count))
 
 
-def of_count(protocol: Protocol, count: int, space: FeatureSpace | None) -> Protocol:
-    """`protocol` of another number of samples."""
-    return protocol.model_copy(update={"num_samples": count, "aside_samples": aside(count, space)})
-
-
 def _distance(contest: Contest, protocol: Protocol, space: FeatureSpace, cache: SampleCache) -> Estimate | None:
     """None for a student some of whose samples are not finite: it has no distance, however many are drawn."""
-    space.extractor.to(contest.student.device)
+    space.to(contest.student.device)
     drawn = cache.draw(contest.student, protocol, space, "sampling the student")
     if drawn.num_broken:
         return None

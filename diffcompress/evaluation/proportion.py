@@ -51,6 +51,11 @@ class Calls:
         return PASSES * self.student * recipe.training.batch_size * recipe.num_steps
 
 
+def of_count(protocol: Protocol, count: int, space: FeatureSpace | None) -> Protocol:
+    """`protocol` of another number of samples."""
+    return protocol.model_copy(update={"num_samples": count, "aside_samples": aside(count, space)})
+
+
 def in_proportion(protocol: Protocol, recipe: Recipe, space: FeatureSpace | None, calls: Calls) -> Protocol:
     """`protocol`, or one of fewer samples that costs a quarter of the training: FEWEST at least, and FEWEST_PER_FEATURE
     of `space` where there were as many. Where samples are fewer, predictions are compared on fewer images too."""
@@ -65,8 +70,7 @@ def in_proportion(protocol: Protocol, recipe: Recipe, space: FeatureSpace | None
     counts = [*range((most - 1) // STEP * STEP, least, -STEP), least]
     for count, images in [*((count, FEWER_IMAGES) for count in counts), (least, FEWEST_IMAGES)]:
         images = min(images, protocol.agreement_images)
-        values = {"num_samples": count, "aside_samples": aside(count, space), "agreement_images": images}
-        fewer = protocol.model_copy(update=values)
+        fewer = of_count(protocol, count, space).model_copy(update={"agreement_images": images})
         if calls.evaluation(fewer) <= room:
             break
     return fewer

@@ -92,8 +92,8 @@ def _draw(contest: Contest, cache: SampleCache, metrics: Metrics, *, quality_alo
     """Samples by role, with those of the student behind its probe; what cannot be had of them is named in `metrics`."""
     models, space, protocol = contest.models, contest.space, contest.protocol
     _check_shapes(models)
-    for one in () if space is None else (space, *space.beside.values()):
-        one.extractor.to(contest.student.device)
+    if space is not None:
+        space.to(contest.student.device)
     if contest.teacher is None and space is None:
         return {}
     beside = _aside(protocol)

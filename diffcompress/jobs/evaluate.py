@@ -12,9 +12,6 @@ from pathlib import Path
 from diffcompress import runtime as runtimes
 from diffcompress.errors import DamagedError, UsageError
 from diffcompress.evaluation import gates as gating
-from diffcompress.evaluation import interval
-from diffcompress.evaluation.cache import SampleCache
-from diffcompress.evaluation.extractors import ADVICE
 from diffcompress.evaluation.features import FeatureSpace, find_space
 from diffcompress.evaluation.score import evaluate_pipeline
 from diffcompress.images.hub_images import pinned
@@ -141,24 +138,13 @@ def _measured(work: _Work, runtime: Runtime, progress: Progress) -> dict[str, Ev
     runtime.stop.install()
     try:
         if asked.interval is not None:
-            testbed = _precise(testbed, asked.interval, asked.num_samples, list(loaded.values()))
+            testbed = testbed.precise(asked.interval, asked.num_samples, list(loaded.values()))
         if work.alone:
             return {text: score(testbed, one, folder, work.gates, untrained=untrained) for text, one in loaded.items()}
         named = {text: (one, work.names[text]) for text, one in loaded.items()}
         return {text: score(testbed, one, folder / name, work.gates, name=name) for text, (one, name) in named.items()}
     finally:
         runtime.stop.restore()
-
-
-def _precise(testbed: Testbed, share: float, num_samples: int | None, students: Sequence[LoadedPipeline]) -> Testbed:
-    """With as many samples as the interval takes. Raises UsageError where there is no distance to have one."""
-    contests = [testbed.contest(student) for student in students]
-    most = num_samples or interval.MOST_SAMPLES
-    if (why := interval.why_not(contests[0], most)) is not None:
-        raise UsageError(f"--interval is of a distance: {why}", "leave it out" if testbed.space else ADVICE)
-    writable(testbed.cache)
-    cache = SampleCache(testbed.cache, testbed.runtime, testbed.progress)
-    return replace(testbed, protocol=interval.precise(contests, share, most, cache))
 
 
 def score(
@@ -179,7 +165,7 @@ def score(
     space, (clean, conditioning) = testbed.space, testbed.clean or (None, None)
     scored = evaluate_pipeline(
         testbed.contest(student, untrained),
-        SampleCache(testbed.cache, testbed.runtime, testbed.progress),
+        testbed.samples,
         clean=clean,
         conditioning=conditioning,
         samples_folder=folder / layout.SAMPLES,

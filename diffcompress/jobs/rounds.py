@@ -16,6 +16,7 @@ from diffcompress.jobs.settle import write_recipe
 from diffcompress.jobs.students import as_student
 from diffcompress.jobs.train import train
 from diffcompress.noise.streams import ROUNDS_SEED_SHIFT
+from diffcompress.pipeline.load import LoadedPipeline
 from diffcompress.pipeline.sampling import automatic_batch_size, conditioning_for, sample
 from diffcompress.recipe import Recipe
 from diffcompress.records import fingerprints
@@ -79,7 +80,7 @@ def held_out_error(run: Run, recipe: Recipe, student: ModelMixin) -> float:
     """Root of the student's squared error over the variance of its teacher's predictions, on held-out samples, of
     which each process computes a part."""
     teacher, seed = run.teacher.apart, recipe.seed + ROUNDS_SEED_SHIFT
-    clean = _held_out(run, recipe, seed)
+    clean = _held_out(run, teacher, recipe, seed)
     found = agreement.measure(
         {"student": as_student(teacher, run.plan, student)},
         teacher,
@@ -93,9 +94,9 @@ def held_out_error(run: Run, recipe: Recipe, student: ModelMixin) -> float:
     return float(max(0.0, 1 - found["student"].agreement.value) ** 0.5)
 
 
-def _held_out(run: Run, recipe: Recipe, seed: int) -> Tensor:
+def _held_out(run: Run, teacher: LoadedPipeline, recipe: Recipe, seed: int) -> Tensor:
     """Clean samples, drawn once, as the bank's are."""
-    folder, teacher, section = run.folder.held_out, run.teacher.apart, recipe.bank
+    folder, section = run.folder.held_out, recipe.bank
     size = min(SHARD_SIZE, automatic_batch_size(teacher))
 
     def make(items: range) -> Tensors:

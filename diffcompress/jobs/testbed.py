@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from diffcompress import recipe as recipes
 from diffcompress.errors import UsageError
+from diffcompress.evaluation import interval
+from diffcompress.evaluation.cache import SampleCache
+from diffcompress.evaluation.extractors import ADVICE
 from diffcompress.evaluation.features import FeatureSpace, choose_space, image_shape, protocol_for
 from diffcompress.evaluation.neighbours import FEWEST
 from diffcompress.evaluation.score import Contest
@@ -46,6 +49,21 @@ class Testbed:
     @property
     def teacher(self) -> LoadedPipeline | None:
         return self.model if self.has_teacher else None
+
+    @property
+    def samples(self) -> SampleCache:
+        """Where drawn samples stay."""
+        return SampleCache(self.cache, self.runtime, self.progress)
+
+    def precise(self, share: float, num_samples: int | None, students: Sequence[LoadedPipeline]) -> Testbed:
+        """With as many samples as the interval takes, `num_samples` at most. Raises UsageError where there is no
+        distance to have one."""
+        contests = [self.contest(student) for student in students]
+        most = num_samples or interval.MOST_SAMPLES
+        if (why := interval.why_not(contests[0], most)) is not None:
+            raise UsageError(f"--interval is of a distance: {why}", "leave it out" if self.space else ADVICE)
+        writable(self.cache)
+        return replace(self, protocol=interval.precise(contests, share, most, self.samples))
 
     def contest(self, student: LoadedPipeline, untrained: LoadedPipeline | None = None) -> Contest:
         """`student` beside the teacher, and beside itself before training."""

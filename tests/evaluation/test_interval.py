@@ -11,20 +11,20 @@ from diffcompress.evaluation import interval
 from diffcompress.evaluation.cache import SampleCache
 from diffcompress.evaluation.features import Extractor, FeatureSpace, RealImages
 from diffcompress.evaluation.frechet import Moments, frechet_distance
+from diffcompress.evaluation.proportion import of_count
 from diffcompress.evaluation.score import Contest, evaluate_pipeline
 from diffcompress.records.protocol import Protocol
-from diffcompress.runtime import Progress, start
+from diffcompress.runtime import start
 from tests.evaluation import models
+from tests.telling import Told
 
 PROTOCOL = Protocol(feature_space="tiny", sampler="ddim", sampler_steps=1, num_samples=99, seed=3)
 
 
-class Heard(Progress):
+class Heard(Told):
     def __init__(self):
-        self.notes, self.drawn = [], []
-
-    def note(self, text):
-        self.notes.append(text)
+        super().__init__()
+        self.drawn = []
 
     def update(self, task, done, total, **values):
         self.drawn += [total] * (done == 0)
@@ -58,7 +58,7 @@ def of_share(contest, share, folder, most=4096):
 
 
 def test_samples_are_as_many_as_the_interval_takes(contest, place):
-    pilot = reach(contest, interval.of_count(PROTOCOL, 256, contest.space), SampleCache(place, start("cpu"), Heard()))
+    pilot = reach(contest, of_count(PROTOCOL, 256, contest.space), SampleCache(place, start("cpu"), Heard()))
     wide, cache, heard = of_share(contest, 1.01 * pilot, place)
     assert (wide.num_samples, len(heard.notes)) == (256, 1)
     share = 0.7 * pilot
@@ -83,7 +83,7 @@ def test_no_more_are_drawn_than_allowed_and_that_is_told(contest, place):
 def test_students_that_are_compared_have_one_number_the_largest(contest, place):
     wide = replace(contest, student=models.loaded(place / "other", clip_sample_range=0.2, size=28))
     cache = SampleCache(place, start("cpu"), Heard())
-    pilot = interval.of_count(PROTOCOL, 256, contest.space)
+    pilot = of_count(PROTOCOL, 256, contest.space)
     one, other = (reach(each, pilot, cache) for each in (contest, wide))
     assert min(one, other) < 0.9 * max(one, other)
     share = 0.9 * max(one, other)
@@ -124,7 +124,7 @@ def test_why_there_is_no_interval_to_ask_for(contest):
 def test_an_entry_grows_to_what_it_would_have_been(contest, place):
     heard = Heard()
     grown, whole = (SampleCache(place / name, start("cpu"), heard) for name in ("grown", "whole"))
-    protocols = [interval.of_count(PROTOCOL, count, contest.space) for count in (100, 150, 150)]
+    protocols = [of_count(PROTOCOL, count, contest.space) for count in (100, 150, 150)]
     for protocol in protocols:
         found = grown.draw(contest.student, protocol, contest.space, "sampling")
     assert heard.drawn == [100, 50]
